@@ -1,0 +1,187 @@
+"""One job from delivery to decision: the lease, the attempts, and the only place where a job is acknowledged."""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import anyio
+import structlog
+from nats.aio.msg import Msg
+
+from bus import trace
+from bus.client import Bus, worker_name
+from bus.errors import BadSubject, Reject, Retry, Undecodable
+from bus.ids import digest_id
+from bus.subjects import ATTEMPT_RELEASED, ATTEMPT_STARTED, DEAD, JOB_RELEASED, JOB_STARTED, Subject
+from schemas.jobs import Released, Started
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Where a message came from: its subject's tokens, its place in the stream, how often it was delivered."""
+
+    subject: str
+    tokens: dict[str, str]
+    seq: int
+    delivered: int
+
+    @property
+    def id(self) -> str:
+        """The job's id."""
+        return self.tokens["id"]
+
+
+Handler = Callable[[T, Delivery], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Work(Generic[T]):
+    """A queue of jobs and what is done with them.
+
+    `ended` tells that nothing is left to do for a job (its result is written); `give_up` ends a job that can't succeed,
+    with a status (failed or rejected), a stable reason and a sentence.
+    """
+
+    subject: Subject[T]
+    handle: Handler[T]
+    ended: Callable[[Delivery], Awaitable[bool]]
+    give_up: Callable[[Delivery, str, str, str], Awaitable[None]]
+
+    @property
+    def kind(self) -> str:
+        """hash, prepare, generate, encode, import."""
+        return self.subject.template.split(".")[1]
+
+
+@asynccontextmanager
+async def lease(bus: Bus, message: Msg) -> AsyncIterator[None]:
+    """Hold a message: the server hears of it every heartbeat, whatever the handler's threads do."""
+    bus.leases[message.reply] = message
+    try:
+        yield
+    finally:
+        bus.leases.pop(message.reply, None)
+
+
+async def process(bus: Bus, work: Work[T], message: Msg) -> None:
+    """Handle one job and decide what becomes of it. The single place where jobs are acknowledged.
+
+    Returned: ack. Retry, or a shutdown: back to the queue, no attempt. Reject: ended as rejected, ack. Undecodable:
+    dead letter, term. Anything else: an attempt; after `max_attempts` of them dead letter, ended as failed, term.
+    When even the decision can't be carried out (the bus is away), the job goes back to the queue.
+    """
+    async with lease(bus, message):
+        with trace.continued(message.headers):
+            try:
+                delivery = _delivery(work.subject, message)
+                with structlog.contextvars.bound_contextvars(job=delivery.id):
+                    await _decide(bus, work, message, delivery)
+            except BadSubject as error:
+                await dead_letter(bus, work.kind, "bad_subject", digest_id(message.subject), message, str(error))
+                await message.term()
+            except Exception:
+                log.exception("decision not carried out, job put back", subject=message.subject)
+                await message.nak(delay=bus.settings.retry_delay)
+
+
+async def _decide(bus: Bus, work: Work[T], message: Msg, delivery: Delivery) -> None:
+    started, before = False, 0
+    try:
+        if await work.ended(delivery):
+            await message.ack()
+            return
+        payload = work.subject.decode(message.data)
+        before = await attempts(bus, work.kind, delivery.id)
+        if before >= bus.settings.max_attempts:
+            await _exhausted(bus, work, message, delivery, f"its worker died {before} times while it ran")
+            return
+        await _say_started(bus, work.kind, delivery.id, before + 1)
+        started = True
+        await work.handle(payload, delivery)
+    except anyio.get_cancelled_exc_class():
+        with anyio.CancelScope(shield=True), anyio.move_on_after(3):
+            if started:
+                await _say_released(bus, work.kind, delivery.id, "shutdown")
+            await message.nak(delay=0.2)  # not at once: our own pull may still be open and would get it
+        raise
+    except Exception as raised:
+        match error := sole(raised):
+            case Undecodable():
+                await dead_letter(bus, work.kind, "undecodable", delivery.id, message, str(error))
+                await work.give_up(delivery, "rejected", "undecodable", str(error))
+                await message.term()
+            case Reject():
+                await work.give_up(delivery, "rejected", error.reason, str(error))
+                await message.ack()
+            case Retry():
+                log.info("job put back", why=str(error))
+                if started:
+                    await _say_released(bus, work.kind, delivery.id, str(error))
+                await message.nak(delay=error.delay or bus.settings.retry_delay)
+            case _ if before + 1 >= bus.settings.max_attempts:
+                log.exception("job failed for good", attempt=before + 1)
+                await _exhausted(bus, work, message, delivery, f"{type(error).__name__}: {error}")
+            case _:
+                log.exception("job failed, will be tried again", attempt=before + 1)
+                await message.nak(delay=bus.settings.retry_delay * 2**before)
+    else:
+        await message.ack()
+
+
+def sole(error: BaseException) -> BaseException:
+    """The one error inside groups of one (task groups wrap even a single error), else the error itself."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+async def _exhausted(bus: Bus, work: Work[Any], message: Msg, delivery: Delivery, why: str) -> None:
+    await dead_letter(bus, work.kind, "exhausted", delivery.id, message, why)
+    await work.give_up(delivery, "failed", "exhausted", f"given up after {bus.settings.max_attempts} attempts: {why}")
+    await message.term()
+
+
+async def dead_letter(bus: Bus, kind: str, reason: str, id: str, message: Msg, error: str) -> None:
+    """Keep a copy of a job that can't be done, with where it came from and why in its headers."""
+    headers = {"Darkroom-Subject": message.subject, "Darkroom-Error": " ".join(error.split())[:1000]}
+    subject = DEAD(kind=kind, reason=reason, id=id)
+    await bus.publish_raw(subject, message.data, msg_id=digest_id(subject, message.subject), headers=headers)
+    log.warning("dead letter", kind=kind, reason=reason, subject=message.subject, error=error)
+
+
+def _delivery(subject: Subject[Any], message: Msg) -> Delivery:
+    meta = message.metadata
+    return Delivery(message.subject, subject.parse(message.subject), meta.sequence.stream, meta.num_delivered or 1)
+
+
+async def attempts(bus: Bus, kind: str, id: str) -> int:
+    """Stored starts of a job, less those it was given back from unharmed."""
+    if kind == "generate":
+        started, released = JOB_STARTED(id=id), JOB_RELEASED(id=id)
+    else:
+        started, released = ATTEMPT_STARTED(kind=kind, id=id), ATTEMPT_RELEASED(kind=kind, id=id)
+    pattern = started.replace(".started.", ".*.")
+    counts = await bus.waiting("EVENTS", pattern)
+    return counts.get(started, 0) - counts.get(released, 0)
+
+
+async def _say_started(bus: Bus, kind: str, id: str, attempt: int) -> None:
+    fact = Started(id=id, attempt=attempt, worker=worker_name(), at=time.time())
+    if kind == "generate":
+        await bus.publish(JOB_STARTED, fact, id=id)
+    else:
+        await bus.publish(ATTEMPT_STARTED, fact, kind=kind, id=id)
+
+
+async def _say_released(bus: Bus, kind: str, id: str, why: str) -> None:
+    fact = Released(id=id, worker=worker_name(), why=why[:500], at=time.time())
+    if kind == "generate":
+        await bus.publish(JOB_RELEASED, fact, id=id)
+    else:
+        await bus.publish(ATTEMPT_RELEASED, fact, kind=kind, id=id)

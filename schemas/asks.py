@@ -1,0 +1,54 @@
+"""Asks: short requests and their replies."""
+
+import msgspec
+
+from schemas.models import Model
+
+
+class Nothing(msgspec.Struct, frozen=True, kw_only=True):
+    """An ask or a reply that carries nothing."""
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """An ask that was understood and can't be answered: a stable word, and a sentence that says what to do."""
+
+    reason: str
+    error: str
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True):
+    """Who answers for the catalog."""
+
+    instance: str
+
+
+class ResolveModel(msgspec.Struct, frozen=True, kw_only=True):
+    """Which model does a name, a file name or the start of a SHA-256 mean? Empty means the only checkpoint there is."""
+
+    name: str
+
+
+class ListModels(msgspec.Struct, frozen=True, kw_only=True):
+    """All models, or those of one kind; `missing` includes the ones with no file at present."""
+
+    kind: str = ""
+    missing: bool = False
+
+
+class ModelList(msgspec.Struct, frozen=True, kw_only=True):
+    """Models by name."""
+
+    models: tuple[Model, ...]
+
+
+class Metrics(msgspec.Struct, frozen=True, kw_only=True):
+    """Prometheus text exposition."""
+
+    text: str
+
+
+class ResolveReply(msgspec.Struct, frozen=True, kw_only=True):
+    """Exactly one of the two."""
+
+    model: Model | None = None
+    problem: Problem | None = None

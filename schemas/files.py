@@ -1,0 +1,126 @@
+"""Files: what the watcher and the hasher say about what lies in the configured roots."""
+
+from typing import Literal
+
+import msgspec
+
+Kind = Literal[
+    "checkpoint", "lora", "vae", "controlnet", "embedding", "upscaler", "text_encoder", "diffusion_model", "unknown"
+]
+
+
+class FilePath(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """A configured root's name and the path below it: UTF-8, '/' between parts, with the percent sign and every byte
+    that is not UTF-8 written %XX."""
+
+    root: str
+    rel: str
+
+
+class Stat(msgspec.Struct, frozen=True, kw_only=True):
+    """What identifies one version of a file's content without reading it."""
+
+    dev: int
+    ino: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model file's header tells without loading a weight.
+
+    `components` is bytes per component, `dtypes` the safetensors names by falling size, `parameters` a count. `unsafe`
+    marks formats that can run code when loaded (pickles): they are catalogued, never loaded. `problem` says why a file
+    is no usable model, in a sentence.
+    """
+
+    kind: Kind = "unknown"
+    family: str = ""
+    variant: Literal["", "inpaint", "v-prediction"] = ""
+    dtypes: tuple[str, ...] = ()
+    parameters: int = 0
+    components: dict[str, int] = {}
+    metadata: dict[str, str] = {}
+    trigger_words: tuple[str, ...] = ()
+    unsafe: bool = False
+    problem: str = ""
+
+
+class Known(msgspec.Struct, frozen=True, kw_only=True):
+    """What the hash cache already knows of a file with this very Stat."""
+
+    sha256: str
+    identity: Identity
+
+
+class Settled(msgspec.Struct, frozen=True, kw_only=True):
+    """A file is complete and nobody writes it. `proof` says how that is known. With `known` it needs no hashing."""
+
+    key: str
+    path: FilePath
+    stat: Stat
+    proof: Literal["complete", "stable"]
+    at: float
+    known: Known | None = None
+
+
+class Moved(msgspec.Struct, frozen=True, kw_only=True):
+    """The same content at another path; nothing was read again."""
+
+    key: str
+    old: FilePath
+    path: FilePath
+    stat: Stat
+    at: float
+    known: Known | None = None
+
+
+class Removed(msgspec.Struct, frozen=True, kw_only=True):
+    """A path is gone, or its root is (`unmounted`): the model stays in the catalog as missing."""
+
+    key: str
+    path: FilePath
+    at: float
+    unmounted: bool = False
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that is stable but can't be a model (truncated, say): it is not admitted until it changes."""
+
+    key: str
+    path: FilePath
+    reason: str
+    error: str
+    at: float
+
+
+class Hash(msgspec.Struct, frozen=True, kw_only=True):
+    """A job for a hasher that can see the root. The id is a digest of key and stat: one job per version of a file."""
+
+    id: str
+    key: str
+    path: FilePath
+    stat: Stat
+
+
+class Hashed(msgspec.Struct, frozen=True, kw_only=True):
+    """The content's SHA-256 (64 hex digits) and what its header says; `stat` held before and after reading."""
+
+    key: str
+    path: FilePath
+    stat: Stat
+    sha256: str
+    identity: Identity
+    seconds: float
+    at: float
+
+
+class HashFailed(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that could not be hashed; `changed` means it was written meanwhile and will settle again."""
+
+    key: str
+    path: FilePath
+    reason: Literal["changed", "unreadable", "gone", "exhausted"]
+    error: str
+    at: float

@@ -1,0 +1,99 @@
+"""Settings: one Struct, read once (flags over DARKROOM_* environment over darkroom.toml); each agent gets its slice.
+
+Durations are seconds, sizes bytes. Unknown keys are refused at every level.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+Seconds = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+
+
+class BusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Leases, attempts and queue lengths. `store_bytes` is what the streams of this bus may take on the server's disk
+    when the server does not say (the local one is started with it); 0 means half of the free disk, 64 GiB at most."""
+
+    ack_wait: Seconds = 30.0
+    heartbeat: Seconds = 10.0
+    max_attempts: Count = 3
+    retry_delay: Seconds = 1.0
+    hash_queue: Count = 200_000
+    prepare_queue: Count = 10_000
+    generate_queue: Count = 16
+    encode_queue: Count = 1_000
+    import_queue: Count = 100
+    store_bytes: Annotated[int, Meta(ge=0)] = 0
+
+
+class HttpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The bridge. Port 0 takes any free one. A host other than loopback needs an `api_key`. `hosts` and `origins` are
+    allowed besides loopback names."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 7860
+    api_key: str = ""
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+
+
+class WatcherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How often the truth is looked up, and how long a file without complete proof must hold still."""
+
+    scan_interval: Seconds = 60.0
+    stable: Seconds = 2.0
+    stable_with_holes: Seconds = 30.0
+    mode: Literal["auto", "events", "polling"] = "auto"
+    poll_interval: Seconds = 5.0
+
+
+class HasherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Files hashed side by side; 1 suits a rotational disk."""
+
+    parallel: Count = 2
+
+
+class GeneratorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One device. `threads` 0 leaves torch's choice. A warm model is kept for at most `affinity_jobs` jobs or
+    `affinity_seconds` while others wait. `previews` a second; 0 turns them off."""
+
+    device: str = "auto"
+    threads: Annotated[int, Meta(ge=0)] = 0
+    affinity_jobs: Count = 8
+    affinity_seconds: Seconds = 10.0
+    previews: Annotated[float, Meta(ge=0, le=30)] = 4.0
+
+
+class EncoderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Jobs encoded side by side."""
+
+    parallel: Count = 2
+
+
+class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one request may ask for at most (sizes in pixels)."""
+
+    max_side: Count = 2048
+    max_pixels: Count = 2048 * 2048
+    max_steps: Count = 150
+    max_images: Count = 16
+    max_prompt: Count = 8_000
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything. `roots` maps a root's name (a to z, 0 to 9, '-' and '_') to its folder; left out, it is `models` at
+    `<data_dir>/models`. `nats_url` empty means a local server is started."""
+
+    data_dir: str = "data"
+    nats_url: str = ""
+    roots: dict[str, str] = {}
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    bus: BusSettings = BusSettings()
+    http: HttpSettings = HttpSettings()
+    watcher: WatcherSettings = WatcherSettings()
+    hasher: HasherSettings = HasherSettings()
+    generator: GeneratorSettings = GeneratorSettings()
+    encoder: EncoderSettings = EncoderSettings()
+    limits: LimitSettings = LimitSettings()
