@@ -1,0 +1,101 @@
+"""Atomic files: a final name is either not there or complete, whatever was killed when.
+
+A file is written under a temporary name in its own folder, flushed to disk and then linked to its final name. Linking
+never replaces: of two writers the first wins and the other's bytes are dropped.
+"""
+
+import contextlib
+import math
+import os
+import re
+import uuid
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bus.errors import DarkroomError
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.writing")
+_NPY_HEADER_BYTES = 4096
+
+
+class BadPixels(DarkroomError):
+    """The pixels of a job are not what the job says they are."""
+
+
+def place(final: Path, data: bytes) -> bool:
+    """Make `final` a durable file with the bytes `data`, creating its folders; False when the name was taken, whose
+    file is kept as it is.
+
+    Raises OSError (a full disk: ENOSPC) without leaving anything behind.
+    """
+    _make_folder(final.parent)
+    if os.path.lexists(final):
+        return False
+    temporary = final.parent / f".{uuid.uuid4().hex}.writing"
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, final)
+        except FileExistsError:
+            return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(final.parent)
+    return True
+
+
+def sweep(folder: Path, *, before: float) -> int:
+    """Remove what killed writers left directly in `folder`: temporary files last written before that time (seconds
+    since 1970). The number removed; a folder that does not exist holds none."""
+    removed = 0
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                if _TEMPORARY.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < before:
+                    Path(entry.path).unlink()
+                    removed += 1
+    return removed
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's names to disk."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_pixels(path: Path, *, width: int, height: int) -> npt.NDArray[np.uint8]:
+    """The uint8 H×W×3 pixels in a .npy file of exactly `width`×`height` px.
+
+    Pickles are never read, and the header has to agree with the file's size before memory is taken for it. Raises
+    BadPixels, or FileNotFoundError when there is no such file.
+    """
+    with path.open("rb") as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            if version != (1, 0):
+                raise ValueError(f"version {version} of the format is not read")
+            shape, by_column, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=_NPY_HEADER_BYTES)
+        except (ValueError, SyntaxError) as error:
+            raise BadPixels(f"{path.name} is no .npy file of pixels: {error}") from error
+        if dtype != np.dtype(np.uint8) or shape != (height, width, 3) or by_column:
+            raise BadPixels(f"{path.name} holds {dtype} {shape}, not uint8 {(height, width, 3)}")
+        if os.fstat(file.fileno()).st_size - file.tell() != math.prod(shape):
+            raise BadPixels(f"{path.name} is cut off or has more than its pixels")
+        return np.frombuffer(file.read(), np.uint8).reshape(shape)
+
+
+def _make_folder(folder: Path) -> None:
+    """Like mkdir -p, with every new name flushed to disk."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
