@@ -31,6 +31,10 @@ class Reject(DarkroomError):
         self.reason = reason
 
 
+class Fail(Reject):
+    """Never, though the request was a good one: the job ends as failed. `reason` is a stable word for programs."""
+
+
 class Undecodable(DarkroomError):
     """The payload is not what its subject says; it goes to the dead letters."""
 

@@ -12,7 +12,7 @@ from bus.client import Bus
 from bus.errors import Retry, Taken
 from bus.subjects import JOB_FINISHED, RESULT
 from bus.work import Delivery
-from schemas.jobs import Finished, Plan, Result, Status
+from schemas.jobs import Finished, Result, Status
 
 log = structlog.get_logger()
 
@@ -51,9 +51,9 @@ async def ended(bus: Bus, id: str) -> bool:
     return True
 
 
-async def end(bus: Bus, id: str, status: Status, reason: str, error: str, plan: Plan | None = None) -> Result:
+async def end(bus: Bus, id: str, status: Status, reason: str, error: str) -> Result:
     """End a job without pictures: failed, rejected or cancelled. Returns the result that stands."""
-    return await finish(bus, Result(id=id, status=status, ended_at=time.time(), reason=reason, error=error, plan=plan))
+    return await finish(bus, Result(id=id, status=status, ended_at=time.time(), reason=reason, error=error))
 
 
 async def cancel(bus: Bus, id: str) -> Result:

@@ -107,8 +107,11 @@ def _free_port() -> int:
 
 
 @contextmanager
-def local_server(folder: Path, *, port: int = DEFAULT_PORT, store_bytes: int = 0) -> Iterator[LocalServer]:
-    """Run a nats-server on `folder` for as long as the body runs; on a free port when `port` is taken (0: always).
+def local_server(
+    folder: Path, *, port: int = DEFAULT_PORT, store_bytes: int = 0, move: bool = True
+) -> Iterator[LocalServer]:
+    """Run a nats-server on `folder` for as long as the body runs; on a free port when `port` is taken (0: always),
+    unless it may not `move` (a restart, whose clients know the port).
 
     Raises NoBus when there is none or it does not come up, UserError when the folder can't be written.
     """
@@ -117,7 +120,7 @@ def local_server(folder: Path, *, port: int = DEFAULT_PORT, store_bytes: int = 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
         size = store_size(folder, store_bytes)
-        chosen = port if port and _port_free(port) else _free_port()
+        chosen = port if port and (not move or _port_free(port)) else _free_port()
         config = folder / "nats.conf"
         config.write_text(configuration(folder.resolve(), chosen, size, version))
         logfile = (folder / "nats.log").open("wb")

@@ -12,7 +12,7 @@ from nats.aio.msg import Msg
 
 from bus import trace
 from bus.client import Bus, worker_name
-from bus.errors import BadSubject, Reject, Retry, Undecodable
+from bus.errors import BadSubject, Fail, Reject, Retry, Undecodable
 from bus.ids import digest_id
 from bus.subjects import ATTEMPT_RELEASED, ATTEMPT_STARTED, DEAD, JOB_RELEASED, JOB_STARTED, Subject
 from schemas.jobs import Released, Started
@@ -72,8 +72,8 @@ async def lease(bus: Bus, message: Msg) -> AsyncIterator[None]:
 async def process(bus: Bus, work: Work[T], message: Msg) -> None:
     """Handle one job and decide what becomes of it. The single place where jobs are acknowledged.
 
-    Returned: ack. Retry, or a shutdown: back to the queue, no attempt. Reject: ended as rejected, ack. Undecodable:
-    dead letter, term. Anything else: an attempt; after `max_attempts` of them dead letter, ended as failed, term.
+    Returned: ack. Retry, or a shutdown: back to the queue, no attempt. Reject (Fail): ended as rejected (failed), ack.
+    Undecodable: dead letter, term. Anything else: an attempt; after `max_attempts` dead letter, ended as failed, term.
     When even the decision can't be carried out (the bus is away), the job goes back to the queue.
     """
     async with lease(bus, message):
@@ -117,7 +117,8 @@ async def _decide(bus: Bus, work: Work[T], message: Msg, delivery: Delivery) -> 
                 await work.give_up(delivery, "rejected", "undecodable", str(error))
                 await message.term()
             case Reject():
-                await work.give_up(delivery, "rejected", error.reason, str(error))
+                status = "failed" if isinstance(error, Fail) else "rejected"
+                await work.give_up(delivery, status, error.reason, str(error))
                 await message.ack()
             case Retry():
                 log.info("job put back", why=str(error))

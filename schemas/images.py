@@ -8,14 +8,16 @@ ImageFormat = Literal["webp", "png", "jpeg"]
 
 
 class Pixels(msgspec.Struct, frozen=True, kw_only=True):
-    """Raw pixels waiting in `data/work/<file>`: a .npy of uint8, H×W×3, sRGB."""
+    """Raw pixels waiting in `data/work/<file>`: a .npy of uint8, H×W×3, sRGB.
+
+    `infotext` empty means the encoder writes it from the job's plan (sixteen copies of a long prompt would not fit)."""
 
     index: int
     file: str
     seed: int
     width: int
     height: int
-    infotext: str
+    infotext: str = ""
 
 
 class Encode(msgspec.Struct, frozen=True, kw_only=True):

@@ -88,7 +88,6 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     error: str = ""
     images: tuple[Picture, ...] = ()
-    plan: Plan | None = None
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):

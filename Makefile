@@ -1,0 +1,61 @@
+# Everything a fresh clone needs: `make demo`, `make up`, `make test`. The second run of each installs nothing.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PORT_FLAG := $(if $(PORT),--port $(PORT))
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help install demo up test test-all lint format bench chromium clean
+
+help:
+	@echo "make demo        see it work: a tiny checkpoint, two pictures, the page (ONCE=1 ends after the pictures)"
+	@echo "make up          run the service on data/ (checkpoints go into data/models/)"
+	@echo "make test        linters, types and tests      make test-all  also the slow tests"
+	@echo "make bench       measure against bare parts    make format    format the code"
+
+$(VENV)/installed: pyproject.toml deploy/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with PYTHON=..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c deploy/constraints.txt -e .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c deploy/constraints.txt -e ".[dev]"
+	@touch $@
+
+install: $(VENV)/installed
+
+demo: $(VENV)/installed
+	$(BIN)/darkroom demo --data data/demo $(if $(ONCE),--once) $(PORT_FLAG)
+
+up: $(VENV)/installed
+	$(BIN)/darkroom up $(PORT_FLAG)
+
+# The page is tested in a real browser; on Debian and Ubuntu it is installed when it is missing and we may.
+chromium:
+	@command -v chromium >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+	  else echo "chromium is needed for the page's tests: install it with your package manager"; exit 1; fi; }
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint chromium
+	$(BIN)/pytest
+
+test-all: lint chromium
+	$(BIN)/pytest -m "slow or not slow"
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python -m tests.bench
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,160 @@
+"""The catalog's file: one connection that writes (and checkpoints), one that only reads.
+
+Two connections and no more, because SQLite up to 3.51.2 can corrupt a WAL that two connections reset: the reader is
+opened read-only and never checkpoints. Readers see what is committed, never the inside of a transaction.
+"""
+
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import aiosqlite
+import anyio
+
+from agents.catalog.errors import CatalogTooNew, CatalogUnusable
+from agents.catalog.sections import sections
+
+BUSY_TIMEOUT_MS = 5000
+
+Row = tuple[Any, ...]
+
+
+class Statements:
+    """The named queries of queries.sql on one connection. Values go in by name, lists as JSON text."""
+
+    def __init__(self, connection: aiosqlite.Connection, queries: Mapping[str, str]) -> None:
+        self._connection = connection
+        self._queries = queries
+
+    async def rows(self, name: str, **values: Any) -> list[Row]:
+        """Run one query; all its rows (none for one that returns nothing). Raises sqlite3.Error."""
+        return [tuple(row) for row in await self._connection.execute_fetchall(self._queries[name], values)]
+
+    async def many(self, name: str, values: Iterable[Mapping[str, Any]]) -> None:
+        """Run one writing query once per mapping, in order. Raises sqlite3.Error."""
+        cursor = await self._connection.executemany(self._queries[name], values)
+        await cursor.close()
+
+
+class Database:
+    """An open catalog. Its writer belongs to one thread; transactions queue for it."""
+
+    def __init__(self, writer: aiosqlite.Connection, reader: aiosqlite.Connection) -> None:
+        queries = sections("queries.sql", "name")
+        self._writer = writer
+        self._statements = Statements(writer, queries)
+        self._lock = anyio.Lock()
+        self.committed = Statements(reader, queries)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, path: Path, *, now: Callable[[], float]) -> AsyncIterator[Self]:
+        """Open the catalog at `path`, made or migrated as needed; `now` gives Unix seconds for the record of that.
+
+        Raises CatalogTooNew for a catalog of a newer version, CatalogUnusable for anything else that is no usable
+        catalog.
+        """
+        async with AsyncExitStack() as stack:
+            try:
+                writer = await stack.enter_async_context(_connected(str(path)))
+                applied = await _recognise(writer, path)
+                await _prepare(writer, path)
+                await _migrate(writer, applied, now())
+                read_only = f"{path.absolute().as_uri()}?mode=ro"
+                reader = await stack.enter_async_context(_connected(read_only, uri=True))
+                await reader.execute_fetchall(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+            except sqlite3.Error as error:
+                raise CatalogUnusable(
+                    f"The catalog {path} can't be used ({error}). Make its folder writable and see that the disk is "
+                    "not full; a file that is damaged or is no catalog has to be moved away, or restored from a backup."
+                ) from error
+            yield cls(writer, reader)
+
+    @asynccontextmanager
+    async def atomic(self) -> AsyncIterator[Statements]:
+        """One writing transaction: committed (and on disk) when the block ends, undone when it raises or is cancelled.
+
+        Raises sqlite3.OperationalError when another process holds the file for more than five seconds, or the disk is
+        full. Not reentrant.
+        """
+        async with self._lock:
+            try:
+                # A statement that was handed to the thread runs to its end, cancelled or not: what follows queues
+                # behind it, so only the ends of the transaction need a shield.
+                with anyio.CancelScope(shield=True):
+                    await self._writer.execute_fetchall("BEGIN IMMEDIATE")
+                yield self._statements
+                with anyio.CancelScope(shield=True):
+                    await self._writer.execute_fetchall("COMMIT")
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await self._writer.rollback()
+                raise
+
+    async def meta(self, key: str) -> str | None:
+        """What the catalog remembers about itself under this name. Raises sqlite3.Error."""
+        return next((value for (value,) in await self.committed.rows("meta", key=key)), None)
+
+    async def put_meta(self, key: str, value: str) -> None:
+        """Remember something about the catalog itself. Raises sqlite3.Error."""
+        async with self.atomic() as sql:
+            await sql.rows("put_meta", key=key, value=value)
+
+
+@asynccontextmanager
+async def _connected(file: str, *, uri: bool = False) -> AsyncIterator[aiosqlite.Connection]:
+    """A connection whose thread has ended when this ends, also when it is ended by a cancellation."""
+    with anyio.CancelScope(shield=True):
+        # A file that can't be opened fails here: aiosqlite would leave its thread behind, to fail some time later.
+        await anyio.to_thread.run_sync(lambda: sqlite3.connect(file, uri=uri).close())
+        connection = await aiosqlite.connect(file, uri=uri, isolation_level=None)
+    try:
+        yield connection
+    finally:
+        with anyio.CancelScope(shield=True):
+            await connection.close()
+
+
+async def _recognise(writer: aiosqlite.Connection, path: Path) -> int:
+    """The version of the catalog in this file, 0 for an empty one. Nothing is written before it is known."""
+    tables = {name for (name,) in await writer.execute_fetchall("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    if not tables:
+        return 0
+    if "migrations" not in tables:
+        raise CatalogUnusable(f"{path} is a database, but no catalog of Darkroom's: move it away and start again.")
+    [(applied,)] = await writer.execute_fetchall("SELECT coalesce(max(version), 0) FROM migrations")
+    newest = max(_migrations())
+    if applied > newest:
+        raise CatalogTooNew(
+            f"The catalog {path} has version {applied}, and this Darkroom knows up to {newest}: update it, or restore "
+            "a backup made before the catalog was updated."
+        )
+    return int(applied)
+
+
+async def _prepare(writer: aiosqlite.Connection, path: Path) -> None:
+    """Settings of the writing connection. Refuses a file system that can't hold a WAL."""
+    await writer.execute_fetchall(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    await writer.execute_fetchall("PRAGMA synchronous = FULL")
+    await writer.execute_fetchall("PRAGMA foreign_keys = ON")
+    [(mode,)] = await writer.execute_fetchall("PRAGMA journal_mode = WAL")
+    if mode != "wal":
+        raise CatalogUnusable(f"The file system of {path} can't hold a write-ahead log: put data_dir on a local disk.")
+
+
+async def _migrate(writer: aiosqlite.Connection, applied: int, now: float) -> None:
+    """Apply every migration after `applied`, each with its record in one transaction."""
+    for version, script in _migrations().items():
+        if version > applied:
+            record = f"INSERT INTO migrations (version, applied_at) VALUES ({version}, {now!r});"
+            try:
+                await writer.executescript(f"BEGIN IMMEDIATE;\n{script}\n{record}\nCOMMIT;")
+            except sqlite3.Error:
+                await writer.rollback()
+                raise
+
+
+def _migrations() -> dict[int, str]:
+    return {int(version): script for version, script in sections("schema.sql", "version").items()}

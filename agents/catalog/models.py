@@ -1,0 +1,149 @@
+"""Applying facts about files to the catalog: rows in, ledger, rows out, and what it says about models in the outbox."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from agents.catalog.database import Database, Row, Statements
+from agents.catalog.ledger import Entry, FileFact, Ledger, ModelFact, Place
+from agents.catalog.names import fold, stem
+from agents.catalog.outbox import LARGEST_PAYLOAD
+from schemas.files import FilePath, Hashed, HashFailed, Identity, Moved, Refused, Removed, Settled, Stat
+from schemas.models import ModelMissing, ModelMoved, ModelReady
+
+KINDS: dict[type, str] = {ModelReady: "model.ready", ModelMissing: "model.missing", ModelMoved: "model.moved"}
+
+_identity = msgspec.json.Decoder(Identity)
+
+
+async def apply(db: Database, facts: Sequence[tuple[str, FileFact]], *, now: float) -> int:
+    """Apply facts, each with its message id, in order and in one transaction: all of them or none.
+
+    A message id that was applied before changes nothing. What changed about models goes into the outbox as facts of
+    their own, whose message ids are made of the id of the fact that caused them. `now` (Unix seconds) is when the inbox
+    says it happened. Returns how many facts went into the outbox.
+
+    Raises sqlite3.IntegrityError, or OverflowError for a number over 63 bits, for a fact that no true watcher or hasher
+    says, and sqlite3.OperationalError when the file can't be written.
+    """
+    async with db.atomic() as sql:
+        known = {id for (id,) in await sql.rows("applied_messages", ids=json.dumps([id for id, _ in facts]))}
+        fresh = {id: fact for id, fact in facts if id not in known}
+        ledger = await _ledger(sql, fresh.values())
+        said = [(f"{id}.{n}", news) for id, fact in fresh.items() for n, news in enumerate(ledger.apply(fact))]
+        await sql.many("put_model", [_model_values(entry) for entry in ledger.changed_entries.values()])
+        await sql.many("put_path", [_path_values(place) for place in ledger.changed_places.values()])
+        await sql.many("add_outgoing", [_outgoing_values(msg_id, news) for msg_id, news in said])
+        await sql.many("add_message", [{"message_id": id, "applied_at": now} for id in fresh])
+    return len(said)
+
+
+async def forget_messages(db: Database, *, before: float) -> None:
+    """Drop the inbox's memory of messages applied before a time (Unix seconds). Facts that old still do no harm when
+    they come again: a state that is already there is not entered twice."""
+    async with db.atomic() as sql:
+        await sql.rows("forget_messages", before=before)
+
+
+def fitted(fact: ModelFact) -> bytes:
+    """The fact as JSON, small enough for the bus.
+
+    One that is too large is said without the header's metadata, then with as many paths as fit: whoever needs all of it
+    asks the catalog, which keeps it.
+    """
+    data = msgspec.json.encode(fact)
+    if len(data) > LARGEST_PAYLOAD and isinstance(fact, ModelReady):
+        slim = msgspec.structs.replace(fact.model.identity, metadata={}, trigger_words=())
+        fact = msgspec.structs.replace(fact, model=msgspec.structs.replace(fact.model, identity=slim))
+        data = msgspec.json.encode(fact)
+    while len(data) > LARGEST_PAYLOAD and not isinstance(fact, ModelMissing):
+        paths = fact.model.paths if isinstance(fact, ModelReady) else fact.paths
+        if not paths:
+            break
+        fewer = paths[: len(paths) * 9 // 10]
+        if isinstance(fact, ModelReady):
+            fact = msgspec.structs.replace(fact, model=msgspec.structs.replace(fact.model, paths=fewer))
+        else:
+            fact = msgspec.structs.replace(fact, paths=fewer)
+        data = msgspec.json.encode(fact)
+    return data
+
+
+async def _ledger(sql: Statements, facts: Iterable[FileFact]) -> Ledger:
+    """A ledger with every row that these facts can touch."""
+    paths: set[FilePath] = set()
+    keys: set[str] = set()
+    sha256s: set[str] = set()
+    for fact in facts:
+        paths.add(fact.path)
+        keys.add(fact.key)
+        match fact:
+            case Moved():
+                paths.add(fact.old)
+                sha256s.update([fact.known.sha256] if fact.known else [])
+            case Settled():
+                sha256s.update([fact.known.sha256] if fact.known else [])
+            case Hashed():
+                sha256s.add(fact.sha256)
+            case Removed() | Refused() | HashFailed():
+                pass
+    wanted = json.dumps([[path.root, path.rel] for path in paths])
+    places = {
+        place.path: place for place in map(_place, await sql.rows("places", paths=wanted, keys=json.dumps([*keys])))
+    }
+    sha256s.update(place.sha256 for place in places.values() if place.sha256)
+    listed = json.dumps([*sha256s])
+    places.update((place.path, place) for place in map(_place, await sql.rows("places_of_models", sha256s=listed)))
+    return Ledger(places.values(), map(_entry, await sql.rows("entries", sha256s=listed)))
+
+
+def _place(row: Row) -> Place:
+    root, rel, key, sha256, dev, ino, size, mtime_ns, ctime_ns, present, seen_at = row
+    stat = Stat(dev=int(dev), ino=int(ino), size=size, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
+    path = FilePath(root=root, rel=rel)
+    return Place(path=path, key=key, stat=stat, sha256=sha256, present=bool(present), seen_at=seen_at)
+
+
+def _entry(row: Row) -> Entry:
+    sha256, name, size, identity, created_at = row
+    return Entry(sha256=sha256, name=name, size=size, identity=_identity.decode(identity), created_at=created_at)
+
+
+def _model_values(entry: Entry) -> dict[str, Any]:
+    return {
+        "sha256": entry.sha256,
+        "name": entry.name,
+        "folded": fold(entry.name),
+        "size": entry.size,
+        "identity": msgspec.json.encode(entry.identity).decode(),
+        "created_at": entry.created_at,
+    }
+
+
+def _path_values(place: Place) -> dict[str, Any]:
+    return {
+        "root": place.path.root,
+        "rel": place.path.rel,
+        "folded": fold(stem(place.path.rel)),
+        "file_key": place.key,
+        "sha256": place.sha256,
+        "dev": str(place.stat.dev),
+        "ino": str(place.stat.ino),
+        "size": place.stat.size,
+        "mtime_ns": place.stat.mtime_ns,
+        "ctime_ns": place.stat.ctime_ns,
+        "present": place.present,
+        "seen_at": place.seen_at,
+    }
+
+
+def _outgoing_values(msg_id: str, fact: ModelFact) -> dict[str, Any]:
+    sha256 = fact.model.sha256 if isinstance(fact, ModelReady) else fact.sha256
+    return {
+        "kind": KINDS[type(fact)],
+        "tokens": json.dumps({"sha256": sha256}),
+        "payload": fitted(fact).decode(),
+        "msg_id": msg_id,
+    }

@@ -1,0 +1,158 @@
+"""Which model does a name mean? And which models are there? A name never means anything but what it says."""
+
+import json
+import re
+from collections.abc import Callable
+
+import msgspec
+from anyio import to_thread
+
+from agents.catalog.database import Database, Row
+from agents.catalog.names import file_name, fold, shown, stem
+from schemas.asks import Problem, ResolveReply
+from schemas.files import FilePath, Identity
+from schemas.models import Model
+
+LISTED = 10
+"""Models named in a sentence at most."""
+
+_SHA256_PREFIX = re.compile(r"([0-9A-Fa-f]{8,64})")
+_INFOTEXT = re.compile(r"\[([0-9A-Fa-f]{8,64})\]$")
+
+_identity = msgspec.json.Decoder(Identity)
+_paths = msgspec.json.Decoder(list[tuple[str, str, int]])
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """A model a name could mean; `known_as` are the paths by which it can be called: where it is, or was at last."""
+
+    model: Model
+    loadable: bool
+    known_as: tuple[str, ...]
+
+
+async def resolve(db: Database, name: str) -> ResolveReply:
+    """The one usable checkpoint that `name` means, or why there is none.
+
+    A name is a model's name, a file's name with or without its extension, a path below a root, 8 or more hex digits
+    from the start of a SHA-256, or what an infotext says ("name [hash]", where the hash decides). The exact spelling
+    goes before one that differs in case. An empty name means the only checkpoint there is. Problems: unknown-model,
+    ambiguous-model, model-missing, unsafe-model, not-a-checkpoint. Nothing is ever substituted.
+    """
+    name = name.strip()
+    if not name:
+        return await _only(db)
+    hashed = _SHA256_PREFIX.fullmatch(name) or _INFOTEXT.search(name)
+    prefix = hashed[1].lower() if hashed else ""
+    base = name.rsplit("/", 1)[-1]
+    folded = [fold(part) for part in {base, base.rpartition(".")[0]} if part]
+    rows = await db.committed.rows("models_named", folded=json.dumps(folded), prefix=prefix)
+    meant = meant_by([_candidate(row) for row in rows], name, prefix)
+    if not meant:
+        return _problem("unknown-model", f'No model is called "{name}". {await _what_there_is(db)}')
+    usable = [candidate for candidate in meant if candidate.loadable and not candidate.model.missing]
+    if len(usable) == 1:
+        return ResolveReply(model=usable[0].model)
+    if usable:
+        return _ambiguous(name, usable)
+    return _unusable(name, meant)
+
+
+def meant_by(candidates: list[Candidate], name: str, prefix: str) -> list[Candidate]:
+    """Those that the first fitting way of reading the name finds; `prefix` is the hash in it, if there is one.
+
+    What models and files are called goes before paths and hashes, and all of them before a spelling in another case.
+    """
+
+    def called(one: Candidate, same: Callable[[str], str]) -> bool:
+        names = {one.model.name, *map(file_name, one.known_as), *map(stem, one.known_as)}
+        return same(name) in map(same, names)
+
+    def at(one: Candidate, same: Callable[[str], str]) -> bool:
+        return any(same(name) in (same(rel), same(shown(rel))) for rel in one.known_as)
+
+    def hashed(one: Candidate, same: Callable[[str], str]) -> bool:
+        return bool(prefix) and one.model.sha256.startswith(prefix)
+
+    for same in (str, fold):
+        for reading in (called, at, hashed):
+            if found := [candidate for candidate in candidates if reading(candidate, same)]:
+                return found
+    return []
+
+
+async def list_models(db: Database, *, kind: str = "", missing: bool = False) -> tuple[Model, ...]:
+    """Models by name: all, or those of one kind; `missing` includes the ones with no file at present."""
+    rows = await db.committed.rows("models", kind=kind, missing=missing)
+    return await to_thread.run_sync(lambda: tuple(_candidate(row).model for row in rows))
+
+
+async def _only(db: Database) -> ResolveReply:
+    usable = [_candidate(row) for row in await db.committed.rows("usable_models", limit=2)]
+    if len(usable) == 1:
+        return ResolveReply(model=usable[0].model)
+    reason = "ambiguous-model" if usable else "unknown-model"
+    return _problem(reason, f"No model was named. {await _what_there_is(db)}")
+
+
+async def _what_there_is(db: Database) -> str:
+    names = [_candidate(row).model.name for row in await db.committed.rows("usable_models", limit=LISTED + 1)]
+    if not names:
+        return "There is no checkpoint yet: drop one (.safetensors) into the models folder."
+    return f"Name one of these: {_listed(names)}."
+
+
+def _ambiguous(name: str, usable: list[Candidate]) -> ResolveReply:
+    which = [f"{shown(one.model.paths[0].rel)} [{one.model.sha256[:10]}]" for one in usable]
+    return _problem(
+        "ambiguous-model",
+        f'"{name}" means {len(usable)} models. Name one of these, hash and all: {_listed(which)}.',
+    )
+
+
+def _unusable(name: str, meant: list[Candidate]) -> ResolveReply:
+    """Why none of the models that a name means can be used; of several, what is nearest to being usable counts."""
+    gone = [one for one in meant if one.loadable]
+    if gone:
+        model = gone[0].model
+        where = f" It was last seen at {shown(gone[0].known_as[0])}." if gone[0].known_as else ""
+        return _problem(
+            "model-missing",
+            f'"{name}" [{model.sha256[:10]}] is known, but its file is gone.{where} Put it back to use it.',
+        )
+    model = meant[0].model
+    identity = model.identity
+    if identity.unsafe:
+        return _problem(
+            "unsafe-model",
+            f'"{name}" is a pickle, which can run code when it is loaded, so it never is. Use it as .safetensors.',
+        )
+    if identity.problem:
+        return _problem("not-a-checkpoint", f'"{name}" is no usable checkpoint: {identity.problem}')
+    what = "of an unknown kind" if identity.kind == "unknown" else f"of kind {identity.kind}"
+    return _problem("not-a-checkpoint", f'"{name}" is no checkpoint: it is {what}.')
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:LISTED]) + (" and others" if len(names) > LISTED else "")
+
+
+def _problem(reason: str, error: str) -> ResolveReply:
+    return ResolveReply(problem=Problem(reason=reason, error=error))
+
+
+def _candidate(row: Row) -> Candidate:
+    sha256, name, size, identity, created_at, loadable, paths = row
+    lying = [(FilePath(root=root, rel=rel), present) for root, rel, present in _paths.decode(paths)]
+    here = tuple(sorted(path for path, present in lying if present))
+    model = Model(
+        sha256=sha256,
+        name=name,
+        size=size,
+        identity=_identity.decode(identity),
+        paths=here,
+        missing=not here,
+        created_at=created_at,
+    )
+    known_as = tuple(path.rel for path in here or sorted(path for path, _ in lying))
+    return Candidate(model=model, loadable=bool(loadable), known_as=known_as)

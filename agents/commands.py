@@ -1,0 +1,255 @@
+"""What the commands do: each a coroutine over settings, most of them over the bus of the running service."""
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import msgspec
+
+from agents.http.views import JobView
+from agents.runner import configure_logging, run_agents
+from agents.service import find
+from agents.up import USER_ERROR, service
+from bus.client import Bus, connect
+from bus.errors import DarkroomError, NoBus, Reject, UserError
+from bus.work import sole
+from schemas.jobs import Request, Result
+from schemas.settings import Settings
+
+
+def say(line: str) -> None:
+    """One line on standard output, at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+async def up(settings: Settings) -> None:
+    """Run the service until SIGTERM or SIGINT."""
+    async with service(settings) as running:
+        say(f"ready {running.http_url} {running.nats_url}")
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                break
+
+
+async def run(names: Sequence[str], settings: Settings) -> None:
+    """Run some agents in this process, on a bus that is there; without one, on one of their own."""
+    data = Path(settings.data_dir)
+    running = find(data)
+    if url := settings.nats_url or (running.nats_url if running else ""):
+        await run_agents(names, url, settings, say)
+        return
+    from agents.service import Running, announce, locked
+    from agents.up import make_roots
+    from bus.server import local_server
+
+    with locked(data), local_server(data / "nats", store_bytes=settings.bus.store_bytes) as server:
+        make_roots(settings)
+        announce(data, Running(pid=os.getpid(), nats_url=server.url))
+        sys.stderr.write(f"no service runs on {data}: its bus was started here, at {server.url}\n")
+        await run_agents(names, server.url, settings, say)
+
+
+async def run_supervised(names: Sequence[str], url: str) -> None:
+    """Run agents as a child of `up`: settings come on standard input, readiness and failure go to standard output."""
+    line = await anyio.to_thread.run_sync(sys.stdin.buffer.readline)
+    settings = msgspec.json.decode(line, type=Settings)
+    configure_logging(settings.log_level)
+    try:
+        await run_agents(names, url, settings, say, stdin_ends_us=True)
+    except BaseException as raised:
+        error = sole(raised)
+        if isinstance(error, UserError):
+            say(f"failed {' '.join(str(error).split())}")
+            sys.exit(USER_ERROR)
+        raise
+
+
+@asynccontextmanager
+async def running_bus(settings: Settings, *, start: bool) -> AsyncIterator[Bus]:
+    """The bus of the running service; with `start`, a private service for as long as the body runs where none is."""
+    found = find(Path(settings.data_dir))
+    url = settings.nats_url or (found.nats_url if found else "")
+    if url:
+        async with connect(url, settings.bus, name="cli") as bus:
+            yield bus
+    elif start:
+        from agents.up import HEAVY, LIGHT
+
+        light = tuple(name for name in LIGHT if name not in ("bridge", "telemetry"))
+        sys.stderr.write("no service is running here: starting one for this command\n")
+        async with service(settings, (light, HEAVY)) as own, connect(own.nats_url, settings.bus, name="cli") as bus:
+            await _catch_up(bus)
+            yield bus
+    else:
+        raise NoBus(
+            f"no service runs on {settings.data_dir}: start it with `darkroom up`, or name a bus with --nats or "
+            "DARKROOM_NATS_URL"
+        )
+
+
+async def _catch_up(bus: Bus) -> None:
+    """Wait until every file that lies in the roots now is hashed and catalogued, for a minute at most."""
+    from bus.subjects import HASH
+
+    quiet_since = time.monotonic()
+    with anyio.move_on_after(60):
+        while time.monotonic() - quiet_since < 0.5:
+            if await bus.waiting("HASH", HASH.filter()):
+                quiet_since = time.monotonic()
+            await anyio.sleep(0.05)
+
+
+async def generate(settings: Settings, request: Request, output: Path | None, as_json: bool) -> int:
+    """Submit, show progress, copy the pictures where they are wanted. Exit status 0 only when they are made."""
+    from agents import desk
+    from agents.diffusion.plan import check
+    from agents.progress import shown
+
+    try:
+        check(request, settings.limits)
+    except Reject as error:
+        raise UserError(str(error)) from error
+    async with running_bus(settings, start=True) as bus:
+        began = time.monotonic()
+        id = await desk.submit(bus, request, lane="high", tenant="t0")
+        view = await _cancelled_by_interrupt(bus, id, shown(bus, id, quiet=as_json))
+        seconds = time.monotonic() - began
+    result = view.result
+    if result is None:
+        raise DarkroomError(f"job {id} has no result")
+    copies = copy_pictures(result, Path(settings.data_dir), output) if result.images else []
+    if as_json:
+        say(msgspec.json.encode({"seconds": round(seconds, 3), "files": copies, "result": result}).decode())
+    elif result.status == "succeeded":
+        for path in copies:
+            say(path)
+        sys.stderr.write(f"{len(copies)} picture{'s' * (len(copies) != 1)} in {seconds:.1f} s, job {id}\n")
+    else:
+        sys.stderr.write(f"darkroom: {result.status}: {result.error}\n")
+    return 0 if result.status == "succeeded" else 1
+
+
+async def _cancelled_by_interrupt(bus: Bus, id: str, showing: "asyncio.Future[JobView] | object") -> JobView:
+    """The end of a job; the first Ctrl-C cancels it, and its end is waited for."""
+    from bus.results import cancel
+
+    async def on_interrupt() -> None:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async for _ in signals:
+                await cancel(bus, id)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(on_interrupt)
+        view: JobView = await showing  # type: ignore[misc]
+        tasks.cancel_scope.cancel()
+    return view
+
+
+def copy_pictures(result: Result, data_dir: Path, output: Path | None) -> list[str]:
+    """Where the pictures are for the user: in the data directory, or copied to `output` (a file, or a folder)."""
+    sources = [data_dir / picture.file for picture in result.images]
+    if output is None:
+        return [str(source) for source in sources]
+    if output.suffix == "" or output.is_dir():
+        output.mkdir(parents=True, exist_ok=True)
+        targets = [output / source.name for source in sources]
+    elif len(sources) == 1:
+        targets = [output]
+    else:
+        targets = [output.with_stem(f"{output.stem}-{index}") for index in range(len(sources))]
+    for source, target in zip(sources, targets, strict=True):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        except OSError as error:
+            raise UserError(f"{target} can't be written ({error.strerror}); the picture is at {source}") from error
+    return [str(target) for target in targets]
+
+
+async def models(settings: Settings, missing: bool, as_json: bool) -> int:
+    """A table of the catalog."""
+    from agents import desk
+    from agents.progress import table
+
+    async with running_bus(settings, start=True) as bus:
+        found = [model for model in await desk.models(bus) if missing or not model.missing]
+    if as_json:
+        say(msgspec.json.encode(found).decode())
+        return 0
+    rows = [
+        (
+            model.name,
+            model.identity.kind + (" (unsafe)" if model.identity.unsafe else ""),
+            " ".join(filter(None, (model.identity.family, model.identity.variant))),
+            model.sha256[:10],
+            f"{model.size / 1e6:,.1f} MB",
+            "missing" if model.missing else model.identity.problem or f"{model.paths[0].root}/{model.paths[0].rel}",
+        )
+        for model in found
+    ]
+    table(("name", "kind", "family", "hash", "size", "where"), rows, nothing="no models yet: drop one into the folder")
+    return 0
+
+
+async def jobs(settings: Settings, limit: int, as_json: bool) -> int:
+    """A table of the latest jobs."""
+    from agents import desk
+    from agents.progress import table
+
+    async with running_bus(settings, start=False) as bus:
+        found = await desk.jobs(bus, limit)
+    if as_json:
+        say(msgspec.json.encode(found).decode())
+        return 0
+    rows = [(view.id, view.status, _model_of(view), _prompt_of(view)) for view in found]
+    table(("job", "status", "model", "prompt"), rows, nothing="no jobs yet")
+    return 0
+
+
+def _model_of(view: JobView) -> str:
+    return view.plan.model.name if view.plan else view.request.model if view.request else ""
+
+
+def _prompt_of(view: JobView) -> str:
+    text = view.plan.prompt if view.plan else view.request.prompt if view.request else ""
+    return " ".join(text.split())[:60]
+
+
+async def cancel(settings: Settings, ids: Sequence[str]) -> int:
+    """Cancel each; the status is 1 when one had ended otherwise or is unknown."""
+    from agents import desk
+
+    status = 0
+    async with running_bus(settings, start=False) as bus:
+        for id in ids:
+            try:
+                view = await desk.cancel(bus, id)
+            except DarkroomError as error:
+                sys.stderr.write(f"darkroom: {error}\n")
+                status = 1
+                continue
+            say(f"{id} {view.status}")
+            status = status if view.status == "cancelled" else 1
+    return status
+
+
+async def tail(settings: Settings, pattern: str, as_json: bool) -> int:
+    """Follow the bus until interrupted."""
+    from agents import telemetry
+
+    async with running_bus(settings, start=False) as bus:
+        async for message in telemetry.tail(bus, pattern):
+            if as_json:
+                subject, data = message.subject, msgspec.Raw(message.data)
+                say(msgspec.json.encode({"subject": subject, "payload": data}).decode())
+            else:
+                say(telemetry.line(message.subject, message.data, time.time()))
+    return 0

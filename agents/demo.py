@@ -1,0 +1,83 @@
+"""The demo: what a newcomer would do in the first two minutes, done and timed: drop a checkpoint, ask for pictures."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+from anyio import to_thread
+
+from agents import desk
+from agents.commands import copy_pictures, say
+from agents.diffusion.tiny import write_tiny_checkpoint
+from agents.progress import shown
+from agents.up import service
+from bus.client import Bus, connect
+from bus.errors import DarkroomError
+from bus.subjects import MODEL_READY
+from schemas.jobs import Request
+from schemas.settings import Settings
+
+NAME = "tiny-demo"
+PROMPTS = ("a lighthouse on a cliff at dawn", "a bowl of oranges on a blue table")
+_READY_SECONDS = 60.0
+
+
+async def demo(settings: Settings, once: bool) -> None:
+    """Start everything, make a tiny checkpoint, drop it, wait until it is ready, make two pictures; then serve the page
+    until interrupted, or end with `once`."""
+    began = time.monotonic()
+
+    def told(line: str) -> None:
+        say(f"{time.monotonic() - began:6.2f} s  {line}")
+
+    folder = Path(next(iter(settings.roots.values())))
+    target = folder / f"{NAME}.safetensors"
+    target.unlink(missing_ok=True)
+    told("starting the bus and the agents")
+    async with service(settings, on_ready=lambda name: told(f"  {name} is ready")) as running:
+        told(f"ready {running.http_url} {running.nats_url}")
+        async with connect(running.nats_url, settings.bus, name="demo") as bus:
+            await _drop(bus, target, told)
+            for prompt in PROMPTS:
+                await _make(bus, settings, prompt, told)
+        if once:
+            return
+        say(f"\nThe page is at {running.http_url} and checkpoints go into {folder}. Ctrl-C stops it.")
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                break
+
+
+async def _drop(bus: Bus, target: Path, told: Callable[[str], None]) -> None:
+    made = target.parent / f".{NAME}.{os.getpid()}.part"
+    await to_thread.run_sync(write_tiny_checkpoint, made)
+    async with bus.listen(MODEL_READY.filter()) as heard:
+        size = made.stat().st_size
+        dropped = time.monotonic()
+        made.replace(target)
+        told(f"dropped a checkpoint of {size / 1e6:.1f} MB into {target.parent}")
+        with anyio.move_on_after(_READY_SECONDS):
+            while True:
+                fact = MODEL_READY.decode((await heard.receive()).data)
+                if any(path.rel == target.name for path in fact.model.paths):
+                    identity = fact.model.identity
+                    told(
+                        f"model ready {time.monotonic() - dropped:.2f} s later: {fact.model.name}, {identity.family} "
+                        f"{identity.kind}, SHA-256 {fact.model.sha256[:10]}…"
+                    )
+                    return
+    raise DarkroomError(f"{target} was not ready within {_READY_SECONDS:.0f} s; `darkroom doctor` may tell why")
+
+
+async def _make(bus: Bus, settings: Settings, prompt: str, told: Callable[[str], None]) -> None:
+    request = Request(prompt=prompt, model=NAME, steps=12, width=64, height=64)
+    asked = time.monotonic()
+    id = await desk.submit(bus, request, lane="normal", tenant="t0")
+    result = (await shown(bus, id, quiet=True)).result
+    if result is None or result.status != "succeeded":
+        raise DarkroomError(f"the demo's job {id} did not succeed: {result.error if result else 'no result'}")
+    for path in copy_pictures(result, Path(settings.data_dir), None):
+        told(f"“{prompt}” in {time.monotonic() - asked:.2f} s: {path}")

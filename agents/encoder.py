@@ -1,0 +1,123 @@
+"""Encoder: hears job.encode, writes pictures at full size and in three tiers, says evt.image.encoded and the result.
+
+Pixels come from `data/work`, files go to `data/outputs`; encoding runs in threads, so the loop stays free.
+"""
+
+import contextlib
+import functools
+import time
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import msgspec
+import structlog
+from anyio import to_thread
+
+from agents.diffusion.samplers import labels
+from agents.images.encode import BadName, PixelsGone, encode_pictures
+from agents.images.files import BadPixels, sweep
+from agents.images.infotext import of_plan
+from bus.client import Bus
+from bus.consumer import serve
+from bus.errors import Fail, Retry, Taken
+from bus.results import ended, finish, give_up
+from bus.subjects import ENCODE, GENERATE, IMAGE_ENCODED, JOB_PLANNED
+from bus.work import Delivery, Work
+from schemas.images import Encode, Encoded
+from schemas.jobs import Result
+from schemas.settings import EncoderSettings
+
+log = structlog.get_logger()
+
+KEEP_PIXELS = 48 * 3600.0
+_SWEEP_EVERY = 3600.0
+
+
+async def run(
+    bus: Bus,
+    data_dir: Path,
+    settings: EncoderSettings,
+    *,
+    task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """Encode until cancelled. Ready when jobs can arrive."""
+    work = Work(
+        ENCODE,
+        functools.partial(encode, bus, data_dir),
+        ended=functools.partial(_ended, bus, data_dir),
+        give_up=functools.partial(give_up, bus),
+    )
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_sweep_work, bus, data_dir)
+        await tasks.start(functools.partial(serve, bus, work, "encoder", concurrency=settings.parallel))
+        task_status.started()
+
+
+async def encode(bus: Bus, data_dir: Path, job: Encode, delivery: Delivery) -> None:
+    """Write the pictures of one job and end it as succeeded. Raises Fail, Retry (a full disk)."""
+    began = time.monotonic()
+    job = await _with_infotext(bus, job)
+    try:
+        pictures = await to_thread.run_sync(encode_pictures, job, data_dir)
+    except (BadName, BadPixels, PixelsGone, ValueError) as error:
+        raise Fail("cannot-encode", str(error)) from error
+    except OSError as error:
+        raise Retry(f"the pictures can't be written to {data_dir}: {error.strerror}", delay=5.0) from error
+    fact = Encoded(id=job.id, pictures=pictures, seconds=time.monotonic() - began, at=time.time())
+    with contextlib.suppress(Taken):  # said before a crash
+        await bus.publish(IMAGE_ENCODED, fact, first=True, id=job.id)
+    await finish(bus, Result(id=job.id, status="succeeded", ended_at=time.time(), images=pictures))
+    await to_thread.run_sync(remove_pixels, data_dir, job.id)
+
+
+async def _with_infotext(bus: Bus, job: Encode) -> Encode:
+    if all(pixels.infotext for pixels in job.pixels):
+        return job
+    if (stored := await bus.last(JOB_PLANNED, id=job.id)) is None:
+        raise Fail("plan-gone", "the job's plan is no longer stored, so nothing can tell how its pictures were made")
+    plan = stored.payload
+    sampler, scheduler = labels(plan.sampler, plan.scheduler)
+    texts = [
+        of_plan(plan, seed=one.seed, width=one.width, height=one.height, sampler=sampler, scheduler=scheduler)
+        for one in job.pixels
+    ]
+    pixels = tuple(msgspec.structs.replace(one, infotext=text) for one, text in zip(job.pixels, texts, strict=True))
+    return msgspec.structs.replace(job, pixels=pixels)
+
+
+async def _ended(bus: Bus, data_dir: Path, delivery: Delivery) -> bool:
+    if not await ended(bus, delivery.id):
+        return False
+    await to_thread.run_sync(remove_pixels, data_dir, delivery.id)
+    return True
+
+
+def remove_pixels(data_dir: Path, id: str) -> None:
+    """The raw pixels of a job whose result is written."""
+    for file in (data_dir / "work").glob(f"{id}-*.npy"):
+        file.unlink(missing_ok=True)
+
+
+async def _sweep_work(bus: Bus, data_dir: Path) -> None:
+    """Remove pixels older than 48 h that no queued job will ask for, and temporary files left by a kill."""
+    while True:
+        try:
+            generating = await bus.waiting("GENERATE", GENERATE.filter())
+            encoding = await bus.waiting("ENCODE", ENCODE.filter())
+            queued = {subject.rsplit(".", 1)[1] for subject in (*generating, *encoding)}
+            await to_thread.run_sync(_sweep, data_dir, queued, time.time() - KEEP_PIXELS)
+        except (Retry, OSError) as error:
+            log.warning("work folder not swept", error=str(error))
+        await anyio.sleep(_SWEEP_EVERY)
+
+
+def _sweep(data_dir: Path, queued: set[str], before: float) -> None:
+    work = data_dir / "work"
+    if not work.is_dir():
+        return
+    sweep(work, before=before)
+    for file in work.glob("*.npy"):
+        if file.stat().st_mtime < before and file.name.split("-")[0] not in queued:
+            file.unlink(missing_ok=True)
+            log.info("stale pixels removed", file=file.name)

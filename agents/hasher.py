@@ -1,0 +1,133 @@
+"""Hasher: hears job.hash for the roots it can see, reads each file once, says evt.file.hashed and tick.hash.
+
+Hashing runs in threads; a file that changes meanwhile is reported as changed and will settle again. No torch here.
+"""
+
+import asyncio
+import functools
+import threading
+import time
+from collections.abc import Mapping
+from typing import Literal
+
+import anyio
+import anyio.abc
+import structlog
+from anyio import to_thread
+
+from agents.ingest.errors import ChangedWhileHashing, Gone, HashCancelled, IngestError, Unreadable
+from agents.ingest.hashing import Progress, hash_file
+from agents.ingest.headers import identify
+from agents.ingest.paths import resolve
+from bus.client import Bus
+from bus.consumer import serve
+from bus.subjects import FILE_HASH_FAILED, FILE_HASHED, HASH, TICK_HASH
+from bus.work import Delivery, Work
+from schemas.files import Hash, Hashed, HashFailed, Identity
+from schemas.settings import HasherSettings
+from schemas.ticks import HashTick
+
+log = structlog.get_logger()
+
+
+async def run(
+    bus: Bus,
+    roots: Mapping[str, str],
+    settings: HasherSettings,
+    *,
+    task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """Hash until cancelled. Ready when jobs for every root can arrive."""
+    limiter = anyio.CapacityLimiter(settings.parallel)
+    async with anyio.create_task_group() as tasks:
+        hasher = Hasher(bus, roots, limiter)
+        tasks.start_soon(hasher.stop_on_shutdown)
+        for root in roots:
+            work = Work(HASH, hasher.hash, ended=_never, give_up=hasher.give_up)
+            await tasks.start(
+                functools.partial(
+                    serve,
+                    bus,
+                    work,
+                    f"hasher-{root}",
+                    pattern=HASH.filter(root=root),
+                    concurrency=settings.parallel,
+                    window=settings.parallel * 8,
+                )
+            )
+        task_status.started()
+
+
+async def _never(delivery: Delivery) -> bool:
+    """A job to hash has no result besides its fact, and is gone when that is said."""
+    return False
+
+
+class Hasher:
+    """What the threads share: the roots, how many files are read side by side, and the word to stop."""
+
+    def __init__(self, bus: Bus, roots: Mapping[str, str], limiter: anyio.CapacityLimiter) -> None:
+        self.bus, self.roots, self.limiter = bus, roots, limiter
+        self.shutdown = threading.Event()
+
+    async def stop_on_shutdown(self) -> None:
+        """A thread can't be cancelled: tell it, so that it stops between two buffers."""
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self.shutdown.set()
+
+    async def hash(self, job: Hash, delivery: Delivery) -> None:
+        """Hash one file and say what it is, or why it could not be done."""
+        began = time.monotonic()
+        try:
+            sha256, identity = await to_thread.run_sync(
+                self._read, job, asyncio.get_running_loop(), limiter=self.limiter
+            )
+        except HashCancelled:
+            await anyio.sleep_forever()  # shutting down: be cancelled here, so that the job is given back
+        except ChangedWhileHashing as error:
+            await self._failed(job, "changed", str(error))
+        except Gone as error:
+            await self._failed(job, "gone", str(error))
+        except (Unreadable, IngestError, OSError) as error:
+            await self._failed(job, "unreadable", str(error))
+        else:
+            fact = Hashed(
+                key=job.key,
+                path=job.path,
+                stat=job.stat,
+                sha256=sha256,
+                identity=identity,
+                seconds=round(time.monotonic() - began, 6),
+                at=time.time(),
+            )
+            await self.bus.publish(FILE_HASHED, fact, msg_id=f"{job.id}-hashed-{delivery.seq}", key=job.key)
+
+    def _read(self, job: Hash, loop: asyncio.AbstractEventLoop) -> tuple[str, Identity]:
+        """In a thread. The digest and what the header says, both of the version that the job names."""
+        path = resolve(self.roots[job.path.root], job.path.rel)
+
+        def told(progress: Progress) -> None:
+            tick = HashTick(
+                id=job.id,
+                rel=job.path.rel,
+                done=progress.done,
+                total=progress.total,
+                rate=round(progress.rate),
+                eta=round(progress.eta, 2),
+            )
+            asyncio.run_coroutine_threadsafe(self.bus.tick(TICK_HASH, tick, id=job.id), loop)
+
+        identity = identify(path)
+        digests = hash_file(path, expected=job.stat, on_progress=told, cancelled=self.shutdown.is_set)
+        return digests.sha256, identity
+
+    async def give_up(self, delivery: Delivery, status: str, reason: str, error: str) -> None:
+        """A job that can't be done at all; its payload may be unreadable, so only the log and the dead letter tell."""
+        log.error("hashing given up", job=delivery.id, reason=reason, error=error)
+
+    async def _failed(self, job: Hash, reason: Literal["changed", "unreadable", "gone"], error: str) -> None:
+        log.warning("not hashed", rel=job.path.rel, reason=reason, error=error)
+        fact = HashFailed(key=job.key, path=job.path, reason=reason, error=error, at=time.time())
+        await self.bus.publish(FILE_HASH_FAILED, fact, key=job.key)

@@ -1,0 +1,132 @@
+-- The watcher's own table (data/files.sqlite3): what it saw, what it knows by hash, and what it has still to say.
+-- Device and inode numbers are unsigned in the system, signed here: the same 64 bits. Times are seconds of the wall clock.
+
+-- name: schema
+CREATE TABLE meta (
+    instance TEXT NOT NULL                      -- 32 hex digits drawn when the table was made; begins every message id
+) STRICT;
+
+CREATE TABLE path (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,       -- never used twice: message ids are made of it
+    root TEXT NOT NULL,
+    rel TEXT NOT NULL,
+    key TEXT NOT NULL,
+    dev INTEGER NOT NULL,
+    ino INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
+    ctime_ns INTEGER NOT NULL,
+    links INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('waiting', 'settled', 'refused')),
+    told INTEGER NOT NULL DEFAULT 0,            -- others were told of a file here, and not yet of its end
+    gone INTEGER NOT NULL DEFAULT 0,
+    unmounted INTEGER NOT NULL DEFAULT 0,
+    fingerprint TEXT NOT NULL DEFAULT '',
+    reason TEXT NOT NULL DEFAULT '',            -- of a refusal
+    error TEXT NOT NULL DEFAULT '',
+    version INTEGER NOT NULL DEFAULT 1,
+    changed_at REAL NOT NULL,
+    UNIQUE (root, rel)
+) STRICT;
+CREATE INDEX path_by_content ON path (ino, size, mtime_ns, ctime_ns);
+
+CREATE TABLE hash (
+    dev INTEGER NOT NULL,
+    ino INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
+    ctime_ns INTEGER NOT NULL,
+    sha256 TEXT NOT NULL CHECK (length(sha256) = 64),
+    identity TEXT NOT NULL,                     -- JSON
+    hashed_at REAL NOT NULL,
+    confirmed INTEGER NOT NULL DEFAULT 0,       -- an equal stat was seen two seconds later: no write hid in the clock's grain
+    PRIMARY KEY (dev, ino, size, mtime_ns, ctime_ns)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX hash_unconfirmed ON hash (hashed_at) WHERE NOT confirmed;
+
+CREATE TABLE outbox (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,       -- the order in which to say it
+    kind TEXT NOT NULL CHECK (kind IN ('settled', 'moved', 'removed', 'refused', 'hash')),
+    message_id TEXT NOT NULL UNIQUE,
+    payload TEXT NOT NULL                       -- JSON
+) STRICT;
+
+-- name: rows
+SELECT * FROM path ORDER BY root, rel;
+
+-- name: waiting
+SELECT * FROM path WHERE state = 'waiting' AND NOT gone ORDER BY root, rel;
+
+-- name: unhashed
+SELECT * FROM path WHERE state = 'settled' AND NOT gone AND NOT EXISTS (
+    SELECT 1 FROM hash
+    WHERE hash.dev = path.dev AND hash.ino = path.ino AND hash.size = path.size
+        AND hash.mtime_ns = path.mtime_ns AND hash.ctime_ns = path.ctime_ns
+) ORDER BY root, rel;
+
+-- name: row
+SELECT * FROM path WHERE id = :id;
+
+-- name: insert
+INSERT INTO path (root, rel, key, dev, ino, size, mtime_ns, ctime_ns, links, state, changed_at)
+VALUES (:root, :rel, :key, :dev, :ino, :size, :mtime_ns, :ctime_ns, :links, 'waiting', :now)
+RETURNING *;
+
+-- name: update
+UPDATE path SET
+    root = :root, rel = :rel, key = :key, dev = :dev, ino = :ino, size = :size, mtime_ns = :mtime_ns,
+    ctime_ns = :ctime_ns, links = :links, state = :state, told = :told, gone = :gone, unmounted = :unmounted,
+    fingerprint = :fingerprint, reason = :reason, error = :error, version = version + 1, changed_at = :now
+WHERE id = :id
+RETURNING *;
+
+-- name: lift
+UPDATE path SET rel = '//' || id WHERE id = :id;
+
+-- name: clear
+DELETE FROM path WHERE root = :root AND rel = :rel AND gone;
+
+-- name: say
+INSERT INTO outbox (kind, message_id, payload) VALUES (:kind, :message_id, :payload);
+
+-- name: unsent
+SELECT id, kind, message_id, payload FROM outbox ORDER BY id LIMIT :limit;
+
+-- name: sent
+DELETE FROM outbox WHERE id = :id;
+
+-- name: remember
+INSERT INTO hash (dev, ino, size, mtime_ns, ctime_ns, sha256, identity, hashed_at, confirmed)
+VALUES (:dev, :ino, :size, :mtime_ns, :ctime_ns, :sha256, :identity, :hashed_at, 0)
+ON CONFLICT DO UPDATE SET
+    sha256 = excluded.sha256, identity = excluded.identity, hashed_at = excluded.hashed_at,
+    confirmed = confirmed AND sha256 = excluded.sha256;
+
+-- name: known
+SELECT sha256, identity FROM hash
+WHERE dev = :dev AND ino = :ino AND size = :size AND mtime_ns = :mtime_ns AND ctime_ns = :ctime_ns AND confirmed;
+
+-- name: carry
+INSERT INTO hash (dev, ino, size, mtime_ns, ctime_ns, sha256, identity, hashed_at, confirmed)
+SELECT :dev, :ino, :size, :mtime_ns, :ctime_ns, sha256, identity, hashed_at, 1 FROM hash
+WHERE dev = :old_dev AND ino = :old_ino AND size = :old_size AND mtime_ns = :old_mtime_ns
+    AND ctime_ns = :old_ctime_ns AND (confirmed OR hashed_at <= :settled_before)
+ON CONFLICT DO UPDATE SET confirmed = 1 WHERE hash.sha256 = excluded.sha256;
+
+-- name: confirm
+UPDATE hash SET confirmed = 1
+WHERE NOT confirmed AND hashed_at <= :settled_before AND EXISTS (
+    SELECT 1 FROM path
+    WHERE path.dev = hash.dev AND path.ino = hash.ino AND path.size = hash.size AND path.mtime_ns = hash.mtime_ns
+        AND path.ctime_ns = hash.ctime_ns AND NOT path.gone AND path.root = :root
+);
+
+-- name: prune_paths
+DELETE FROM path WHERE gone AND NOT unmounted AND NOT told AND changed_at < :before;
+
+-- name: prune_hashes
+DELETE FROM hash WHERE hashed_at < :before AND NOT EXISTS (
+    SELECT 1 FROM path
+    WHERE path.dev = hash.dev AND path.ino = hash.ino AND path.size = hash.size
+        AND path.mtime_ns = hash.mtime_ns AND path.ctime_ns = hash.ctime_ns
+);

@@ -1,0 +1,153 @@
+"""The gate: when is a file complete? A pure decision over what was seen of it.
+
+A complete proof settles a file at once: no writer has it open, it is exactly as long as its own header says, it has
+no holes, and no control file lies beside it. Whatever can't be proven must hold still instead. A writer or a control
+file is always waited for, however long it takes.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from schemas.files import Stat
+from schemas.settings import WatcherSettings
+
+Lease = Literal["free", "held", "unknown"]
+Header = Literal["none", "whole", "partial", "foreign"]
+Nature = Literal["file", "gone", "unreadable", "outside", "special"]
+
+LOOK_AGAIN = 0.2
+"""Seconds until a file that a writer or a control file holds back is looked at again."""
+
+
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
+    """One look at one path, at `at` (seconds of a clock that never goes back).
+
+    `nature` says what is there; only of a "file" is the rest known. `lease`: "held" means a writer has it open,
+    "unknown" that the file system or the permissions can't tell. `holes` is None when the file system can't tell.
+    `header`: "none" for formats whose length is not known, "whole" when it gives `expected` bytes for the file,
+    "partial" when the file ends within it or it is not written yet, "foreign" when it is not what the extension
+    says. `control` names a control file beside it. `error` is a sentence for people.
+    """
+
+    at: float
+    nature: Nature
+    stat: Stat | None = None
+    lease: Lease = "unknown"
+    holes: bool | None = None
+    header: Header = "none"
+    expected: int | None = None
+    control: str = ""
+    error: str = ""
+
+
+class Track(msgspec.Struct, frozen=True, kw_only=True):
+    """The latest look at a path, and since when it has been like that, unwritten and uncontrolled."""
+
+    latest: Observation
+    since: float
+
+
+class Settled(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The file is complete: proven, or it held still for as long as asked."""
+
+    proof: Literal["complete", "stable"]
+
+
+class Wait(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Not yet. Look again at `until`; `why` is for people."""
+
+    until: float
+    why: str
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """It held still and can't be a model. It is judged again when it changes. `reason` is a word for programs."""
+
+    reason: Literal["truncated", "oversized", "empty", "outside", "special", "unreadable"]
+    error: str
+
+
+class Ignore(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Nothing to judge: it is gone."""
+
+    why: str
+
+
+Verdict = Settled | Wait | Refused | Ignore
+
+
+def follow(track: Track | None, seen: Observation) -> Track:
+    """The track with one more look. The clock starts anew whenever anything differs, and stands while a writer or a
+    control file is there."""
+    if track is None or seen.lease == "held" or seen.control or _content(track.latest) != _content(seen):
+        return Track(latest=seen, since=seen.at)
+    return Track(latest=seen, since=track.since)
+
+
+def decide(track: Track, settings: WatcherSettings, now: float) -> Verdict:
+    """What to do with a file, given how long it has been as it is. `now` is of the clock of the observations."""
+    seen = track.latest
+    match seen.nature:
+        case "gone":
+            return Ignore(why="it is gone")
+        case "unreadable" | "outside" | "special":
+            return _after(track, settings.stable, now, Refused(reason=seen.nature, error=seen.error))
+    if seen.lease == "held":
+        return Wait(until=now + LOOK_AGAIN, why="a program has it open for writing")
+    if seen.control:
+        return Wait(until=now + LOOK_AGAIN, why=f"{seen.control} says that it is still under way")
+    refusal = _refusal(seen)
+    if refusal is not None:
+        return _after(track, _patience(seen, settings), now, refusal)
+    if _is_proven(seen):
+        return Settled(proof="complete")
+    needed = settings.stable_with_holes if seen.holes else settings.stable
+    return _after(track, needed, now, Settled(proof="stable"))
+
+
+def _is_proven(seen: Observation) -> bool:
+    """Length and all: nothing about this file is left to hope."""
+    size = seen.stat.size if seen.stat else None
+    return seen.lease == "free" and seen.header == "whole" and seen.expected == size and seen.holes is False
+
+
+def _refusal(seen: Observation) -> Refused | None:
+    """Why this file, if it stays as it is, can't be a model. A foreign header is no reason: such a file is
+    catalogued as unknown, with its problem, so that its owner finds it where the others are."""
+    size = seen.stat.size if seen.stat else 0
+    lengths = f"The file is {size:,} bytes long, but its header says {seen.expected or 0:,}"
+    if size == 0:
+        return Refused(reason="empty", error="The file is empty; copy or download it again.")
+    if seen.header == "partial":
+        return Refused(
+            reason="truncated",
+            error=f"The file ends within its own header, after {size:,} bytes; copy or download it again.",
+        )
+    if seen.expected is None or seen.expected == size:
+        return None
+    if size < seen.expected:
+        missing = f"{lengths}: {seen.expected - size:,} bytes are missing. Resume the download, or copy it again."
+        return Refused(reason="truncated", error=missing)
+    surplus = f"{lengths}: {size - seen.expected:,} bytes are too many, and no loader takes it. Copy it again."
+    return Refused(reason="oversized", error=surplus)
+
+
+def _patience(seen: Observation, settings: WatcherSettings) -> float:
+    """Seconds before a file of the wrong length is refused: where a writer can't be ruled out, a stall looks the
+    same."""
+    certain = seen.lease == "free" and not seen.holes
+    return settings.stable if certain else max(settings.stable, settings.stable_with_holes)
+
+
+def _after(track: Track, seconds: float, now: float, verdict: Settled | Refused) -> Verdict:
+    """The verdict, once the file has held still for so many seconds."""
+    until = track.since + seconds
+    if now >= until:
+        return verdict
+    return Wait(until=until, why=f"it must hold still for {seconds:g} s")
+
+
+def _content(seen: Observation) -> tuple[object, ...]:
+    """What must not differ between two looks for a file to have held still."""
+    return (seen.nature, seen.stat, seen.header, seen.expected, seen.lease == "held", seen.control)

@@ -1,0 +1,155 @@
+"""Identity: a tensor table and its metadata, made into what the catalog says of a model. Pure."""
+
+from typing import Literal
+
+from agents.ingest import families
+from agents.ingest.families import Keys, Tensors
+from agents.ingest.metadata import bounded, trigger_words
+from agents.ingest.tensors import Table
+from schemas.files import Identity, Kind
+
+_CHECKPOINT = "model.diffusion_model."
+_EMBEDDING_TENSORS = 4
+_UNFAMILIAR = (
+    "This is a safetensors file, but its tensors are of no kind of model known here; "
+    "if it should be one, convert it to the original layout of its family."
+)
+
+
+def identify_table(table: Table) -> Identity:
+    """Kind, family, variant and sizes. Looks at names and shapes only."""
+    tensors = table.tensors
+    kind, family = _kind_and_family(tensors, table.metadata)
+    channels = _input_channels(tensors)
+    if channels == 8 and kind in ("checkpoint", "diffusion_model"):
+        family += "-pix2pix"
+    if kind in ("checkpoint", "diffusion_model"):
+        family = _special(tensors, family)
+    problem = "" if kind != "unknown" else _problem(family)
+    return Identity(
+        kind=kind,
+        family=family,
+        variant=_variant(tensors, table.metadata, channels),
+        dtypes=_dtypes(tensors),
+        parameters=sum(tensor.elements for tensor in tensors.values()),
+        components=_components(tensors, kind),
+        metadata=bounded(table.metadata),
+        trigger_words=trigger_words(table.metadata) if kind in ("lora", "embedding") else (),
+        problem=problem,
+    )
+
+
+def _kind_and_family(tensors: Tensors, metadata: dict[str, str]) -> tuple[Kind, str]:
+    """Adapters first, since they name the parts they adapt; then whole checkpoints; then parts."""
+    keys = Keys(tensors)
+    if any(key.endswith(families.LORA_MARKS) for key in keys.names):
+        return "lora", _lora_family(tensors, keys, metadata)
+    for rule in families.CHECKPOINT_RULES:
+        if keys.match(rule.has, rule.lacks):
+            return rule.kind, rule.family
+    for family, has, lacks in families.DIT_RULES:
+        if keys.match(has, lacks, _CHECKPOINT) or keys.match(has, lacks):
+            return _whole_or_part(keys), family
+    for rule in families.OTHER_RULES:
+        if keys.match(rule.has, rule.lacks):
+            return rule.kind, rule.family or _width_family(tensors)
+    for marks in families.UNET_MARKS:
+        if keys.match(marks) or keys.match(marks, prefix=_CHECKPOINT):
+            return _whole_or_part(keys), _width_family(tensors)
+    return _embedding(tensors)
+
+
+def _whole_or_part(keys: Keys) -> Kind:
+    """What denoises is a checkpoint when it has its text encoders or its VAE with it in the file."""
+    return "checkpoint" if any(keys.begin(part) for part in families.COMPANIONS) else "diffusion_model"
+
+
+def _width_family(tensors: Tensors) -> str:
+    """The family by the width of the text that cross-attention reads; empty when there is none or it is unusual."""
+    for key, tensor in tensors.items():
+        if key.endswith("attn2.to_k.weight") and len(tensor.shape) == 2:
+            return families.WIDTHS.get(tensor.shape[1], "")
+    return ""
+
+
+def _lora_family(tensors: Tensors, keys: Keys, metadata: dict[str, str]) -> str:
+    for family, parts in families.LORA_RULES:
+        if any(keys.begin(part) for part in parts):
+            return family
+    for key, tensor in tensors.items():
+        if "attn2" in key and "to_k" in key and key.endswith(("down.weight", "lora_A.weight", "lora_A.default.weight")):
+            family = families.WIDTHS.get(tensor.shape[1] if len(tensor.shape) > 1 else 0, "")
+            if family:
+                return family
+    for name, beginning, family in families.LORA_METADATA:
+        if metadata.get(name, "").lower().startswith(beginning):
+            return family
+    return ""
+
+
+def _embedding(tensors: Tensors) -> tuple[Kind, str]:
+    """Textual inversions: a few vectors under few names."""
+    if {"clip_l", "clip_g"} <= tensors.keys():
+        return "embedding", "sdxl"
+    flat = [tensor for tensor in tensors.values() if len(tensor.shape) in (1, 2)]
+    if len(tensors) > _EMBEDDING_TENSORS or len(flat) != len(tensors):
+        return "unknown", ""
+    named = "emb_params" in tensors or any(key.startswith("string_to_param") for key in tensors)
+    width = flat[0].shape[-1]
+    if named or (len(tensors) == 1 and width in families.EMBEDDING_WIDTHS):
+        return "embedding", families.EMBEDDING_WIDTHS.get(width, "")
+    return "unknown", ""
+
+
+def _input_channels(tensors: Tensors) -> int:
+    """Channels that the UNet takes in: 4, 9 for inpainting, 8 for editing; 0 when there is none."""
+    for key in ("model.diffusion_model.input_blocks.0.0.weight", "input_blocks.0.0.weight", "conv_in.weight"):
+        tensor = tensors.get(key)
+        if tensor is not None and len(tensor.shape) == 4:
+            return tensor.shape[1]
+    return 0
+
+
+def _special(tensors: Tensors, family: str) -> str:
+    """Fine-tunes whose noise is scaled otherwise: to sample them as their family would give noise."""
+    if "edm_mean" in tensors:
+        return "playground"
+    return "cosxl" if "edm_vpred.sigma_max" in tensors else family
+
+
+def _variant(tensors: Tensors, metadata: dict[str, str], channels: int) -> Literal["", "inpaint", "v-prediction"]:
+    if channels == 9:
+        return "inpaint"
+    if "v_pred" in tensors or "ztsnr" in tensors:
+        return "v-prediction"
+    says = metadata.get("modelspec.prediction_type", "").lower()
+    trained = metadata.get("ss_v_parameterization", "").lower() == "true"
+    is_768_v = metadata.get("modelspec.architecture", "").lower().startswith("stable-diffusion-v2-768-v")
+    return "v-prediction" if says in ("v", "v_prediction", "v-prediction") or trained or is_768_v else ""
+
+
+def _dtypes(tensors: Tensors) -> tuple[str, ...]:
+    """Number formats by falling share of the bytes."""
+    sizes: dict[str, int] = {}
+    for tensor in tensors.values():
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.end - tensor.begin
+    return tuple(sorted(sizes, key=lambda dtype: (-sizes[dtype], dtype)))
+
+
+def _components(tensors: Tensors, kind: Kind) -> dict[str, int]:
+    """Bytes per component; what belongs to none is the file's own kind."""
+    sizes: dict[str, int] = {}
+    for key, tensor in tensors.items():
+        name = next((name for name, parts in families.COMPONENTS if key.startswith(parts)), _own_name(kind))
+        sizes[name] = sizes.get(name, 0) + tensor.end - tensor.begin
+    return dict(sorted(sizes.items()))
+
+
+def _own_name(kind: Kind) -> str:
+    return {"checkpoint": "other", "diffusion_model": "denoiser", "unknown": "other"}.get(kind, kind)
+
+
+def _problem(family: str) -> str:
+    if family:
+        return f"This is a model of the type {family}, which nothing here can use yet."
+    return _UNFAMILIAR

@@ -1,0 +1,45 @@
+"""Mounts: which file system a folder is on, so that nobody trusts events or leases where they can't work."""
+
+import os
+import re
+from pathlib import Path
+
+REMOTE = frozenset(
+    (
+        *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "ceph", "glusterfs", "lustre", "afs", "beegfs"),
+        *("gpfs", "vboxsf", "vmhgfs", "prl_fs", "fakeowner", "drvfs", "davfs", "ncpfs", "orangefs", "pvfs2"),
+    )
+)
+"""File systems that others write without this kernel seeing it. FUSE is counted among them: nobody can tell."""
+
+_MOUNTINFO = Path("/proc/self/mountinfo")
+_OCTAL = re.compile(rb"\\([0-7]{3})")
+
+
+def file_system(path: str | bytes) -> str:
+    """The type of the file system that holds a path, "ext4" say; empty where the system does not tell."""
+    try:
+        table = _MOUNTINFO.read_bytes()
+    except OSError:
+        return ""
+    return find_type(table, os.path.realpath(os.fsencode(path)))
+
+
+def find_type(mountinfo: bytes, real: bytes) -> str:
+    """The type of the mount that holds a real path, in a text of the form of /proc/self/mountinfo (see proc(5))."""
+    best, kind = -1, ""
+    for line in mountinfo.splitlines():
+        fields, _, rest = line.partition(b" - ")
+        words = fields.split(b" ")
+        if len(words) < 5 or not rest:
+            continue
+        point = _OCTAL.sub(lambda found: bytes([int(found[1], 8) & 255]), words[4]).rstrip(b"/")
+        if (real == point or real.startswith(point + b"/")) and len(point) >= best:
+            best, kind = len(point), rest.split(b" ")[0].decode("ascii", "replace")
+    return kind
+
+
+def is_remote(path: str | bytes) -> bool:
+    """Whether a folder may change without events, and without a lease knowing its writers."""
+    kind = file_system(path)
+    return kind in REMOTE or kind.startswith("fuse")

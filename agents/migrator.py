@@ -1,0 +1,279 @@
+"""Migrator: hears evt.file.* in order, keeps the catalog, says evt.model.*; answers ask.catalog.hello, resolve, models.
+
+It owns the catalog's file and is the only writer of the CATALOG stream: one per bus, a second refuses to start. A fact
+is applied, remembered as applied and what follows from it put into the outbox in one transaction; the outbox is
+published in order. A kill anywhere between the two repeats nothing and loses nothing.
+"""
+
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+import anyio.abc
+import msgspec
+import nats.errors
+import structlog
+from anyio.streams.memory import MemoryObjectReceiveStream
+from nats.js.api import DeliverPolicy
+from nats.js.errors import NotFoundError
+
+from agents.catalog.database import Database
+from agents.catalog.errors import CatalogTaken
+from agents.catalog.models import apply, forget_messages
+from agents.catalog.outbox import outgoing, published, published_up_to
+from agents.catalog.resolve import list_models, resolve
+from bus import trace
+from bus.client import Bus, encode
+from bus.consumer import Fact, follow
+from bus.errors import NoAnswer, Undecodable
+from bus.ids import digest_id, new_id
+from bus.subjects import (
+    ASK_HELLO,
+    ASK_MODELS,
+    ASK_RESOLVE,
+    DEAD,
+    EVERYTHING,
+    FILE_HASH_FAILED,
+    FILE_HASHED,
+    FILE_MOVED,
+    FILE_REFUSED,
+    FILE_REMOVED,
+    FILE_SETTLED,
+    MODEL_MISSING,
+    MODEL_MOVED,
+    MODEL_READY,
+    Subject,
+)
+from schemas.asks import Hello, ListModels, ModelList, Nothing, ResolveModel
+from schemas.models import Model
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+NAME = "migrator"
+FILES, CATALOG = "FILES", "CATALOG"
+HEARD: tuple[Subject[Any], ...] = (
+    FILE_SETTLED,
+    FILE_HASHED,
+    FILE_MOVED,
+    FILE_REMOVED,
+    FILE_REFUSED,
+    FILE_HASH_FAILED,
+)
+SAID: dict[str, Subject[Any]] = {
+    "model.ready": MODEL_READY,
+    "model.missing": MODEL_MISSING,
+    "model.moved": MODEL_MOVED,
+}
+RIVAL_SECONDS = 0.3
+RIVAL_ASKS = 5
+"""How long migrators that start at the same moment listen for each other, and how often they ask."""
+REMEMBERED_SECONDS = 30 * 24 * 3600.0
+"""How long the inbox remembers a message; a repeat that comes later finds its effect in the state."""
+_FOLLOWED = "files_followed"
+
+
+async def run(
+    bus: Bus,
+    path: Path,
+    *,
+    clock: Callable[[], float] = time.time,
+    task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """Keep the catalog at `path`. Ready when every fact stored before has been applied and asks are answered.
+
+    Raises CatalogTaken when another migrator answers on this bus, CatalogUnusable or CatalogTooNew for the file.
+    """
+    await _refuse_to_be_second(bus)
+    wake, woken = anyio.create_memory_object_stream[None](1)
+
+    async def handle(facts: list[Fact]) -> None:
+        if await _apply(bus, db, facts, clock):
+            with suppress(anyio.WouldBlock):
+                wake.send_nowait(None)
+
+    async def which(ask: ResolveModel) -> object:
+        return await resolve(db, ask.name)
+
+    async def models(ask: ListModels) -> msgspec.Raw:
+        return listing(await list_models(db, kind=ask.kind, missing=ask.missing), bus.nc.max_payload)
+
+    with wake, woken:
+        async with anyio.create_task_group() as greeters:  # ends last: the place is free when the file is closed
+            instance = await _claim(bus, clock, greeters)
+            async with Database.open(path, now=clock) as db, anyio.create_task_group() as tasks:
+                await forget_messages(db, before=clock() - REMEMBERED_SECONDS)
+                await _take_up(bus, db)
+                tasks.start_soon(_relay, bus, db, woken)
+                await tasks.start(partial(follow, bus, FILES, HEARD, NAME, handle, pattern=EVERYTHING))
+                # Until the catalog has heard all there is, "no such model" would be a lie that ends jobs.
+                await _catch_up(bus)
+                await tasks.start(_answer, bus, ASK_RESOLVE, which)
+                await tasks.start(_answer, bus, ASK_MODELS, models)
+                log.info("catalog ready", path=str(path), instance=instance)
+                task_status.started()
+
+
+def listing(models: tuple[Model, ...], limit: int) -> msgspec.Raw:
+    """Models as one answer of at most `limit` bytes: without the metadata of their headers, which can be 32 KiB each,
+    and where that is still too much without the last of them."""
+    slim = [
+        msgspec.structs.replace(model, identity=msgspec.structs.replace(model.identity, metadata={}))
+        for model in models
+    ]
+    data = encode(ModelList(models=tuple(slim)))
+    while len(data) > limit:
+        slim = slim[: len(slim) * limit // len(data) * 9 // 10]
+        data = encode(ModelList(models=tuple(slim)))
+    if len(slim) < len(models):
+        log.error("more models than one answer can carry", models=len(models), answered=len(slim))
+    return msgspec.Raw(data)
+
+
+async def _apply(bus: Bus, db: Database, facts: list[Fact], clock: Callable[[], float]) -> int:
+    """Apply facts, all at once where possible. One that no row can hold (a path out of its root, say) becomes a dead
+    letter and the others go on. Returns how many facts went into the outbox."""
+    # A fact holds the time it was true: the same words again, by whatever way, are the same fact.
+    told = [(digest_id(fact.row.template, encode(fact.payload)), fact.payload) for fact in facts]
+    try:
+        return await apply(db, told, now=clock())
+    except (sqlite3.IntegrityError, OverflowError) as error:
+        if len(told) > 1:
+            return sum([await _apply(bus, db, [fact], clock) for fact in facts])
+        id, payload = told[0]
+        why = " ".join(str(error).split())[:1000]
+        log.error("impossible fact", fact=facts[0].row.template, error=why)
+        subject = DEAD(kind="fact", reason="impossible", id=id)
+        await bus.publish_raw(subject, encode(payload), msg_id=id, headers={"Darkroom-Error": why})
+        return 0
+
+
+async def _relay(bus: Bus, db: Database, woken: MemoryObjectReceiveStream[None]) -> None:
+    """Publish the outbox in order, for ever; what can't be published is tried again, and nothing overtakes it."""
+    pause = bus.settings.retry_delay
+    while True:
+        try:
+            await _forget_what_is_stored(bus, db)
+            while True:
+                while rows := await outgoing(db):
+                    for row in rows:
+                        subject = SAID[row.kind](**row.tokens)
+                        await bus.publish_raw(subject, row.payload, msg_id=row.msg_id, wait=True)
+                    await published(db, rows[-1].id)
+                pause = bus.settings.retry_delay
+                await woken.receive()
+        except Exception:
+            log.exception("the catalog's history was not published, trying again")
+            await anyio.sleep(pause)
+            pause = min(pause * 2, 30.0)
+
+
+async def _forget_what_is_stored(bus: Bus, db: Database) -> None:
+    """The last message of the stream tells how far a relay came that died or lost its answers, however long ago: the
+    server itself remembers message ids for two minutes only."""
+    if not await outgoing(db, limit=1):
+        return
+    if last := (await bus.js.stream_info(CATALOG)).state.last_seq:
+        with suppress(NotFoundError):
+            message = await bus.js.get_msg(CATALOG, last)
+            await published_up_to(db, (message.headers or {}).get("Nats-Msg-Id", ""))
+
+
+async def _take_up(bus: Bus, db: Database) -> None:
+    """Begin after the last fact that was acknowledged; a new catalog, when the one before was deleted, at the first.
+
+    What a killed migrator held would come again only when its leases end, and behind newer facts: so the durable is made
+    again where it stopped. (A kill between the two steps makes it hear everything again, which changes nothing.)
+    """
+    new = await db.meta(_FOLLOWED) is None
+    with suppress(NotFoundError):
+        info = await bus.js.consumer_info(FILES, NAME)
+        if new or info.num_ack_pending:
+            await bus.js.delete_consumer(FILES, NAME)
+        if info.num_ack_pending and not new:
+            start = (info.ack_floor.stream_seq if info.ack_floor else 0) + 1
+            await bus.js.add_consumer(
+                FILES, info.config.evolve(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=start)
+            )
+    if new:
+        await db.put_meta(_FOLLOWED, "yes")
+
+
+async def _catch_up(bus: Bus) -> None:
+    """Wait until every fact is applied that was stored when this began."""
+    last = None
+    while True:
+        with suppress(nats.errors.Error):
+            if last is None:
+                last = (await bus.js.stream_info(FILES)).state.last_seq
+            info = await bus.js.consumer_info(FILES, NAME)
+            if info.ack_floor.stream_seq >= last or not (info.num_pending or info.num_ack_pending):
+                return
+        await anyio.sleep(0.05)
+
+
+async def _refuse_to_be_second(bus: Bus) -> None:
+    """Raises CatalogTaken when somebody answers, or could but does not."""
+    try:
+        other = await bus.ask(ASK_HELLO, Nothing(), Hello)
+    except NoAnswer as error:
+        if isinstance(error.__cause__, nats.errors.NoRespondersError):
+            return
+        raise CatalogTaken(
+            "A migrator is connected to this bus and does not answer: end it (or wait until the bus has noticed that "
+            "it is gone), then start this one."
+        ) from error
+    except Undecodable as error:
+        raise CatalogTaken from error
+    raise CatalogTaken(f"{CatalogTaken.__doc__} It is instance {other.instance}.")
+
+
+async def _claim(bus: Bus, clock: Callable[[], float], tasks: anyio.abc.TaskGroup) -> str:
+    """Say hello from now on, and listen for others that start at this moment: the oldest instance stays. Returns ours.
+
+    The id is drawn when asks are heard already, and holds the time: whoever has a smaller one hears us ask.
+    Raises CatalogTaken.
+    """
+    drawn = anyio.Event()
+
+    async def hello(_: Nothing) -> Hello:
+        await drawn.wait()
+        return Hello(instance=instance)
+
+    await tasks.start(_answer, bus, ASK_HELLO, hello)
+    instance = new_id(clock())
+    drawn.set()
+    inbox = bus.nc.new_inbox()
+    async with bus.listen(inbox) as answers:
+        for _ in range(RIVAL_ASKS):
+            await bus.nc.publish(ASK_HELLO(), encode(Nothing()), reply=inbox)
+            with anyio.move_on_after(RIVAL_SECONDS / RIVAL_ASKS):
+                async for message in answers:
+                    other = msgspec.json.decode(message.data, type=Hello).instance
+                    if other < instance:
+                        raise CatalogTaken(f"{CatalogTaken.__doc__} It is instance {other}.")
+    return instance
+
+
+async def _answer(
+    bus: Bus,
+    ask: Subject[T],
+    handler: Callable[[T], Awaitable[object]],
+    *,
+    task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """Answer an ask for as long as this task lives; where that fails there is silence and a log line."""
+    async with bus.listen(ask.filter()) as asked:
+        task_status.started()
+        async for message in asked:
+            with trace.continued(message.headers):
+                try:
+                    await bus.nc.publish(message.reply, encode(await handler(ask.decode(message.data))))
+                except Exception:
+                    log.exception("ask not answered", ask=ask.template)

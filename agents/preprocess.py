@@ -1,0 +1,141 @@
+"""Preprocess: hears job.prepare, resolves and draws everything, stores the plan once, says job.generate.
+
+Lanes are served by weight and the tenants of a lane in turn, and the generate queue is kept short: so a flood from one
+tenant delays another's single job by little. No torch here.
+"""
+
+import functools
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import anyio
+import anyio.abc
+
+from agents.diffusion.plan import check, make_plan
+from bus.client import Bus
+from bus.consumer import Picker, enqueue
+from bus.errors import NoAnswer, Reject, Retry, Taken
+from bus.ids import day_of
+from bus.results import ended, give_up
+from bus.subjects import ASK_RESOLVE, GENERATE, JOB_PLANNED, JOB_REJECTED, PREPARE
+from bus.work import Delivery, Work, process
+from schemas.asks import ResolveModel, ResolveReply
+from schemas.jobs import LANES, Lane, Plan, Rejected, Request
+from schemas.models import Model
+from schemas.settings import LimitSettings
+
+WEIGHTS: dict[str, int] = {"high": 8, "normal": 4, "low": 1}
+_LOOK_AGAIN = 1.0
+_JOBS_PER_LOOK = 32
+
+Queue = tuple[str, str]
+"""A lane and a tenant."""
+
+
+@dataclass
+class Turns:
+    """Whose turn it is: the lane with the most credit, and in it the tenant that waited longest. Pure."""
+
+    credit: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LANES, 0))
+    served: dict[Queue, int] = field(default_factory=dict)
+    clock: int = 0
+
+    def order(self, queues: Iterable[Queue]) -> list[Queue]:
+        """The queues that hold jobs, the one whose turn it is first."""
+        return sorted(
+            set(queues),
+            key=lambda queue: (-(self.credit[queue[0]] + WEIGHTS[queue[0]]), self.served.get(queue, 0), queue),
+        )
+
+    def took(self, queue: Queue, queues: Iterable[Queue]) -> None:
+        """A job of `queue` was taken while `queues` held jobs: smooth weighted round robin over their lanes."""
+        lanes = {lane for lane, _ in queues} | {queue[0]}
+        for lane in LANES:
+            self.credit[lane] = self.credit[lane] + WEIGHTS[lane] if lane in lanes else 0
+        self.credit[queue[0]] -= sum(WEIGHTS[lane] for lane in lanes)
+        self.clock += 1
+        self.served[queue] = self.clock
+
+
+async def run(
+    bus: Bus, limits: LimitSettings, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+) -> None:
+    """Plan jobs until cancelled. Ready when it hears new jobs come in."""
+    picker = Picker(bus, PREPARE)
+    work = Work(
+        PREPARE,
+        functools.partial(prepare, bus, limits),
+        ended=lambda delivery: ended(bus, delivery.id),
+        give_up=functools.partial(refuse, bus),
+    )
+    turns = Turns()
+    async with bus.listen(PREPARE.filter(), buffer=1) as heard:
+        task_status.started()
+        while True:
+            try:
+                busy = await _serve_waiting(bus, picker, work, turns)
+            except Retry:
+                busy = False
+            if not busy:
+                with anyio.move_on_after(_LOOK_AGAIN):
+                    await heard.receive()
+
+
+async def _serve_waiting(bus: Bus, picker: Picker[Request], work: Work[Request], turns: Turns) -> bool:
+    """Take what waits, fairly, for a while; False when nothing could be taken. Raises Retry."""
+    queues = {(tokens["lane"], tokens["tenant"]) for tokens in await picker.waiting()}
+    taken = 0
+    while queues and taken < _JOBS_PER_LOOK:
+        queue = turns.order(queues)[0]
+        message = await picker.take(lane=queue[0], tenant=queue[1])
+        if message is None:
+            queues.discard(queue)
+            continue
+        turns.took(queue, queues)
+        taken += 1
+        await process(bus, work, message)
+    return taken > 0
+
+
+async def prepare(bus: Bus, limits: LimitSettings, request: Request, delivery: Delivery) -> None:
+    """Plan one job and queue it; a plan that is stored already is used as it stands. Raises Reject, Retry."""
+    stored = await bus.last(JOB_PLANNED, id=delivery.id)
+    plan = stored.payload if stored else await _planned(bus, limits, request, delivery)
+    await enqueue(bus, GENERATE, plan, lane=plan.lane, model=plan.model.sha256[:12], id=plan.id)
+
+
+async def _planned(bus: Bus, limits: LimitSettings, request: Request, delivery: Delivery) -> Plan:
+    check(request, limits)
+    model = await _resolved(bus, request.model)
+    now = time.time()
+    lane: Lane = next(lane for lane in LANES if lane == delivery.tokens["lane"])
+    plan = make_plan(
+        delivery.id, lane, delivery.tokens["tenant"], request, model, limits, day=day_of(delivery.id, now), now=now
+    )
+    try:
+        await bus.publish(JOB_PLANNED, plan, first=True, id=delivery.id)
+    except Taken:  # another preprocess was first: its plan is the plan
+        if (stored := await bus.last(JOB_PLANNED, id=delivery.id)) is None:
+            raise Retry("the plan can't be read back yet") from None
+        return stored.payload
+    return plan
+
+
+async def _resolved(bus: Bus, name: str) -> Model:
+    try:
+        reply = await bus.ask(ASK_RESOLVE, ResolveModel(name=name), ResolveReply)
+    except NoAnswer as error:
+        raise Retry("the catalog does not answer: is the migrator running?") from error
+    if reply.problem is not None or reply.model is None:
+        problem = reply.problem
+        raise Reject(problem.reason if problem else "unknown-model", problem.error if problem else name)
+    return reply.model
+
+
+async def refuse(bus: Bus, delivery: Delivery, status: str, reason: str, error: str) -> None:
+    """End a job that can't be planned; the fact comes before the result, which is the end of it."""
+    if status == "rejected":
+        fact = Rejected(id=delivery.id, reason=reason, error=error, at=time.time())
+        await bus.publish(JOB_REJECTED, fact, msg_id=f"{delivery.id}-rejected", id=delivery.id)
+    await give_up(bus, delivery, status, reason, error)

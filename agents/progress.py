@@ -1,0 +1,62 @@
+"""Showing things on a terminal: a job's progress as a bar, rows as a table; plain lines where there is no terminal."""
+
+import sys
+from collections.abc import Sequence
+
+from agents import desk
+from agents.http.views import JobView
+from bus.client import Bus
+from schemas.ticks import StepTick
+
+
+async def shown(bus: Bus, id: str, *, quiet: bool = False) -> JobView:
+    """Follow a job to its end, showing where it is on standard error (not when `quiet`); returns its last view."""
+    if quiet or not sys.stderr.isatty():
+        return await _plain(bus, id, quiet)
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("waiting", total=None, note="")
+        async for event in desk.events(bus, id):
+            if isinstance(event.data, StepTick):
+                tick = event.data
+                done, total = tick.image * tick.steps + tick.step, tick.images * tick.steps
+                note = f"picture {tick.image + 1}/{tick.images}, step {tick.step}/{tick.steps}"
+                bar.update(task, description=tick.stage, completed=done, total=total, note=note)
+            elif event.name in ("planned", "started"):
+                bar.update(task, description=event.name)
+    return await _view(bus, id)
+
+
+async def _plain(bus: Bus, id: str, quiet: bool) -> JobView:
+    async for event in desk.events(bus, id):
+        if not quiet and event.name in ("planned", "started", "released"):
+            sys.stderr.write(f"{event.name} {id}\n")
+    return await _view(bus, id)
+
+
+async def _view(bus: Bus, id: str) -> JobView:
+    view = await desk.state(bus, id)
+    assert view is not None, f"job {id} ended and is not known"
+    return view
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, nothing: str) -> None:
+    """Rows on standard output: a table on a terminal, tab-separated lines elsewhere; `nothing` when there are none."""
+    if not rows:
+        sys.stderr.write(nothing + "\n")
+        return
+    if not sys.stdout.isatty():
+        for row in rows:
+            sys.stdout.write("\t".join(" ".join(cell.split()) for cell in row) + "\n")
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(*head, box=None, pad_edge=False)
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    Console().print(shown)

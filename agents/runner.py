@@ -1,0 +1,131 @@
+"""Running agents in this process: one bus, one task group, a line on standard output for each that is ready."""
+
+import functools
+import importlib
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.abc
+import structlog
+
+from bus.client import Bus, connect
+from bus.errors import UserError
+from bus.subjects import TICK_AGENT
+from schemas.settings import Settings
+from schemas.ticks import AgentTick
+
+log = structlog.get_logger()
+
+Agent = Callable[..., Coroutine[Any, Any, None]]
+
+_TICK_EVERY = 5.0
+_LAG_EVERY = 0.05
+
+# What each agent is given besides the bus: its slice of the settings.
+AGENTS: dict[str, Callable[[Settings], tuple[Any, ...]]] = {
+    "watcher": lambda s: (Path(s.data_dir), s.roots, s.watcher),
+    "hasher": lambda s: (s.roots, s.hasher),
+    "migrator": lambda s: (Path(s.data_dir) / "catalog.db",),
+    "preprocess": lambda s: (s.limits,),
+    "generator": lambda s: (Path(s.data_dir), s.roots, s.generator),
+    "encoder": lambda s: (Path(s.data_dir), s.encoder),
+    "telemetry": lambda s: (s,),
+    "bridge": lambda s: (s,),
+}
+
+
+def configure_logging(level: str) -> None:
+    """Log lines go to standard error: key=value on a terminal, JSON lines elsewhere."""
+    renderer: Any = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.ExceptionRenderer(),
+            renderer,
+        ]
+        if not sys.stderr.isatty()
+        else [
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+async def run_agents(
+    names: Sequence[str], url: str, settings: Settings, said: Callable[[str], None], *, stdin_ends_us: bool = False
+) -> None:
+    """Run these agents on the bus at `url` until SIGTERM or SIGINT; `said` gets `ready NAME` as each becomes ready.
+
+    Raises UserError, NoBus, and whatever an agent dies of.
+    """
+    for name in names:
+        if name not in AGENTS:
+            raise UserError(f"there is no agent {name!r}; there are: {', '.join(AGENTS)}")
+    async with anyio.create_task_group() as outer:
+        outer.start_soon(_until_signalled, outer.cancel_scope)
+        if stdin_ends_us:
+            outer.start_soon(_until_parent_ends, outer.cancel_scope)
+        title = "+".join(names) if len(names) < 3 else "agents"
+        async with connect(url, settings.bus, name=title) as bus, anyio.create_task_group() as tasks:
+            for name in names:
+                agent: Agent = importlib.import_module(f"agents.{name}").run
+                detail: object = await tasks.start(functools.partial(agent, bus, *AGENTS[name](settings)), name=name)
+                said(f"ready {name} {detail or ''}".rstrip())
+                tasks.start_soon(_tell_alive, bus, name)
+        outer.cancel_scope.cancel()
+
+
+async def _until_signalled(scope: anyio.CancelScope) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("stopping", signal=signal.Signals(number).name)
+            scope.cancel()
+
+
+async def _until_parent_ends(scope: anyio.CancelScope) -> None:
+    """The parent holds our standard input open; its end is the end of us."""
+    await anyio.wait_readable(sys.stdin.fileno())
+    scope.cancel()
+
+
+async def _tell_alive(bus: Bus, name: str) -> None:
+    """A tick at once and every few seconds, with the loop's worst lag since the last."""
+    instance = bus.instance.rsplit("-", 1)[-1]
+    worst = 0.0
+    while True:
+        tick = AgentTick(
+            name=name,
+            instance=instance,
+            state="ready",
+            pid=os.getpid(),
+            host=os.uname().nodename,
+            rss=memory_bytes(),
+            lag=round(worst, 4),
+        )
+        await bus.tick(TICK_AGENT, tick, name=name, instance=instance)
+        worst, until = 0.0, time.monotonic() + _TICK_EVERY
+        while (now := time.monotonic()) < until:
+            await anyio.sleep(_LAG_EVERY)
+            worst = max(worst, time.monotonic() - now - _LAG_EVERY)
+
+
+def memory_bytes() -> int:
+    """Resident memory of this process now (Linux), else its peak."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,61 @@
+"""A catalog in a real file, and what it said."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agents.catalog.database import Database
+from agents.catalog.ledger import FileFact, ModelFact
+from agents.catalog.models import apply
+from agents.catalog.outbox import outgoing
+from schemas.models import ModelMissing, ModelMoved, ModelReady
+
+TYPES = {"model.ready": ModelReady, "model.missing": ModelMissing, "model.moved": ModelMoved}
+
+
+def clock() -> float:
+    return 1.0
+
+
+@pytest.fixture
+async def db(tmp_path: Path) -> AsyncIterator[Database]:
+    async with Database.open(tmp_path / "catalog.db", now=clock) as db:
+        yield db
+
+
+async def said(db: Database) -> list[ModelFact]:
+    """Everything in the outbox, in order."""
+    return [msgspec.json.decode(row.payload, type=TYPES[row.kind]) for row in await outgoing(db, limit=100_000)]
+
+
+class Tell:
+    """Applies facts one after the other, each under a message id of its own; gives what the catalog said to each."""
+
+    def __init__(self, db: Database) -> None:
+        self.db = db
+        self.told = 0
+
+    async def __call__(self, *facts: FileFact) -> list[ModelFact]:
+        before = len(await said(self.db))
+        for fact in facts:
+            self.told += 1
+            await apply(self.db, [(f"m{self.told}", fact)], now=1.0)
+        return (await said(self.db))[before:]
+
+
+@pytest.fixture
+def tell(db: Database) -> Tell:
+    return Tell(db)
+
+
+def brief(facts: list[ModelFact]) -> list[tuple[str, str]]:
+    """What was said, in short: (ready, name), …"""
+    return [
+        (
+            type(fact).__name__.removeprefix("Model").lower(),
+            fact.model.name if isinstance(fact, ModelReady) else fact.name,
+        )
+        for fact in facts
+    ]

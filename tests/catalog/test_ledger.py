@@ -1,0 +1,103 @@
+"""Whatever is told, in whatever order: the history that is said leads to the catalog that is kept."""
+
+import asyncio
+import tempfile
+from pathlib import Path
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agents.catalog.database import Database
+from agents.catalog.ledger import FileFact, ModelFact
+from agents.catalog.models import apply
+from agents.catalog.resolve import list_models
+from schemas.files import FilePath, Stat
+from schemas.models import Model, ModelMissing, ModelMoved, ModelReady
+from tests.catalog.conftest import clock, said
+from tests.catalog.facts import hashed, moved, removed, settled, sha
+
+rels = st.sampled_from(["a.safetensors", "b.safetensors", "sub/a.safetensors"])
+contents = st.sampled_from(["one", "two", "six"])
+maybe = st.none() | contents
+times = st.integers(0, 5).map(float)
+stats = st.builds(
+    Stat, dev=st.just(1), ino=st.integers(1, 3), size=st.just(3), mtime_ns=st.integers(1, 2), ctime_ns=st.integers(1, 3)
+)
+facts = st.one_of(
+    st.builds(lambda rel, content, at, stat: hashed(rel, content, at, stat=stat), rels, contents, times, stats),
+    st.builds(lambda rel, stat, at, known: settled(rel, stat, at, content=known), rels, stats, times, maybe),
+    st.builds(
+        lambda old, rel, stat, at, known: moved(old, rel, stat, at, content=known), rels, rels, stats, times, maybe
+    ),
+    st.builds(removed, rels, stats, times),
+)
+
+
+def replayed(history: list[ModelFact]) -> dict[str, tuple[str, tuple[FilePath, ...]]]:
+    """Name and paths of every model, by what was said alone; what is said has to be news."""
+    models: dict[str, tuple[str, tuple[FilePath, ...]]] = {}
+    for fact in history:
+        match fact:
+            case ModelReady(model=model):
+                assert model.sha256 not in models or not models[model.sha256][1]
+                models[model.sha256] = (model.name, model.paths)
+            case ModelMissing():
+                assert models[fact.sha256][1]
+                models[fact.sha256] = (fact.name, ())
+            case ModelMoved():
+                assert models[fact.sha256][1] and models[fact.sha256][1] != fact.paths
+                models[fact.sha256] = (fact.name, fact.paths)
+    return models
+
+
+def kept(models: tuple[Model, ...]) -> dict[str, tuple[str, tuple[FilePath, ...]]]:
+    assert all(model.missing == (not model.paths) for model in models)
+    return {model.sha256: (model.name, model.paths) for model in models}
+
+
+async def tell_in_batches(told: list[tuple[str, FileFact]], sizes: list[int]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        async with Database.open(Path(folder) / "catalog.db", now=clock) as db:
+            rest = told
+            for size in sizes:
+                await apply(db, rest[:size], now=1.0)
+                rest = rest[size:]
+            await apply(db, rest, now=1.0)
+            history = await said(db)
+            assert replayed(history) == kept(await list_models(db, missing=True))
+            assert await apply(db, told, now=1.0) == 0
+        async with Database.open(Path(folder) / "one-by-one.db", now=clock) as db:
+            for one in told:
+                await apply(db, [one], now=1.0)
+            assert await said(db) == history
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(facts, max_size=25), st.lists(st.integers(1, 7), max_size=6))
+def test_the_history_replayed_is_the_catalog_and_batches_make_no_difference(told: list[FileFact], sizes: list[int]):
+    asyncio.run(tell_in_batches([(f"m{n}", fact) for n, fact in enumerate(told)], sizes))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.permutations(range(5)))
+def test_a_true_history_of_one_path_ends_the_same_in_any_order(order: list[int]):
+    first, second = (
+        Stat(dev=1, ino=1, size=3, mtime_ns=1, ctime_ns=1),
+        Stat(dev=1, ino=2, size=3, mtime_ns=2, ctime_ns=2),
+    )
+    true: list[FileFact] = [
+        settled("a.safetensors", first, 1.0, content="one"),
+        hashed("a.safetensors", "one", 2.0, stat=first),
+        removed("a.safetensors", first, 3.0),
+        settled("a.safetensors", second, 4.0, content="two"),
+        hashed("a.safetensors", "two", 5.0, stat=second),
+    ]
+
+    async def ends() -> set[tuple[str, bool]]:
+        with tempfile.TemporaryDirectory() as folder:
+            async with Database.open(Path(folder) / "catalog.db", now=clock) as db:
+                for n in order:
+                    await apply(db, [(f"m{n}", true[n])], now=1.0)
+                return {(model.sha256, model.missing) for model in await list_models(db)}
+
+    assert asyncio.run(ends()) == {(sha("two"), False)}

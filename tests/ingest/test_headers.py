@@ -1,0 +1,348 @@
+import json
+import os
+import resource
+import struct
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agents.ingest import headers
+from agents.ingest.errors import BadHeader
+from agents.ingest.metadata import METADATA_BYTES
+from agents.ingest.tensors import HEADER_LIMIT, parse
+from schemas.files import Identity
+from tests.ingest.making import SD15, encoded, header, model, put
+
+UNET = "model.diffusion_model."
+IN = UNET + "input_blocks.0.0.weight"
+VAE = ("first_stage_model.encoder.conv_in.weight", "first_stage_model.decoder.conv_in.weight")
+XL = ("conditioner.embedders.0.transformer.text_model.x", "conditioner.embedders.1.model.x", UNET + "x", *VAE)
+
+
+def identify(folder: Path, content: bytes, name: str = "a.safetensors") -> Identity:
+    return headers.identify(str(put(folder / name, content)))
+
+
+KINDS: list[tuple[dict[str, tuple[int, ...]] | tuple[str, ...], str, str]] = [
+    (SD15, "checkpoint", "sd15"),
+    (("cond_stage_model.model.transformer.resblocks.0.x", UNET + "x", *VAE), "checkpoint", "sd2"),
+    (XL, "checkpoint", "sdxl"),
+    (("conditioner.embedders.0.model.transformer.x", UNET + "x", *VAE), "checkpoint", "sdxl-refiner"),
+    ((UNET + "joint_blocks.0.x", *VAE), "checkpoint", "sd3"),
+    ((UNET + "joint_blocks.0.x_block.attn.ln_k.weight", "text_encoders.clip_l.x", *VAE), "checkpoint", "sd35"),
+    (("double_blocks.0.x", "single_blocks.0.x", "guidance_in.in_layer.weight"), "diffusion_model", "flux"),
+    (
+        (UNET + "double_blocks.0.x", UNET + "single_blocks.0.x", UNET + "img_in.weight"),
+        "diffusion_model",
+        "flux-schnell",
+    ),
+    (
+        (
+            "transformer_blocks.0.attn.add_k_proj.x",
+            "single_transformer_blocks.0.x",
+            "time_text_embed.guidance_embedder.x",
+        ),
+        "diffusion_model",
+        "flux",
+    ),
+    (
+        ("transformer_blocks.0.attn.add_k_proj.x", "pos_embed.proj.weight", "context_embedder.weight"),
+        "diffusion_model",
+        "sd3",
+    ),
+    (("distilled_guidance_layer.x", "double_blocks.0.x", "single_blocks.0.x"), "diffusion_model", "chroma"),
+    (
+        {
+            IN: (320, 4, 3, 3),
+            UNET + "output_blocks.0.0.x": (1,),
+            UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, 768),
+        },
+        "diffusion_model",
+        "sd15",
+    ),
+    (
+        {
+            "conv_in.weight": (320, 4, 3, 3),
+            "down_blocks.0.x": (1,),
+            "up_blocks.0.x": (1,),
+            "time_embedding.linear_1.x": (1,),
+            "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight": (640, 2048),
+        },
+        "diffusion_model",
+        "sdxl",
+    ),
+    (VAE, "vae", ""),
+    (
+        ("encoder.conv_in.weight", "decoder.conv_in.weight", "encoder.down_blocks.0.x", "decoder.up_blocks.0.x"),
+        "vae",
+        "",
+    ),
+    (
+        {
+            "control_model.input_hint_block.0.x": (1,),
+            "control_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, 1024),
+        },
+        "controlnet",
+        "sd2",
+    ),
+    (("controlnet_cond_embedding.conv_in.weight", "down_blocks.0.x"), "controlnet", ""),
+    ({"emb_params": (4, 768)}, "embedding", "sd15"),
+    ({"clip_l": (4, 768), "clip_g": (4, 1280)}, "embedding", "sdxl"),
+    ({"<cat-toy>": (1024,)}, "embedding", "sd2"),
+    (("conv_first.weight", "body.0.rdb1.conv1.weight"), "upscaler", "esrgan"),
+    (("model.0.weight", "model.1.sub.0.RDB1.conv1.0.weight"), "upscaler", "esrgan"),
+    (("text_model.encoder.layers.0.x", "text_model.embeddings.x"), "text_encoder", "clip"),
+    (("encoder.block.0.layer.0.SelfAttention.k.weight", "shared.weight"), "text_encoder", "t5"),
+    ({"lora_unet_x_attn2_to_k.lora_down.weight": (8, 768), "lora_te_x.lora_down.weight": (8, 768)}, "lora", "sd15"),
+    ({"lora_unet_x_attn2_to_k.lora_down.weight": (8, 2048)}, "lora", "sdxl"),
+    ({"lora_te2_x.lora_up.weight": (8, 8)}, "lora", "sdxl"),
+    ({"transformer.single_transformer_blocks.0.attn.to_k.lora_A.weight": (8, 8)}, "lora", "flux"),
+    ({"unet.x.attn2.to_k.lora.down.weight": (8, 1024)}, "lora", "sd2"),
+    (("lora_unet_x.hada_w1_a",), "lora", ""),
+    (("ip_adapter.0.x", "image_proj.x"), "unknown", "ip-adapter"),
+    (("layer.weight", "layer.bias"), "unknown", ""),
+]
+
+
+@pytest.mark.parametrize(("shapes", "kind", "family"), KINDS)
+def test_names_and_shapes_tell_kind_and_family(tmp_path: Path, shapes: Any, kind: str, family: str) -> None:
+    found = identify(tmp_path, model(shapes))
+    assert (found.kind, found.family) == (kind, family)
+    assert bool(found.problem) == (kind == "unknown")
+
+
+def test_the_layout_decides_where_the_width_is_odd(tmp_path: Path) -> None:
+    tiny = dict.fromkeys(SD15, (2, 4, 3, 3)) | {
+        UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (32, 32)
+    }
+    assert identify(tmp_path, model(tiny)).family == "sd15"
+
+
+@pytest.mark.parametrize(
+    ("extra", "metadata", "variant"),
+    [
+        ({IN: (320, 4, 3, 3)}, {}, ""),
+        ({IN: (320, 9, 3, 3)}, {}, "inpaint"),
+        ({"v_pred": ()}, {}, "v-prediction"),
+        ({"ztsnr": ()}, {}, "v-prediction"),
+        ({}, {"modelspec.prediction_type": "v"}, "v-prediction"),
+        ({}, {"modelspec.prediction_type": "epsilon"}, ""),
+    ],
+)
+def test_variants_are_recognised(tmp_path: Path, extra: Any, metadata: dict[str, str], variant: str) -> None:
+    found = identify(tmp_path, model(dict.fromkeys(XL, (1,)) | extra, metadata))
+    assert (found.family, found.variant) == ("sdxl", variant)
+
+
+@pytest.mark.parametrize(
+    ("extra", "family"),
+    [
+        ({"edm_mean": (1,)}, "playground"),
+        ({"edm_vpred.sigma_max": ()}, "cosxl"),
+        ({IN: (320, 8, 3, 3)}, "sdxl-pix2pix"),
+    ],
+)
+def test_fine_tunes_that_sample_otherwise_are_families_of_their_own(tmp_path: Path, extra: Any, family: str) -> None:
+    assert identify(tmp_path, model(dict.fromkeys(XL, (1,)) | extra)).family == family
+
+
+def test_sizes_dtypes_and_components_add_up(tmp_path: Path) -> None:
+    table, size = header({SD15[0]: (10,), IN: (100,), VAE[0]: (5, 5)})
+    table["model_ema.decay"] = {"dtype": "F32", "shape": [], "data_offsets": [size, size + 4]}
+    found = identify(tmp_path, encoded(table, bytes(size + 4)))
+    assert found.parameters == 10 + 100 + 25 + 1 and found.dtypes == ("F16", "F32")
+    assert found.components == {"text_encoder": 20, "denoiser": 200, "vae": 50, "ema": 4}
+
+
+def test_trigger_words_are_the_authors_or_the_commonest_tags(tmp_path: Path) -> None:
+    tags = {
+        "ss_tag_frequency": json.dumps({"10_x": {"sks dog": 90, "grass": 5}, "5_y": {"grass": 7, "broken": "many"}})
+    }
+    shapes = {"lora_unet_x.lora_down.weight": (2, 2)}
+    assert identify(tmp_path, model(shapes, tags)).trigger_words == ("sks dog", "grass")
+    own = {"modelspec.trigger_phrase": "ohwx man, ohwx man, in the rain"}
+    assert identify(tmp_path, model(shapes, tags | own)).trigger_words == ("ohwx man", "in the rain")
+    assert identify(tmp_path, model(SD15, tags)).trigger_words == ()
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 5000, "[]", '{"a": []}', '{"a": {"b": -1}}', "null", ""])
+def test_broken_tag_counts_are_passed_over(tmp_path: Path, text: str) -> None:
+    assert identify(tmp_path, model({"x.lora_down.weight": (2, 2)}, {"ss_tag_frequency": text})).trigger_words == ()
+
+
+def test_metadata_fits_a_message_and_keeps_what_matters(tmp_path: Path) -> None:
+    many = {f"ss_{number}": "x" * 500 for number in range(500)}
+    metadata = many | {"modelspec.title": "A title", "modelspec.thumbnail": "data:" + "x" * 50_000, "half": "\ud800"}
+    found = identify(tmp_path, model(SD15, metadata))
+    assert found.metadata["modelspec.title"] == "A title" and "modelspec.thumbnail" not in found.metadata
+    assert 20_000 < len(json.dumps(found.metadata, ensure_ascii=False).encode()) <= METADATA_BYTES + 1024
+
+
+@pytest.mark.parametrize("name", ["a.ckpt", "a.pt", "a.PTH", "a.bin"])
+def test_pickles_are_unsafe_and_not_opened(tmp_path: Path, name: str) -> None:
+    found = identify(tmp_path, b"\x80\x02cos\nsystem\n", name)
+    assert found.unsafe and found.kind == "unknown" and "never loaded" in found.problem
+
+
+def gguf(architecture: bytes) -> bytes:
+    def text(value: bytes) -> bytes:
+        return struct.pack("<Q", len(value)) + value
+
+    pairs = text(b"general.alignment") + struct.pack("<II", 4, 32) + text(b"general.architecture")
+    return b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + pairs + struct.pack("<I", 8) + text(architecture)
+
+
+def test_gguf_tells_its_architecture(tmp_path: Path) -> None:
+    found = identify(tmp_path, gguf(b"flux"), "a.gguf")
+    assert (found.kind, found.family, found.problem) == ("diffusion_model", "flux", "")
+    assert "'mamba'" in identify(tmp_path, gguf(b"mamba"), "b.gguf").problem
+    for broken in (b"", b"GGUF", gguf(b"flux")[:50], b"GGUF" + b"\xff" * 100, gguf(b"\xff\xff")):
+        assert identify(tmp_path, broken, "c.gguf").problem
+
+
+def entry(begin: int, end: int, shape: Any = None, dtype: Any = "U8") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": [end - begin] if shape is None else shape, "data_offsets": [begin, end]}
+
+
+HOSTILE = {
+    "empty": b"",
+    "seven bytes": b"1234567",
+    "a web page": b"<!DOCTYPE html>",
+    "random": bytes(range(256)),
+    "zeros": bytes(1000),
+    "header too long": struct.pack("<Q", HEADER_LIMIT + 1) + b"{" + bytes(100),
+    "header of 2**64 - 1": b"\xff" * 8 + b"{}",
+    "header past the end": struct.pack("<Q", 1000) + b"{}",
+    "large header past the end": struct.pack("<Q", HEADER_LIMIT) + b"{}",
+    "nested arrays": encoded(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+    "nested objects": encoded(b'{"a":' * 50_000 + b"1" + b"}" * 50_000),
+    "large and nested": encoded(b'{"a":' + b"[" * (4 << 20) + b"}"),
+    "not an object": encoded(b'{"a":1}'),
+    "no tensor at all": encoded({}),
+    "metadata only": encoded({"__metadata__": {"a": "b"}}),
+    "metadata of numbers": encoded({"__metadata__": {"a": 1}, "x": entry(0, 1)}, b"1"),
+    "metadata a tensor": encoded({"__metadata__": entry(0, 1)}, b"1"),
+    "overlap": encoded({"a": entry(0, 8), "b": entry(4, 12)}, bytes(12)),
+    "alias": encoded({"a": entry(0, 8), "b": entry(0, 8)}, bytes(8)),
+    "gap": encoded({"a": entry(0, 8), "b": entry(9, 12)}, bytes(12)),
+    "not from zero": encoded({"a": entry(4, 8)}, bytes(8)),
+    "backwards": encoded({"a": entry(8, 0, [8])}, bytes(8)),
+    "negative": encoded({"a": entry(-8, 0)}, bytes(8)),
+    "out of range": encoded({"a": entry(0, 1 << 40)}, bytes(8)),
+    "shape too large": encoded({"a": entry(0, 8, [1 << 61, 1 << 61])}, bytes(8)),
+    "shape of many": encoded({"a": entry(0, 1, [1] * 100_000)}, b"1"),
+    "number too long": encoded(b'{"a":{"dtype":"U8","shape":[' + b"9" * 100_000 + b'],"data_offsets":[0,1]}}'),
+    "NaN": encoded(b'{"a":{"dtype":"U8","shape":[NaN],"data_offsets":[0,1]}}'),
+    "float": encoded(b'{"a":{"dtype":"U8","shape":[1.0],"data_offsets":[0,1]}}', b"1"),
+    "true": encoded(b'{"a":{"dtype":"U8","shape":[true],"data_offsets":[0,1]}}', b"1"),
+    "unknown dtype": encoded({"a": entry(0, 1, None, "Q4")}, b"1"),
+    "dtype a list": encoded({"a": entry(0, 1, None, ["U8"])}, b"1"),
+    "shape a text": encoded({"a": entry(0, 1, "1")}, b"1"),
+    "three offsets": encoded({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1, 2]}}, b"1"),
+    "length and shape differ": encoded({"a": entry(0, 8, [7])}, bytes(8)),
+    "double key": encoded(b'{"a":%b,"a":%b}' % ((json.dumps(entry(0, 1)).encode(),) * 2), b"1"),
+    "double key spelled otherwise": encoded(b'{"a":%b,"\\u0061":%b}' % ((json.dumps(entry(0, 1)).encode(),) * 2), b"1"),
+    "double dtype": encoded(b'{"a":{"dtype":"U8","dtype":"I8","shape":[1],"data_offsets":[0,1]}}', b"1"),
+    "not UTF-8": encoded(b'{"\xff":1}'),
+    "cut JSON": encoded(b'{"a":{"dtype":"U8"'),
+    "two values": encoded(b'{"a":1}{"b":2}'),
+    "a tensor at the top": encoded(entry(0, 1), b"1"),
+    "too long": encoded({"a": entry(0, 1)}, bytes(100)),
+    "too short": encoded({"a": entry(0, 100)}, bytes(10)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_file_is_unknown_with_a_sentence_and_soon(tmp_path: Path, content: bytes) -> None:
+    started = time.monotonic()
+    found = identify(tmp_path, content)
+    assert time.monotonic() - started < 2
+    assert found.kind == "unknown" and len(found.problem) < 400 and found.problem.endswith((".", "!"))
+    assert found.problem.isprintable()
+
+
+def many(count: int, room: int) -> bytes:
+    """A header of that many tensors of one byte, as short as it can be, cut to `room` bytes of whole entries."""
+    entries, size, end = [], 2, 0
+    for number in range(count):
+        text = b'"%x":{"dtype":"U8","shape":[1],"data_offsets":[%d,%d]}' % (number, end, end + 1)
+        size += len(text) + 1
+        if size > room:
+            break
+        entries.append(text)
+        end += 1
+    return encoded(b"{" + b",".join(entries) + b"}", bytes(end))
+
+
+def test_a_header_of_16_mib_is_read_in_a_child_that_stays_small(tmp_path: Path) -> None:
+    content = many(1 << 30, HEADER_LIMIT)
+    started = time.monotonic()
+    found = identify(tmp_path, content)
+    assert time.monotonic() - started < 2
+    assert found.parameters > 200_000 and "no kind" in found.problem
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < 256 << 20
+
+
+def test_1_2_million_tensors_are_not_even_read(tmp_path: Path) -> None:
+    found = identify(tmp_path, many(1_200_000, 1 << 30))
+    assert found.kind == "unknown" and "limit" in found.problem
+
+
+def test_a_large_header_says_the_same_in_the_child(tmp_path: Path) -> None:
+    shapes = dict.fromkeys(SD15, (2, 2, 1, 1)) | {
+        f"{UNET}middle_block.{number}.{'x' * 100}": (1,) for number in range(8000)
+    }
+    content = model(shapes, {"modelspec.title": "Größe"})
+    assert len(content) > headers.CHILD_OVER_BYTES
+    found = identify(tmp_path, content)
+    assert (found.kind, found.family, found.metadata) == ("checkpoint", "sd15", {"modelspec.title": "Größe"})
+    with (tmp_path / "a.safetensors").open("rb") as file:
+        assert headers.expected_size(file.fileno()) == len(content)
+
+
+def test_a_large_bad_header_brings_its_sentence_from_the_child(tmp_path: Path) -> None:
+    padding = " " * (2 << 20)
+    found = identify(
+        tmp_path, encoded((json.dumps({"a": entry(0, 8), "b": entry(4, 12)}) + padding).encode(), bytes(12))
+    )
+    assert "overlap" in found.problem
+
+
+def test_a_child_that_dies_is_a_problem_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(headers, "CHILD_SECONDS", 0.001)
+    assert "more time or memory" in identify(tmp_path, many(1 << 20, 2 << 20)).problem
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(st.sampled_from(("a", "dtype", "shape", "data_offsets", "__metadata__")), inner)
+    ),
+)
+
+
+@given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
+def test_nothing_but_a_bad_header_comes_of_any_bytes(raw: bytes) -> None:
+    try:
+        parse(raw)
+    except BadHeader as error:
+        assert str(error)
+
+
+def test_the_library_agrees_on_a_whole_file(tmp_path: Path) -> None:
+    numpy = pytest.importorskip("numpy")
+    from safetensors.numpy import save_file
+
+    save_file({"a": numpy.zeros((2, 3), "float32"), "b": numpy.zeros((0,), "int8")}, str(tmp_path / "a.safetensors"))
+    with (tmp_path / "a.safetensors").open("rb") as file:
+        assert headers.expected_size(file.fileno()) == os.fstat(file.fileno()).st_size
+
+
+def test_only_the_disk_raises(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        headers.identify(str(tmp_path / "nothing.safetensors"))

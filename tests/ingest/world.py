@@ -1,0 +1,109 @@
+"""A watcher, a hasher and a catalogue of paths in one thread, as small as can be: what tests of the table play with."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from agents.ingest import files_db, gate
+from agents.ingest.fingerprint import fingerprint_at, verified
+from agents.ingest.observe import observe
+from agents.ingest.paths import resolve, stat_of
+from agents.ingest.reconcile import Change, Row, reconcile
+from agents.ingest.scan import scan
+from schemas import files
+from schemas.files import FilePath, Identity
+from schemas.settings import WatcherSettings
+
+
+class World:
+    """Folders by root name, a table, and what a catalogue would make of the facts. Time goes in steps of 10 seconds."""
+
+    def __init__(self, table: Path, folders: dict[str, Path]) -> None:
+        self.table = table
+        self.folders = {name: str(folder) for name, folder in folders.items()}
+        self.now = 1000.0
+        self.catalogue: dict[FilePath, tuple[str, str]] = {}
+        self.said: list[files_db.Message] = []
+        self.hashed: list[FilePath] = []
+        self.ids: set[str] = set()
+
+    def look(self) -> list[Change]:
+        """One scan of every root, applied."""
+        self.now += 10
+        with files_db.opened(self.table) as db:
+            scans = [scan(name, folder) for name, folder in self.folders.items()]
+            changes = verified(reconcile(db.rows(), scans), self.folders)
+            db.apply(changes, roots=list(self.folders), looked_at=self.now, now=self.now)
+        return changes
+
+    def judge(self) -> None:
+        """The gate, for all that waits; everything is given the time it needs."""
+        with files_db.opened(self.table) as db:
+            for row in db.waiting():
+                self._judge(db, row)
+
+    def publish(self) -> list[files_db.Message]:
+        """The outbox, heard by a hasher and a catalogue; returns what was said."""
+        said: list[files_db.Message] = []
+        with files_db.opened(self.table) as db:
+            for unsent in db.unsent():
+                assert unsent.message_id not in self.ids, "two facts have one message id"
+                self.ids.add(unsent.message_id)
+                self._hear(db, unsent.message)
+                said.append(unsent.message)
+                db.sent([unsent.id])
+        self.said += said
+        return said
+
+    def settle(self) -> list[files_db.Message]:
+        """Scan, gate and outbox, once."""
+        self.look()
+        self.judge()
+        return self.publish()
+
+    def on_disk(self) -> dict[FilePath, str]:
+        """The truth: the SHA-256 of every model in every root."""
+        found: dict[FilePath, str] = {}
+        for name, folder in self.folders.items():
+            for rel in scan(name, folder).candidates:
+                content = Path(os.fsdecode(resolve(folder, rel))).read_bytes()
+                found[FilePath(root=name, rel=rel)] = hashlib.sha256(content).hexdigest()
+        return found
+
+    def in_catalogue(self) -> dict[FilePath, str]:
+        return {path: sha256 for path, (_, sha256) in self.catalogue.items()}
+
+    def _judge(self, db: files_db.FilesDb, row: Row) -> None:
+        folder = self.folders[row.path.root]
+        seen = observe(folder, row.path.rel, self.now)
+        verdict = gate.decide(gate.Track(latest=seen, since=0.0), WatcherSettings(), self.now)
+        match verdict:
+            case gate.Settled(proof=proof):
+                assert seen.stat is not None
+                mark = fingerprint_at(folder, row.path.rel, seen.stat)
+                assert db.settle(row, seen.stat, proof, fingerprint=mark, now=self.now)
+            case gate.Refused(reason=reason, error=error):
+                assert db.refuse(row, seen.stat, reason=reason, error=error, now=self.now)
+
+    def _hear(self, db: files_db.FilesDb, message: files_db.Message) -> None:
+        match message:
+            case files.Settled(key=key, path=path, known=known):
+                self.catalogue[path] = (key, known.sha256 if known else "")
+            case files.Moved(key=key, old=old, path=path, known=known):
+                self._forget(key, old)
+                self.catalogue[path] = (key, known.sha256 if known else "")
+            case files.Removed(key=key, path=path) | files.Refused(key=key, path=path):
+                self._forget(key, path)
+            case files.Hash(key=key, path=path, stat=stat):
+                self.hashed.append(path)
+                real = Path(os.fsdecode(resolve(self.folders[path.root], path.rel)))
+                if not real.exists() or stat_of(real.stat()) != stat:
+                    return
+                sha256 = hashlib.sha256(real.read_bytes()).hexdigest()
+                db.remember(stat, sha256, Identity(), hashed_at=self.now)
+                self.catalogue[path] = (key, sha256)
+
+    def _forget(self, key: str, path: FilePath) -> None:
+        """A fact about a file that is no longer the one at its path says nothing about the path."""
+        if path in self.catalogue and self.catalogue[path][0] == key:
+            del self.catalogue[path]

@@ -1,0 +1,86 @@
+import asyncio
+import re
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
+
+from tests.web.page_steps import CHROMIUM, browser_page, fits, sees_refusal, sees_service
+
+WEB = Path(__file__).parents[2] / "agents" / "web"
+HTML, SCRIPT = (WEB / "index.html").read_text(), (WEB / "app.js").read_text()
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+
+
+def test_the_page_runs_under_its_content_security_policy() -> None:
+    assert not re.search(r"\sstyle=|<style|\son\w+=|<script(?![^>]*\ssrc=)|javascript:", HTML)
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", HTML + SCRIPT)
+
+
+def test_text_from_outside_never_becomes_markup() -> None:
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", SCRIPT)
+
+
+def test_every_control_has_a_label() -> None:
+    controls = set(re.findall(r'<(?:input|select|textarea) id="(\w+)"', HTML))
+    labelled = set(re.findall(r'<label for="(\w+)"', HTML)) | set(
+        re.findall(r'<label class="check"><input id="(\w+)"', HTML)
+    )
+    assert controls
+    assert controls == labelled
+
+
+def test_every_element_the_script_looks_up_exists() -> None:
+    there = set(re.findall(r'\bid="(\w+)"', HTML)) | set(re.findall(r'\bid: "(\w+)"', SCRIPT))
+    assert set(re.findall(r'\$\("(\w+)"\)', SCRIPT)) <= there
+
+
+@asynccontextmanager
+async def only_files() -> AsyncIterator[str]:
+    """The page served by itself, with no API behind it; its address."""
+    app = Starlette(routes=[Mount("/", StaticFiles(directory=WEB, html=True))])
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+        task = asyncio.create_task(server.serve(sockets=[listening]))
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await task
+
+
+@needs_chromium
+async def test_a_service_that_goes_away_is_said_so_and_the_settings_are_kept() -> None:
+    async with only_files() as url, browser_page(url, expected="404|ERR_CONNECTION_REFUSED") as page:
+        await sees_service(page, "wait")
+        await page.get_by_label("Prompt", exact=True).fill("a fox")
+        await page.route("**/readyz", lambda route: route.abort("connectionrefused"))
+        await sees_service(page, "down")
+        assert "can't be reached" in await page.locator("#down").inner_text()
+        await page.reload()
+        assert await page.get_by_label("Prompt", exact=True).input_value() == "a fox"
+
+
+@needs_chromium
+async def test_a_value_out_of_range_is_named_before_anything_is_sent() -> None:
+    async with only_files() as url, browser_page(url, expected="404") as page:
+        await sees_service(page, "wait")
+        await page.evaluate("document.getElementById('generate').disabled = false")
+        await page.get_by_label("Steps").fill("0")
+        await page.keyboard.press("Control+Enter")
+        await sees_refusal(page, "Steps")
+        assert await page.get_by_label("Steps").get_attribute("aria-invalid") == "true"
+
+
+@needs_chromium
+async def test_the_page_fits_a_narrow_phone() -> None:
+    async with only_files() as url, browser_page(url, width=360, expected="404") as page:
+        await sees_service(page, "wait")
+        await fits(page)
