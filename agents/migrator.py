@@ -188,8 +188,8 @@ async def _forget_what_is_stored(bus: Bus, db: Database) -> None:
 async def _take_up(bus: Bus, db: Database) -> None:
     """Begin after the last fact that was acknowledged; a new catalog, when the one before was deleted, at the first.
 
-    What a killed migrator held would come again only when its leases end, and behind newer facts: so the durable is made
-    again where it stopped. (A kill between the two steps makes it hear everything again, which changes nothing.)
+    What a killed migrator held would come again only when its leases end, and behind newer facts: so the durable is
+    made again where it stopped. (A kill between the two steps makes it hear everything again: that changes nothing.)
     """
     new = await db.meta(_FOLLOWED) is None
     with suppress(NotFoundError):

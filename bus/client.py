@@ -48,6 +48,7 @@ _NOT_NOW = (
 )
 _NOT_FIRST, _REFUSED_BY_LIMIT, _NO_RESOURCES = 10071, 10077, (10023, 10047)
 _API_TIMEOUT = 5.0
+_CONNECT_SECONDS = 5.0
 DEFAULT_STORE_BYTES = 8 * 1024**3
 """What the streams share on a server that does not say how much it has and with no setting that does."""
 
@@ -260,16 +261,20 @@ async def connect(url: str, settings: BusSettings, *, name: str, topology_too: b
             call()
 
     closer: asyncio.Task[Any] | None = None
+    nc: Client | None = None
+    why = ""
 
     async def on_error(error: Exception) -> None:
-        if (
-            closer and asyncio.current_task() is not closer
-        ):  # the client's reconnecting task outlives a close that meets it halfway: end it here
+        nonlocal why
+        why = str(error) or type(error).__name__
+        # The client's reconnecting task outlives a close that meets it halfway: end it here.
+        if closer and asyncio.current_task() is not closer:
             raise asyncio.CancelledError
-        log.warning("bus", error=str(error) or type(error).__name__)
+        if nc:
+            log.warning("bus", error=why)
 
     try:
-        with anyio.fail_after(10):
+        with anyio.fail_after(_CONNECT_SECONDS):
             nc = await nats.connect(
                 url,
                 name=f"darkroom-{name}",
@@ -285,8 +290,8 @@ async def connect(url: str, settings: BusSettings, *, name: str, topology_too: b
             )
     except (OSError, nats.errors.Error, TimeoutError) as error:
         raise NoBus(
-            f"no NATS server answers at {url} ({error or type(error).__name__}): start one, correct the address, or "
-            "leave it out and let `darkroom up` start its own"
+            f"no NATS server answers at {url} ({why or error or type(error).__name__}): start one, correct the "
+            "address, or leave it out and let `darkroom up` start its own"
         ) from error
     try:
         if topology_too:

@@ -3,10 +3,12 @@
 It is filled with the rows that a batch of facts can touch, told the facts in order, and asked which rows changed. Facts
 about files may be late, repeated or out of order. Three rules keep the rows true:
 
-- the watcher's times order the facts about one path: a fact older than the newest one applied changes nothing;
+- the watcher's times order the facts about one path: a fact a little older than the last one applied was overtaken and
+  changes nothing; one much older was not, the clock was put back;
 - a hash belongs to every path whose file key and Stat are those that were hashed (hard links are one file), and to no
   other: a Stat says which version of the file was read;
-- a removal is about a file, not about a name: when another file has taken the path, it changes nothing.
+- of two facts of one moment about a path, one that says its file is gone and one that names another file there, the
+  second is what remains, whichever comes first.
 """
 
 from collections.abc import Iterable
@@ -19,6 +21,9 @@ from schemas.models import Model, ModelMissing, ModelMoved, ModelReady
 
 FileFact = Settled | Hashed | Moved | Removed | Refused | HashFailed
 ModelFact = ModelReady | ModelMissing | ModelMoved
+
+OVERTAKEN_SECONDS = 600.0
+"""By how much a fact of the watcher can be older than one that overtook it."""
 
 _ORDER = (ModelMissing, ModelMoved, ModelReady)
 
@@ -106,7 +111,7 @@ class Ledger:
     def _settled(self, fact: Settled) -> list[Place]:
         row = self._places.get(fact.path)
         links = [link for link in self._links(fact.key, fact.stat) if link.path != fact.path]
-        if row is not None and fact.at < row.seen_at:
+        if _overtaken(fact.at, row):
             return []
         if fact.known is not None:
             sha256: str | None = fact.known.sha256
@@ -133,14 +138,15 @@ class Ledger:
         if sha256 is None:
             sha256 = next((link.sha256 for link in self._links(fact.key, fact.stat) if link.sha256), None)
         placed = self._gone(fact.old, fact.at, key=fact.key) if fact.old != fact.path else []
-        if target is None or fact.at >= target.seen_at:
+        if not _overtaken(fact.at, target):
             placed.append(_place(fact.path, fact.key, fact.stat, sha256, fact.at))
         return placed
 
     def _gone(self, path: FilePath, at: float, *, key: str | None = None) -> list[Place]:
-        """Whatever the path held is gone; with `key`, only if it was that file."""
+        """Whatever the path held is gone, unless it was found at this very moment that another file than `key` is there
+        now (two files that change places, say)."""
         row = self._places.get(path)
-        if row is None or at < row.seen_at or key not in (None, row.key):
+        if row is None or _overtaken(at, row) or (at == row.seen_at and key not in (None, row.key)):
             return []
         return [msgspec.structs.replace(row, present=False, seen_at=at)]
 
@@ -209,6 +215,10 @@ def _entry(sha256: str, identity: Identity, fact: Hashed | Settled | Moved) -> E
 
 def _place(path: FilePath, key: str, stat: Stat, sha256: str | None, seen_at: float) -> Place:
     return Place(path=path, key=key, stat=stat, sha256=sha256, present=True, seen_at=seen_at)
+
+
+def _overtaken(at: float, row: Place | None) -> bool:
+    return row is not None and 0 < row.seen_at - at < OVERTAKEN_SECONDS
 
 
 def _same_bytes(one: Stat, other: Stat) -> bool:

@@ -37,8 +37,8 @@ CREATE INDEX models_by_kind ON models (kind, family);
 
 -- One path and what lies there. `present` 0: the file is gone, and `sha256` is what it held last. `present` 1 without
 -- `sha256`: something lies there that is not hashed yet. The numbers are schemas.files.Stat; dev and ino are text because
--- some file systems use all 64 bits. `seen_at` is the watcher's time of the newest fact applied to this path: older facts
--- are late and change nothing. `folded` is the file name without its extension, NFC-normalised and case-folded.
+-- some file systems use all 64 bits. `seen_at` is the watcher's time of the last fact applied to this path: facts that
+-- it overtook change nothing. `folded` is the file name without its extension, NFC-normalised and case-folded.
 CREATE TABLE paths (
     root TEXT NOT NULL CHECK (root <> '' AND root NOT GLOB '*[^a-z0-9_-]*'),
     rel TEXT NOT NULL CHECK (

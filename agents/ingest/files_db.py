@@ -122,7 +122,7 @@ class FilesDb:
         with self.atomic():
             if not self._is_current(row):
                 return False
-            key = row.key if _same_inode(row.stat, stat) else file_key(row.path.root, stat.dev, stat.ino)
+            key = file_key(row.path.root, stat.dev, stat.ino)
             settled = self._update(row, now, key=key, stat=stat, state="settled", told=True, fingerprint=fingerprint)
             self._say_settled(settled, proof, now)
         return True
@@ -133,9 +133,9 @@ class FilesDb:
         with self.atomic():
             if not self._is_current(row):
                 return False
-            refused = self._update(
-                row, now, stat=stat or row.stat, state="refused", told=True, reason=reason, error=error
-            )
+            stat = stat or row.stat
+            key = file_key(row.path.root, stat.dev, stat.ino)
+            refused = self._update(row, now, key=key, stat=stat, state="refused", told=True, reason=reason, error=error)
             self._say(
                 refused,
                 "refused",
@@ -184,7 +184,7 @@ class FilesDb:
             case Appeared(path=path, candidate=candidate, row=row):
                 self._appear(path, candidate, row, now)
             case Changed(row=row, candidate=candidate):
-                self._update(row, now, **_fresh(row.path, candidate), state="waiting", gone=False, unmounted=False)
+                self._update(row, now, **_fresh(candidate), state="waiting", gone=False, unmounted=False)
             case Touched(row=row, candidate=candidate):
                 self._carry(row.stat, candidate.stat, now)
                 touched = self._update(row, now, stat=candidate.stat, links=candidate.links)
@@ -207,10 +207,10 @@ class FilesDb:
 
     def _appear(self, path: FilePath, candidate: Candidate, row: Row | None, now: float) -> Row:
         """A row for a path to be judged, the remembered one if there is one."""
-        fresh = _fresh(path, candidate)
         if row is not None:
-            return self._update(row, now, **fresh, state="waiting", gone=False, unmounted=False)
-        columns = {"root": path.root, "rel": path.rel, "key": fresh["key"], "links": candidate.links, "now": now}
+            return self._update(row, now, **_fresh(candidate), state="waiting", gone=False, unmounted=False)
+        key = file_key(path.root, candidate.stat.dev, candidate.stat.ino)
+        columns = {"root": path.root, "rel": path.rel, "key": key, "links": candidate.links, "now": now}
         self._run("clear", root=path.root, rel=path.rel)
         return _row(self._run("insert", **columns, **_columns(candidate.stat))[0])
 
@@ -230,6 +230,7 @@ class FilesDb:
         settled = self._update(
             row,
             now,
+            key=file_key(row.path.root, candidate.stat.dev, candidate.stat.ino),
             stat=candidate.stat,
             links=candidate.links,
             state="settled",
@@ -305,10 +306,10 @@ def _prepare(connection: sqlite3.Connection, schema: str) -> str:
     return str(instance)
 
 
-def _fresh(path: FilePath, candidate: Candidate) -> dict[str, Any]:
-    """The fields of a row whose content nobody knows."""
-    key = file_key(path.root, candidate.stat.dev, candidate.stat.ino)
-    return {"key": key, "stat": candidate.stat, "links": candidate.links, "fingerprint": ""}
+def _fresh(candidate: Candidate) -> dict[str, Any]:
+    """The fields of a row whose content nobody knows. Its key stays that of what others were last told, so that the
+    end of that can be told too; the next verdict gives it a new one."""
+    return {"stat": candidate.stat, "links": candidate.links, "fingerprint": ""}
 
 
 def _columns(stat: Stat) -> dict[str, int]:
@@ -336,7 +337,3 @@ def _row(found: sqlite3.Row) -> Row:
         fingerprint=found["fingerprint"],
         version=found["version"],
     )
-
-
-def _same_inode(one: Stat, other: Stat) -> bool:
-    return (one.dev, one.ino) == (other.dev, other.ino)

@@ -183,6 +183,18 @@ async def test_the_removal_of_the_file_that_was_there_before_leaves_the_new_one_
     assert await tell(removed("a.safetensors", stat("old"), 9.0)) == []
 
 
+async def test_a_file_replaced_by_another_and_removed_before_it_was_complete_is_gone(tell: Tell):
+    await tell(settled("a.safetensors", stat("old"), 5.0, content="old"))
+    assert brief(await tell(removed("a.safetensors", stat("half written"), 9.0))) == [("missing", "a")]
+
+
+async def test_a_clock_that_was_put_back_does_not_make_facts_late(tell: Tell):
+    of = stat("dream")
+    await tell(settled("a.safetensors", of, 9_000.0, content="dream"))
+    assert brief(await tell(removed("a.safetensors", of, 1_800.0))) == [("missing", "a")]
+    assert brief(await tell(settled("a.safetensors", of, 1_900.0, content="dream"))) == [("ready", "a")]
+
+
 async def test_a_hash_that_comes_before_the_word_that_its_file_settled_counts(tell: Tell):
     of = stat("dream")
     assert brief(await tell(hashed("a.safetensors", "dream", 10.0, stat=of))) == [("ready", "a")]

@@ -30,6 +30,7 @@ from tests.http.door import raw, reason, request, say_planned, say_released, say
 def frozen(server: LocalServer) -> Iterator[None]:
     """The server hears nothing and says nothing while the body runs."""
     server.process.send_signal(signal.SIGSTOP)
+    os.waitpid(server.process.pid, os.WUNTRACED)  # it stops a moment later
     try:
         yield
     finally:

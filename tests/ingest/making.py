@@ -2,6 +2,7 @@
 
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ SD15 = (
 )
 
 
-def header(shapes: dict[str, tuple[int, ...]], metadata: dict[str, str] | None = None) -> tuple[dict[str, Any], int]:
+def header(shapes: Mapping[str, tuple[int, ...]], metadata: dict[str, str] | None = None) -> tuple[dict[str, Any], int]:
     """A table of F16 tensors that follow one another, and the bytes they take."""
     table: dict[str, Any] = {"__metadata__": metadata} if metadata is not None else {}
     end = 0
@@ -32,10 +33,12 @@ def encoded(table: Any, data: bytes = b"") -> bytes:
 
 
 def model(
-    shapes: dict[str, tuple[int, ...]] | tuple[str, ...] = SD15, metadata: dict[str, str] | None = None, fill: int = 1
+    shapes: Mapping[str, tuple[int, ...]] | tuple[str, ...] = SD15,
+    metadata: dict[str, str] | None = None,
+    fill: int = 1,
 ) -> bytes:
     """A whole file of these tensors (given names only, of four numbers each), every byte of data `fill`."""
-    named = shapes if isinstance(shapes, dict) else dict.fromkeys(shapes, (2, 2, 1, 1))
+    named = dict.fromkeys(shapes, (2, 2, 1, 1)) if isinstance(shapes, tuple) else shapes
     table, size = header(named, metadata)
     return encoded(table, bytes([fill]) * size)
 

@@ -56,7 +56,7 @@ def test_a_writer_is_waited_for_however_long_it_takes() -> None:
 
 
 def test_time_counts_from_the_last_sign_of_a_writer() -> None:
-    kept = {"header": "none", "expected": None}
+    kept: dict[str, Any] = {"header": "none", "expected": None}
     assert isinstance(judge(look(lease="held", **kept), look(10.0, **kept)), Wait)
     assert judge(look(lease="held", **kept), look(10.0, **kept), look(12.0, **kept)) == Settled(proof="stable")
 
@@ -67,14 +67,14 @@ def test_a_control_file_is_waited_for_even_beside_a_file_that_seems_complete() -
 
 
 def test_every_change_starts_the_clock_anew() -> None:
-    slow = {"lease": "unknown"}
+    slow: dict[str, Any] = {"lease": "unknown"}
     assert isinstance(
         judge(look(**slow), look(1.9, stat=stat(ctime_ns=2), **slow), look(3.0, stat=stat(ctime_ns=2), **slow)), Wait
     )
 
 
 def test_a_truncated_file_is_refused_with_both_sizes_once_it_holds_still() -> None:
-    short = {"expected": 1_234}
+    short: dict[str, Any] = {"expected": 1_234}
     assert isinstance(judge(look(**short)), Wait)
     verdict = judge(look(**short), look(2.0, **short))
     assert isinstance(verdict, Refused) and verdict.reason == "truncated"
@@ -82,7 +82,7 @@ def test_a_truncated_file_is_refused_with_both_sizes_once_it_holds_still() -> No
 
 
 def test_a_truncated_file_gets_more_time_where_a_writer_cannot_be_ruled_out() -> None:
-    short = {"expected": 1_234, "lease": "unknown"}
+    short: dict[str, Any] = {"expected": 1_234, "lease": "unknown"}
     assert isinstance(judge(look(**short), look(29.0, **short)), Wait)
     assert isinstance(judge(look(**short), look(30.0, **short)), Refused)
 

@@ -1,18 +1,19 @@
 import hashlib
 import os
+import sys
 import threading
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from blake3 import blake3
 
-from agents.ingest.errors import ChangedWhileHashing, Gone, HashCancelled, Unreadable
-from agents.ingest.hashing import BUFFER_BYTES, Progress, hash_file
+from agents.ingest.errors import ChangedWhileHashing, Gone, HashCancelled, MissingAlgorithm, Unreadable
+from agents.ingest.hashing import BUFFER_BYTES, SMALL_BYTES, Progress, hash_file
 from agents.ingest.paths import stat_of
 from tests.ingest.making import model, put
 
-SIZES = (0, 1, BUFFER_BYTES - 1, BUFFER_BYTES, BUFFER_BYTES + 1, 9 * BUFFER_BYTES + 7)
+SIZES = (0, 1, SMALL_BYTES, SMALL_BYTES + 1, 3 * BUFFER_BYTES, 9 * BUFFER_BYTES + 7)
 
 
 def content(size: int) -> bytes:
@@ -23,10 +24,29 @@ def content(size: int) -> bytes:
 def test_every_digest_is_that_of_the_bytes(tmp_path: Path, size: int) -> None:
     data = content(size)
     path = put(tmp_path / "a.ckpt", data)
-    found = hash_file(str(path), expected=stat_of(path.stat()), algorithms=("sha256", "blake3", "crc32", "autov3"))
+    found = hash_file(str(path), expected=stat_of(path.stat()), algorithms=("sha256", "crc32", "autov3"))
     assert found.sha256 == hashlib.sha256(data).hexdigest() and found.autov2 == found.sha256[:10]
-    assert found.blake3 == blake3(data).hexdigest() and found.crc32 == f"{zlib.crc32(data):08X}"
-    assert found.autov3 == ""
+    assert found.crc32 == f"{zlib.crc32(data):08X}" and found.autov3 == ""
+
+
+def test_blake3_is_that_of_its_package_or_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reversed:
+        def __init__(self) -> None:
+            self.seen = b""
+
+        def update(self, data: memoryview) -> None:
+            self.seen += bytes(data)
+
+        def hexdigest(self) -> str:
+            return self.seen[::-1].hex()
+
+    path = put(tmp_path / "a.ckpt", b"\1\2\3")
+    stat = stat_of(path.stat())
+    monkeypatch.setitem(sys.modules, "blake3", SimpleNamespace(blake3=Reversed))
+    assert hash_file(str(path), expected=stat, algorithms=("blake3",)).blake3 == "030201"
+    monkeypatch.setitem(sys.modules, "blake3", None)
+    with pytest.raises(MissingAlgorithm, match="install"):
+        hash_file(str(path), expected=stat, algorithms=("blake3",))
 
 
 @pytest.mark.parametrize("numbers", [3, 3 << 20])
@@ -45,7 +65,7 @@ def test_only_what_is_asked_for_is_told(tmp_path: Path) -> None:
 
 
 def test_a_small_file_starts_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = put(tmp_path / "a.ckpt", content(BUFFER_BYTES))
+    path = put(tmp_path / "a.ckpt", content(SMALL_BYTES))
     monkeypatch.delattr(threading, "Thread")
     hash_file(str(path), expected=stat_of(path.stat()))
 
@@ -83,8 +103,13 @@ def test_a_change_while_it_is_read_is_noticed(tmp_path: Path, change: str) -> No
 def test_hashing_can_be_cancelled_between_buffers_and_leaves_no_thread(tmp_path: Path) -> None:
     path = put(tmp_path / "a.ckpt", content(32 * BUFFER_BYTES))
     asked: list[int] = []
+
+    def third() -> bool:
+        asked.append(1)
+        return len(asked) == 3
+
     with pytest.raises(HashCancelled):
-        hash_file(str(path), expected=stat_of(path.stat()), cancelled=lambda: len(asked.append(1) or asked) == 3)
+        hash_file(str(path), expected=stat_of(path.stat()), cancelled=third)
     assert len(asked) == 3
     assert not [thread for thread in threading.enumerate() if thread.name == "read-ahead"]
 

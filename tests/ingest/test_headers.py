@@ -162,7 +162,7 @@ def test_trigger_words_are_the_authors_or_the_commonest_tags(tmp_path: Path) -> 
     tags = {
         "ss_tag_frequency": json.dumps({"10_x": {"sks dog": 90, "grass": 5}, "5_y": {"grass": 7, "broken": "many"}})
     }
-    shapes = {"lora_unet_x.lora_down.weight": (2, 2)}
+    shapes: dict[str, tuple[int, ...]] = {"lora_unet_x.lora_down.weight": (2, 2)}
     assert identify(tmp_path, model(shapes, tags)).trigger_words == ("sks dog", "grass")
     own = {"modelspec.trigger_phrase": "ohwx man, ohwx man, in the rain"}
     assert identify(tmp_path, model(shapes, tags | own)).trigger_words == ("ohwx man", "in the rain")
@@ -280,11 +280,12 @@ def many(count: int, room: int) -> bytes:
 
 def test_a_header_of_16_mib_is_read_in_a_child_that_stays_small(tmp_path: Path) -> None:
     content = many(1 << 30, HEADER_LIMIT)
-    started = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     found = identify(tmp_path, content)
-    assert time.monotonic() - started < 2
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2  # of its own time, on a busy machine
+    assert after.ru_maxrss * 1024 < 256 << 20
     assert found.parameters > 200_000 and "no kind" in found.problem
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < 256 << 20
 
 
 def test_1_2_million_tensors_are_not_even_read(tmp_path: Path) -> None:
@@ -293,9 +294,8 @@ def test_1_2_million_tensors_are_not_even_read(tmp_path: Path) -> None:
 
 
 def test_a_large_header_says_the_same_in_the_child(tmp_path: Path) -> None:
-    shapes = dict.fromkeys(SD15, (2, 2, 1, 1)) | {
-        f"{UNET}middle_block.{number}.{'x' * 100}": (1,) for number in range(8000)
-    }
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(SD15, (2, 2, 1, 1))
+    shapes |= {f"{UNET}middle_block.{number}.{'x' * 100}": (1,) for number in range(8000)}
     content = model(shapes, {"modelspec.title": "Größe"})
     assert len(content) > headers.CHILD_OVER_BYTES
     found = identify(tmp_path, content)

@@ -14,8 +14,8 @@ from schemas.settings import WatcherSettings
 from tests.ingest.making import model, put
 
 
-def look(root: Path, name: str, **options: bool) -> gate.Observation:
-    return observe.observe(str(root), name, 1.0, **options)
+def look(root: Path, name: str, remote: bool = False) -> gate.Observation:
+    return observe.observe(str(root), name, 1.0, remote=remote)
 
 
 def verdict(seen: gate.Observation) -> gate.Verdict:

@@ -130,7 +130,7 @@ class Folders(RuleBasedStateMachine):
 
 
 Folders.TestCase.settings = settings(
-    max_examples=300, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=100, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 test_after_any_history_the_catalogue_is_what_the_disk_is = Folders.TestCase
 

@@ -92,8 +92,10 @@ class World:
             case files.Moved(key=key, old=old, path=path, known=known):
                 self._forget(key, old)
                 self.catalogue[path] = (key, known.sha256 if known else "")
-            case files.Removed(key=key, path=path) | files.Refused(key=key, path=path):
+            case files.Removed(key=key, path=path):
                 self._forget(key, path)
+            case files.Refused(path=path):
+                self.catalogue.pop(path, None)
             case files.Hash(key=key, path=path, stat=stat):
                 self.hashed.append(path)
                 real = Path(os.fsdecode(resolve(self.folders[path.root], path.rel)))
