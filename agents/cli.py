@@ -202,9 +202,7 @@ def _exit(status: int | None) -> None:
 def main() -> None:
     """The console script: every error that its user can mend is one line, and the exit status is not zero."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as end:
-        sys.exit(end.exit_code)
+        sys.exit(app(standalone_mode=False))  # which returns the status of typer.Exit
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
     except BaseException as raised:

@@ -9,7 +9,7 @@ from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfi
 from nats.js.errors import APIError, NotFoundError
 
 from bus.errors import UserError
-from bus.subjects import PREFIX
+from bus.subjects import kept_by
 from schemas.settings import BusSettings
 
 log = structlog.get_logger()
@@ -24,10 +24,10 @@ _SMALLEST = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Stream:
-    """One stream. `share` is its part of the server's file store; the sum stays under one."""
+    """One stream. `share` is its part of the server's file store; the sum stays under one.
+    What it keeps stands in the table of subjects."""
 
     name: str
-    subjects: tuple[str, ...]
     share: float
     work_queue: bool = False
     one_per_subject: bool = False
@@ -39,20 +39,20 @@ class Stream:
 def topology(settings: BusSettings) -> tuple[Stream, ...]:
     """Every stream of the system."""
 
-    def queue(name: str, subject: str, length: int) -> Stream:
-        return Stream(name, (subject,), 0.06, work_queue=True, one_per_subject=True, discard_new=True, max_msgs=length)
+    def queue(name: str, length: int) -> Stream:
+        return Stream(name, 0.06, work_queue=True, one_per_subject=True, discard_new=True, max_msgs=length)
 
     return (
-        queue("HASH", "job.hash.>", settings.hash_queue),
-        queue("PREPARE", "job.prepare.>", settings.prepare_queue),
-        queue("GENERATE", "job.generate.>", settings.generate_queue),
-        queue("ENCODE", "job.encode.>", settings.encode_queue),
-        queue("IMPORT", "job.import.>", settings.import_queue),
-        Stream("RESULTS", ("result.>",), 0.12, one_per_subject=True, discard_new=True, max_age=7 * DAY),
-        Stream("FILES", ("evt.file.>",), 0.12, max_msgs=2_000_000),
-        Stream("CATALOG", ("evt.model.>", "evt.pending.>", "evt.tag.>"), 0.2, discard_new=True),
-        Stream("EVENTS", ("evt.job.>", "evt.attempt.>", "evt.image.>"), 0.15, max_age=7 * DAY),
-        Stream("DLQ", ("dlq.>",), 0.05, max_age=30 * DAY),
+        queue("HASH", settings.hash_queue),
+        queue("PREPARE", settings.prepare_queue),
+        queue("GENERATE", settings.generate_queue),
+        queue("ENCODE", settings.encode_queue),
+        queue("IMPORT", settings.import_queue),
+        Stream("RESULTS", 0.12, one_per_subject=True, discard_new=True, max_age=7 * DAY),
+        Stream("FILES", 0.12, max_msgs=2_000_000),
+        Stream("CATALOG", 0.2, discard_new=True),
+        Stream("EVENTS", 0.15, max_age=7 * DAY),
+        Stream("DLQ", 0.05, max_age=30 * DAY),
     )
 
 
@@ -60,7 +60,7 @@ def config(stream: Stream, store_bytes: int) -> StreamConfig:
     """The server's form of a stream; `store_bytes` is the whole store."""
     return StreamConfig(
         name=stream.name,
-        subjects=[PREFIX + subject for subject in stream.subjects],
+        subjects=list(kept_by(stream.name)),
         retention=RetentionPolicy.WORK_QUEUE if stream.work_queue else RetentionPolicy.LIMITS,
         discard=DiscardPolicy.NEW if stream.discard_new else DiscardPolicy.OLD,
         discard_new_per_subject=stream.one_per_subject,

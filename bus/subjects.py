@@ -145,3 +145,9 @@ EVERYTHING = PREFIX + ">"
 def row_of(subject: str) -> Subject[Any] | None:
     """The row that a full subject belongs to, or None for one nobody here says."""
     return next((row for row in ALL if row.matches(subject)), None)
+
+
+def kept_by(stream: str) -> tuple[str, ...]:
+    """The patterns that a stream keeps: the first two words of each of its rows, or the one before the first token."""
+    heads = {".".join(row.template.split(".<")[0].split(".")[:2]) for row in ALL if row.stream == stream}
+    return tuple(sorted(f"{PREFIX}{head}.>" for head in heads))
