@@ -129,5 +129,5 @@ class Hasher:
 
     async def _failed(self, job: Hash, reason: Literal["changed", "unreadable", "gone"], error: str) -> None:
         log.warning("not hashed", rel=job.path.rel, reason=reason, error=error)
-        fact = HashFailed(key=job.key, path=job.path, reason=reason, error=error, at=time.time())
+        fact = HashFailed(key=job.key, path=job.path, stat=job.stat, reason=reason, error=error, at=time.time())
         await self.bus.publish(FILE_HASH_FAILED, fact, key=job.key)

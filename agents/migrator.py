@@ -7,7 +7,7 @@ published in order. A kill anywhere between the two repeats nothing and loses no
 
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,6 @@ import msgspec
 import nats.errors
 import structlog
 from anyio.streams.memory import MemoryObjectReceiveStream
-from nats.js.api import DeliverPolicy
 from nats.js.errors import NotFoundError
 
 from agents.catalog.database import Database
@@ -27,7 +26,6 @@ from agents.catalog.errors import CatalogTaken
 from agents.catalog.models import apply, forget_messages
 from agents.catalog.outbox import outgoing, published, published_up_to
 from agents.catalog.resolve import list_models, resolve
-from bus import trace
 from bus.client import Bus, encode
 from bus.consumer import Fact, follow
 from bus.errors import NoAnswer, Undecodable
@@ -109,13 +107,14 @@ async def run(
             instance = await _claim(bus, clock, greeters)
             async with Database.open(path, now=clock) as db, anyio.create_task_group() as tasks:
                 await forget_messages(db, before=clock() - REMEMBERED_SECONDS)
-                await _take_up(bus, db)
+                afresh = await db.meta(_FOLLOWED) is None
                 tasks.start_soon(_relay, bus, db, woken)
-                await tasks.start(partial(follow, bus, FILES, HEARD, NAME, handle, pattern=EVERYTHING))
+                await tasks.start(partial(follow, bus, FILES, HEARD, NAME, handle, pattern=EVERYTHING, afresh=afresh))
+                await db.put_meta(_FOLLOWED, "yes")
                 # Until the catalog has heard all there is, "no such model" would be a lie that ends jobs.
                 await _catch_up(bus)
-                await tasks.start(_answer, bus, ASK_RESOLVE, which)
-                await tasks.start(_answer, bus, ASK_MODELS, models)
+                await tasks.start(bus.answer, ASK_RESOLVE, which)
+                await tasks.start(bus.answer, ASK_MODELS, models)
                 log.info("catalog ready", path=str(path), instance=instance)
                 task_status.started()
 
@@ -185,26 +184,6 @@ async def _forget_what_is_stored(bus: Bus, db: Database) -> None:
             await published_up_to(db, (message.headers or {}).get("Nats-Msg-Id", ""))
 
 
-async def _take_up(bus: Bus, db: Database) -> None:
-    """Begin after the last fact that was acknowledged; a new catalog, when the one before was deleted, at the first.
-
-    What a killed migrator held would come again only when its leases end, and behind newer facts: so the durable is
-    made again where it stopped. (A kill between the two steps makes it hear everything again: that changes nothing.)
-    """
-    new = await db.meta(_FOLLOWED) is None
-    with suppress(NotFoundError):
-        info = await bus.js.consumer_info(FILES, NAME)
-        if new or info.num_ack_pending:
-            await bus.js.delete_consumer(FILES, NAME)
-        if info.num_ack_pending and not new:
-            start = (info.ack_floor.stream_seq if info.ack_floor else 0) + 1
-            await bus.js.add_consumer(
-                FILES, info.config.evolve(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=start)
-            )
-    if new:
-        await db.put_meta(_FOLLOWED, "yes")
-
-
 async def _catch_up(bus: Bus) -> None:
     """Wait until every fact is applied that was stored when this began."""
     last = None
@@ -246,7 +225,7 @@ async def _claim(bus: Bus, clock: Callable[[], float], tasks: anyio.abc.TaskGrou
         await drawn.wait()
         return Hello(instance=instance)
 
-    await tasks.start(_answer, bus, ASK_HELLO, hello)
+    await tasks.start(bus.answer, ASK_HELLO, hello)
     instance = new_id(clock())
     drawn.set()
     inbox = bus.nc.new_inbox()
@@ -259,21 +238,3 @@ async def _claim(bus: Bus, clock: Callable[[], float], tasks: anyio.abc.TaskGrou
                     if other < instance:
                         raise CatalogTaken(f"{CatalogTaken.__doc__} It is instance {other}.")
     return instance
-
-
-async def _answer(
-    bus: Bus,
-    ask: Subject[T],
-    handler: Callable[[T], Awaitable[object]],
-    *,
-    task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
-) -> None:
-    """Answer an ask for as long as this task lives; where that fails there is silence and a log line."""
-    async with bus.listen(ask.filter()) as asked:
-        task_status.started()
-        async for message in asked:
-            with trace.continued(message.headers):
-                try:
-                    await bus.nc.publish(message.reply, encode(await handler(ask.decode(message.data))))
-                except Exception:
-                    log.exception("ask not answered", ask=ask.template)

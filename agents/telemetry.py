@@ -190,8 +190,8 @@ async def run(
 
     async with bus.listen(PREFIX + "evt.>", buffer=8192) as facts, bus.listen(PREFIX + "tick.>", buffer=8192) as ticks:
         await _poll(teller)
-        await bus.answer(ASK_METRICS, metrics)
         async with anyio.create_task_group() as tasks:
+            await tasks.start(bus.answer, ASK_METRICS, metrics)
             tasks.start_soon(_count, teller, facts.receive)
             tasks.start_soon(_count, teller, ticks.receive)
             tasks.start_soon(_keep_polling, teller)

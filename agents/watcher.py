@@ -324,7 +324,8 @@ class Watcher:
                 for fact in facts:
                     assert isinstance(fact.payload, HashFailed)
                     failed = fact.payload
-                    if (row := rows.get(failed.path)) is None:
+                    row = rows.get(failed.path)
+                    if row is None or row.stat != failed.stat:  # it has been judged anew meanwhile
                         continue
                     if failed.reason in ("changed", "gone"):
                         db.judge_again(row, now=time.time())

@@ -72,6 +72,7 @@ class Bus:
         self.tasks = tasks
         self.name = name
         self.instance = f"{name}-{new_id()[-12:]}"
+        self.echo = nc.new_inbox()
         self.leases: dict[str, Msg] = {}
         self.on_reconnect: set[Callable[[], None]] = set()
 
@@ -147,21 +148,22 @@ class Bus:
         except msgspec.DecodeError as error:
             raise Undecodable(f"the answer to {subject.template} is no {reply.__name__}: {error}") from error
 
-    async def answer(self, subject: Subject[T], handler: Callable[[T], Awaitable[Any]]) -> None:
-        """Answer an ask until the bus closes. Where that fails there is silence and a log line."""
-
-        async def one(message: Msg) -> None:
-            with trace.continued(message.headers):
-                try:
-                    await self.nc.publish(message.reply, encode(await handler(subject.decode(message.data))))
-                except Exception:
-                    log.exception("ask not answered", ask=subject.template)
-
-        async def started(message: Msg) -> None:
-            self.tasks.start_soon(one, message)
-
-        await self.nc.subscribe(subject.filter(), cb=started)
-        await self.flush()
+    async def answer(
+        self,
+        subject: Subject[T],
+        handler: Callable[[T], Awaitable[Any]],
+        *,
+        task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Answer an ask, one after the other, until cancelled; where that fails there is silence and a log line."""
+        async with self.listen(subject.filter()) as asked:
+            task_status.started()
+            async for message in asked:
+                with trace.continued(message.headers):
+                    try:
+                        await self.nc.publish(message.reply, encode(await handler(subject.decode(message.data))))
+                    except Exception:
+                        log.exception("ask not answered", ask=subject.template)
 
     @asynccontextmanager
     async def listen(self, pattern: str, *, buffer: int = 1024) -> AsyncIterator[MemoryObjectReceiveStream[Msg]]:
@@ -204,24 +206,35 @@ class Bus:
             found = await self.js.get_msg(stream, seq or None, pattern, next=bool(seq))
         except NotFoundError:
             return None
-        except _NOT_NOW as error:
-            raise Retry(f"the bus did not answer about {stream}") from error
+        except (*_NOT_NOW, APIError) as error:
+            raise Retry(f"the bus did not answer about {stream}: {error}") from error
         return Stored(found.seq or 0, found.subject or "", found.data or b"")
 
     async def waiting(self, stream: str, pattern: str) -> dict[str, int]:
-        """How many messages a stream holds, by subject, of those on a pattern. Raises Retry."""
+        """How many messages a stream holds on a pattern, by subject (100,000 of them at most). Raises Retry."""
         try:
             info = await self.js.stream_info(stream, subjects_filter=pattern)
-        except _NOT_NOW as error:
-            raise Retry(f"the bus did not answer about {stream}") from error
+        except (*_NOT_NOW, APIError) as error:
+            raise Retry(f"the bus did not answer about {stream}: {error}") from error
         return dict(info.state.subjects or {})
 
     async def flush(self) -> None:
-        """Everything said so far has reached the server. Raises Retry."""
+        """Everything said so far has reached the server. Raises Retry.
+
+        A message to ourselves, not the client's own flush: when that is cancelled, the late PONG ends its reading task.
+        """
         try:
-            await self.nc.flush(timeout=10)
-        except (*_NOT_NOW, nats.errors.FlushTimeoutError) as error:
+            await self.nc.request(self.echo, b"", timeout=10)
+        except _NOT_NOW as error:
             raise Retry("the bus did not answer") from error
+
+    async def return_echo(self) -> None:
+        """Answer our own flushes."""
+
+        async def back(message: Msg) -> None:
+            await self.nc.publish(message.reply, b"")
+
+        await self.nc.subscribe(self.echo, cb=back)
 
     async def keep_leases(self) -> None:
         """Tell the server every `heartbeat` seconds that the jobs held here are being worked on."""
@@ -302,6 +315,7 @@ async def connect(url: str, settings: BusSettings, *, name: str, topology_too: b
         async with anyio.create_task_group() as tasks:
             bus = Bus(nc, settings, tasks, name)
             bus.on_reconnect = reconnected
+            await bus.return_echo()
             tasks.start_soon(bus.keep_leases)
             try:
                 yield bus

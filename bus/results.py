@@ -72,17 +72,21 @@ async def watched(bus: Bus, id: str) -> AsyncIterator[threading.Event]:
     because hearing is lossy."""
     stop, scope = threading.Event(), anyio.CancelScope()
 
+    async def look_and_listen() -> None:
+        async with bus.listen(RESULT(id=id), buffer=4) as heard:
+            while await result_of(bus, id) is None:
+                with anyio.move_on_after(bus.settings.heartbeat):
+                    await heard.receive()
+            stop.set()
+
     async def listening() -> None:
         with scope:
-            async with bus.listen(RESULT(id=id), buffer=4) as heard:
-                while not stop.is_set():
-                    try:
-                        if await result_of(bus, id) is not None:
-                            stop.set()
-                    except Retry as error:
-                        log.warning("can't tell whether the job was cancelled", error=str(error))
-                    with anyio.move_on_after(bus.settings.heartbeat):
-                        await heard.receive()
+            while not stop.is_set():
+                try:
+                    await look_and_listen()
+                except Retry as error:
+                    log.warning("can't tell yet whether the job was ended", error=str(error))
+                    await anyio.sleep(bus.settings.retry_delay)
 
     bus.tasks.start_soon(listening)
     try:

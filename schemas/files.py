@@ -121,6 +121,7 @@ class HashFailed(msgspec.Struct, frozen=True, kw_only=True):
 
     key: str
     path: FilePath
+    stat: Stat
     reason: Literal["changed", "unreadable", "gone", "exhausted"]
     error: str
     at: float

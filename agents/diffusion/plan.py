@@ -1,4 +1,4 @@
-"""From a request to a plan: every choice made, every number drawn, or a reason why it can't be. Pure, and without torch."""
+"""From a request to a plan: all chosen and drawn, or a reason why it can't be. Pure, and without torch."""
 
 import hashlib
 

@@ -7,6 +7,7 @@ Run: python -m tests.bench [NAME…] [--json]. The exit status is 1 when a budge
 import argparse
 import functools
 import importlib
+import os
 import sys
 import tempfile
 import time
@@ -20,6 +21,7 @@ from tests.bench.figures import Figure, table
 
 # The one that imports torch comes last, so that it is in nobody else's way.
 BENCHMARKS = ("bus", "hashing", "start", "tiers", "pipeline")
+QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
 
 
 def main() -> int:
@@ -47,6 +49,7 @@ def main() -> int:
 
 def run(name: str) -> list[Figure]:
     """One benchmark, in a folder of its own that is gone afterwards."""
+    os.environ.update(QUIET)
     module = importlib.import_module(f"tests.bench.bench_{name}")
     with tempfile.TemporaryDirectory(prefix=f"darkroom-bench-{name}-") as folder:
         found: list[Figure] = anyio.run(functools.partial(module.figures, Path(folder)))

@@ -18,7 +18,7 @@ import asyncio
 import functools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from statistics import median
 
@@ -99,7 +99,9 @@ async def bare_streams(js: JetStreamContext) -> None:
     """Darkroom's own stream of facts and its queue once more, under names of their own."""
     for stream in topology(SETTINGS):
         if stream.name in ("FILES", "PREPARE"):
-            await js.add_stream(config(stream, STORE // 2).evolve(name=f"BARE_{stream.name}", subjects=[f"{stream.name}.>"]))
+            await js.add_stream(
+                config(stream, STORE // 2).evolve(name=f"BARE_{stream.name}", subjects=[f"{stream.name}.>"])
+            )
 
 
 def a_fact() -> Removed:
@@ -186,10 +188,8 @@ async def bare_worker(
     subscription = await js.pull_subscribe(f"PREPARE.{kind}.*", kind, "BARE_PREPARE")
 
     async def prepared(id: str) -> None:
-        try:
+        with suppress(NotFoundError):
             await js.get_msg("RESULTS", subject=f"{PREFIX}result.{id}")
-        except NotFoundError:
-            pass
         await js.stream_info("EVENTS", subjects_filter=f"{PREFIX}evt.attempt.*.bare.{id}")
         await js.publish(f"{PREFIX}evt.attempt.started.bare.{id}", encode(Request(prompt="an attempt")))
 
@@ -236,9 +236,7 @@ async def served(tasks: anyio.abc.TaskGroup, reader: Bus, writer: Bus) -> Hop:
         bell.ring()
 
     await tasks.start(functools.partial(serve, reader, work(reader, handle), "hops"))
-    return bare_hop(
-        bell, lambda: writer.publish(PREPARE, a_request(), lane="normal", tenant="t0", id=new_id())
-    )
+    return bare_hop(bell, lambda: writer.publish(PREPARE, a_request(), lane="normal", tenant="t0", id=new_id()))
 
 
 def work(bus: Bus, handle: Callable[[Request, Delivery], Awaitable[None]]) -> Work[Request]:
@@ -348,10 +346,7 @@ async def measured_working(reader: Bus, writer: Bus, bare: Client, bare_writer: 
         await asyncio.gather(*(js.publish(f"PREPARE.many.{new_id()}", encode(a_request())) for _ in range(WORKED)))
         theirs.append(await worked_bare(bare, f"many-{turn}"))
         await asyncio.gather(
-            *(
-                writer.publish(PREPARE, a_request(), lane="normal", tenant="t0", id=new_id())
-                for _ in range(WORKED)
-            )
+            *(writer.publish(PREPARE, a_request(), lane="normal", tenant="t0", id=new_id()) for _ in range(WORKED))
         )
         ours.append(await worked_off(reader))
     return [rate(f"jobs worked off: serve, {SIDE_BY_SIDE} at once / bare fetch(1)", ours, theirs)]
@@ -386,6 +381,6 @@ async def worked_off(reader: Bus) -> float:
         await enough.wait()
         seconds = time.perf_counter() - began
         while await reader.waiting("PREPARE", PREPARE.filter()):
-            await asyncio.sleep(PAUSE)  # the last acknowledgements are on their way
+            await reader.flush()  # the last acknowledgements are on their way
         tasks.cancel_scope.cancel()
     return WORKED / seconds

@@ -1,6 +1,6 @@
 """The SHA-256 of a warm file of 1 GiB against the best that the machine has, in turns in one run.
 
-Compared with: hashlib over as many bytes from the core's cache (no file, no memory to wait for), `openssl dgst -sha256` and
+Compared with: hashlib over as many bytes from the core's cache (no file, no memory to wait for), `openssl dgst` and
 `sha256sum`. Budget: at least 0.95 of in memory. Two files in two threads against one after the other; beside it what
 in-memory hashing gains from two threads, which is what the machine has to give at the moment. And how late an event
 loop wakes while two files are hashed in threads, as the hasher does it. Budget: p99 under 10 ms.
@@ -93,7 +93,9 @@ def in_two_threads(files: list[Path], block: bytes) -> Figure:
             one = seconds(lambda: in_memory(block))
             memory_gains.append(2 * one / seconds(lambda: list(pool.map(in_memory, (block, block)))))
     aside = f"speed-up {median(gains):.2f}, in memory {median(memory_gains):.2f}, on {os.cpu_count()} cores"
-    return Figure(what="two threads: gain of hash_file / in memory", value=median(ratios(gains, memory_gains)), aside=aside)
+    return Figure(
+        what="two threads: gain of hash_file / in memory", value=median(ratios(gains, memory_gains)), aside=aside
+    )
 
 
 async def lags(files: list[Path]) -> list[Figure]:

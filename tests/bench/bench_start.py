@@ -40,7 +40,9 @@ async def figures(folder: Path) -> list[Figure]:
             took.setdefault("none", []).append(ready(folder / f"own-{turn}", ""))
     bare = f"interpreter {p50(took['interpreter']):.2f} s, importing the packages {p50(took['outside']):.2f} s"
     return [
-        Figure(what="run hasher to ready, on a running bus", value=p50(took["known"]), unit="s", at_most=1.0, aside=bare),
+        Figure(
+            what="run hasher to ready, on a running bus", value=p50(took["known"]), unit="s", at_most=1.0, aside=bare
+        ),
         Figure(what="… on a new server (makes the streams)", value=p50(took["new"]), unit="s", at_most=1.0),
         Figure(what="… without one (starts its own)", value=p50(took["none"]), unit="s", at_most=1.0),
         Figure(what="run hasher / importing its packages", value=p50(took["known"]) / p50(took["outside"])),

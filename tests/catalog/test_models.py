@@ -146,7 +146,8 @@ async def test_a_refused_file_leaves_nothing_of_the_model_that_was_there(tell: T
 
 async def test_a_failed_hash_changes_nothing(db: Database, tell: Tell):
     of = stat("dream")
-    failed = HashFailed(key=key(of), path=at_path("a.safetensors"), reason="changed", error="It was written.", at=11.0)
+    path = at_path("a.safetensors")
+    failed = HashFailed(key=key(of), path=path, stat=of, reason="changed", error="It was written.", at=11.0)
     assert await tell(hashed("a.safetensors", "dream"), failed) != []
     assert len(await list_models(db)) == 1
 

@@ -1,0 +1,58 @@
+"""What the README claims is tested."""
+
+import re
+import sys
+from pathlib import Path
+
+import anyio
+
+from tests.pipeline.conftest import Agents, bus_of, drop
+
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+async def test_the_worked_example_of_a_nats_client_makes_a_picture(agents: Agents):
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    agents.start("migrator", "watcher", "hasher", "preprocess", "encoder")
+    agents.start("generator")
+    async with bus_of(agents) as bus:
+        await drop(bus, agents)
+    with anyio.fail_after(60):
+        done = await anyio.run_process([sys.executable, "-W", "error", "-c", example, agents.url], check=False)
+    assert done.returncode == 0, done.stderr
+    assert (agents.data / done.stdout.decode().strip()).is_file()
+
+
+def test_every_command_is_in_the_readme():
+    from agents.cli import app
+
+    for command in app.registered_commands:
+        assert command.callback is not None
+        assert re.search(rf"\b{command.callback.__name__}\b", README), f"{command.callback.__name__} is undocumented"
+
+
+def test_every_setting_the_readme_shows_is_one(tmp_path: Path):
+    from agents.config import load
+
+    (block,) = re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL)
+    (tmp_path / "darkroom.toml").write_text(block)
+    settings = load({}, {}, tmp_path / "darkroom.toml")
+    assert settings.http.port == 7860 and settings.roots["loras"] == "/srv/loras"
+
+
+def test_every_file_the_readme_names_exists():
+    for path in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_dependency_earns_its_line():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    table = README.split("## Dependencies")[1]
+    for requirement in project["dependencies"]:
+        assert re.split(r"[<>=]", requirement)[0] in table, requirement
+    pins = (ROOT / "deploy/constraints.txt").read_text().lower().replace("_", "-")
+    for requirement in (*project["dependencies"], *project["optional-dependencies"]["dev"]):
+        assert f"\n{re.split(r'[<>=]', requirement)[0].lower()}==" in "\n" + pins, requirement
