@@ -2,17 +2,20 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import anyio
+import msgspec
 from anyio import to_thread
 
 from agents import desk
 from agents.commands import copy_pictures, say
 from agents.diffusion.tiny import write_tiny_checkpoint
 from agents.progress import shown
+from agents.runner import configure_logging
 from agents.up import service
 from bus.client import Bus, connect
 from bus.errors import DarkroomError
@@ -33,6 +36,7 @@ async def demo(settings: Settings, once: bool) -> None:
     def told(line: str) -> None:
         say(f"{time.monotonic() - began:6.2f} s  {line}")
 
+    settings = _quiet(settings)
     folder = Path(next(iter(settings.roots.values())))
     target = folder / f"{NAME}.safetensors"
     target.unlink(missing_ok=True)
@@ -49,6 +53,20 @@ async def demo(settings: Settings, once: bool) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for _ in signals:
                 break
+
+
+def _quiet(settings: Settings) -> Settings:
+    """Only what matters is told, and a port in use is no reason to show nothing."""
+    configure_logging("warning")
+    http = settings.http
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((http.host, http.port))
+        except OSError:
+            say(f"port {http.port} is in use: the page takes another")
+            http = msgspec.structs.replace(http, port=0)
+    return msgspec.structs.replace(settings, http=http, log_level="warning")
 
 
 async def _drop(bus: Bus, target: Path, told: Callable[[str], None]) -> None:
