@@ -305,4 +305,10 @@ async def cancel(bus: Bus, id: str) -> JobView:
 
 async def models(bus: Bus) -> tuple[Model, ...]:
     """Every model of the catalog by name, those without a file too. Raises NoAnswer, Undecodable."""
-    return (await bus.ask(ASK_MODELS, ListModels(missing=True), ModelList)).models
+    found: list[Model] = []
+    more = True
+    while more:
+        page = await bus.ask(ASK_MODELS, ListModels(missing=True, after=found[-1].sha256 if found else ""), ModelList)
+        found += page.models
+        more = page.more and bool(page.models)
+    return tuple(found)

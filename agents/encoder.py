@@ -69,6 +69,7 @@ async def encode(bus: Bus, data_dir: Path, job: Encode, delivery: Delivery) -> N
         await bus.publish(IMAGE_ENCODED, fact, first=True, id=job.id)
     await finish(bus, Result(id=job.id, status="succeeded", ended_at=time.time(), images=pictures))
     await to_thread.run_sync(remove_pixels, data_dir, job.id)
+    log.info("pictures written", pictures=len(pictures), seconds=round(fact.seconds, 3))
 
 
 async def _with_infotext(bus: Bus, job: Encode) -> Encode:

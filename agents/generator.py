@@ -162,6 +162,7 @@ class Generator:
 
     async def generate(self, plan: Plan, delivery: Delivery) -> None:
         """Draw a plan's pictures, store their pixels, hand them to the encoder. Raises Fail, Retry."""
+        began = time.monotonic()
         path = await self._path(plan)
         async with watched(self.bus, plan.id) as ended_meanwhile:
             try:
@@ -186,6 +187,7 @@ class Generator:
             pixels=pixels,
         )
         await enqueue(self.bus, ENCODE, job, lane=plan.lane, id=plan.id)
+        log.info("drawn", pictures=len(pixels), model=plan.model.name, seconds=round(time.monotonic() - began, 3))
 
     def _draw(self, plan: Plan, path: str, ended_meanwhile: threading.Event) -> list[Array] | None:
         """In the worker thread. None when the job was stopped. Raises Fail."""
@@ -222,9 +224,12 @@ class Generator:
             reply = await self.bus.ask(ASK_RESOLVE, ResolveModel(name=plan.model.sha256), ResolveReply)
         except NoAnswer as error:
             raise Retry("the catalog does not answer: is the migrator running?") from error
-        for path in reply.model.paths if reply.model else ():
+        places = (plan.model.path, *(reply.model.paths if reply.model else ()))
+        for path in places:
             if found := self._visible(path):
                 return found
+        if not any(path.root in self.roots for path in places):
+            raise Retry(f"root {plan.model.path.root} is not one of this generator's: left to another", delay=5.0)
         raise Fail(
             "model-file-gone",
             f"the file of model {plan.model.name} is gone ({plan.model.path.root}/{plan.model.path.rel}): put it back "

@@ -72,6 +72,8 @@ SAID: dict[str, Subject[Any]] = {
 RIVAL_SECONDS = 0.3
 RIVAL_ASKS = 5
 """How long migrators that start at the same moment listen for each other, and how often they ask."""
+LISTED = 1000
+"""Models in one answer at most."""
 REMEMBERED_SECONDS = 30 * 24 * 3600.0
 """How long the inbox remembers a message; a repeat that comes later finds its effect in the state."""
 _FOLLOWED = "files_followed"
@@ -100,7 +102,9 @@ async def run(
         return await resolve(db, ask.name)
 
     async def models(ask: ListModels) -> msgspec.Raw:
-        return listing(await list_models(db, kind=ask.kind, missing=ask.missing), bus.nc.max_payload)
+        limit = max(1, min(ask.limit, LISTED))
+        page = await list_models(db, kind=ask.kind, missing=ask.missing, after=ask.after, limit=limit + 1)
+        return listing(page, limit, bus.nc.max_payload)
 
     with wake, woken:
         async with anyio.create_task_group() as greeters:  # ends last: the place is free when the file is closed
@@ -119,19 +123,18 @@ async def run(
                 task_status.started()
 
 
-def listing(models: tuple[Model, ...], limit: int) -> msgspec.Raw:
-    """Models as one answer of at most `limit` bytes: without the metadata of their headers, which can be 32 KiB each,
-    and where that is still too much without the last of them."""
+def listing(models: tuple[Model, ...], limit: int, room: int) -> msgspec.Raw:
+    """The first `limit` models as one answer of at most `room` bytes, and whether more follow. The metadata of their
+    headers, which can be 32 KiB each, is left out; so is the end of a list of paths too long for an answer."""
     slim = [
         msgspec.structs.replace(model, identity=msgspec.structs.replace(model.identity, metadata={}))
-        for model in models
+        for model in models[:limit]
     ]
-    data = encode(ModelList(models=tuple(slim)))
-    while len(data) > limit:
-        slim = slim[: len(slim) * limit // len(data) * 9 // 10]
-        data = encode(ModelList(models=tuple(slim)))
-    if len(slim) < len(models):
-        log.error("more models than one answer can carry", models=len(models), answered=len(slim))
+    while len(data := encode(ModelList(models=tuple(slim), more=len(slim) < len(models)))) > room:
+        if len(slim) > 1:
+            slim = slim[: len(slim) // 2]
+        else:
+            slim = [msgspec.structs.replace(slim[0], paths=slim[0].paths[: len(slim[0].paths) // 2])]
     return msgspec.Raw(data)
 
 

@@ -29,16 +29,20 @@ class ResolveModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ListModels(msgspec.Struct, frozen=True, kw_only=True):
-    """All models, or those of one kind; `missing` includes the ones with no file at present."""
+    """Models by name: all, or those of one kind; `missing` includes the ones with no file at present. A page of at most
+    `limit`, after the one with the SHA-256 `after` (empty: from the first)."""
 
     kind: str = ""
     missing: bool = False
+    after: str = ""
+    limit: int = 1000
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
-    """Models by name."""
+    """Models by name, without the metadata of their headers; `more` follow after the last."""
 
     models: tuple[Model, ...]
+    more: bool = False
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):

@@ -315,13 +315,28 @@ def test_the_largest_fact_of_the_catalog_is_what_the_bus_takes():
 def test_a_list_leaves_out_the_metadata_of_headers_and_is_never_too_long_to_be_sent():
     wordy = msgspec.structs.replace(CHECKPOINT, metadata={"tags": "x" * 30_000}, trigger_words=("cat",))
     models = tuple(model(n, wordy) for n in range(500))
-    all_of_them = msgspec.json.decode(bytes(migrator.listing(models, 1_000_000)), type=ModelList).models
-    assert [one.name for one in all_of_them] == [one.name for one in models]
-    assert all_of_them[0].identity == msgspec.structs.replace(wordy, metadata={})
-    cut = bytes(migrator.listing(models, 20_000))
-    assert 10_000 < len(cut) <= 20_000
-    first = msgspec.json.decode(cut, type=ModelList).models
-    assert first == all_of_them[: len(first)]
+    page = msgspec.json.decode(bytes(migrator.listing(models, 1000, 1_000_000)), type=ModelList)
+    assert [one.name for one in page.models] == [one.name for one in models] and not page.more
+    assert page.models[0].identity == msgspec.structs.replace(wordy, metadata={})
+    cut = bytes(migrator.listing(models, 1000, 20_000))
+    assert 5_000 < len(cut) <= 20_000
+    first = msgspec.json.decode(cut, type=ModelList)
+    assert first.models == page.models[: len(first.models)] and first.more
+
+
+async def test_every_page_together_is_the_whole_catalog(bus: Bus, tmp_path: Path):
+    async with running(functools.partial(migrator.run, bus, tmp_path / "catalog.db")):
+        for n in range(25):
+            await say(bus, hashed(f"{n % 3}/{n}.safetensors", str(n)))
+        await history(bus, 25)
+        whole = await bus.ask(ASK_MODELS, ListModels(), ModelList)
+        seen: list[Model] = []
+        more = True
+        while more:
+            after = seen[-1].sha256 if seen else ""
+            page = await bus.ask(ASK_MODELS, ListModels(after=after, limit=7), ModelList)
+            seen, more = [*seen, *page.models], page.more
+        assert tuple(seen) == whole.models and len(seen) == 25 and not whole.more
 
 
 def model(n: int, identity: Identity) -> Model:

@@ -91,4 +91,6 @@ SELECT sha256, name, size, identity, created_at, loadable,
 FROM models
 WHERE (:kind = '' OR kind = :kind)
     AND (:missing OR EXISTS (SELECT 1 FROM paths WHERE paths.sha256 = models.sha256 AND present = 1))
-ORDER BY folded, sha256;
+    AND (:after = '' OR (folded, sha256) > (SELECT folded, sha256 FROM models WHERE sha256 = :after))
+ORDER BY folded, sha256
+LIMIT :limit;

@@ -81,9 +81,12 @@ def meant_by(candidates: list[Candidate], name: str, prefix: str) -> list[Candid
     return []
 
 
-async def list_models(db: Database, *, kind: str = "", missing: bool = False) -> tuple[Model, ...]:
-    """Models by name: all, or those of one kind; `missing` includes the ones with no file at present."""
-    rows = await db.committed.rows("models", kind=kind, missing=missing)
+async def list_models(
+    db: Database, *, kind: str = "", missing: bool = False, after: str = "", limit: int = -1
+) -> tuple[Model, ...]:
+    """Models by name: all, or those of one kind; `missing` includes the ones with no file at present. At most `limit`
+    (any number when negative), after the one with the SHA-256 `after`."""
+    rows = await db.committed.rows("models", kind=kind, missing=missing, after=after, limit=limit)
     return await to_thread.run_sync(lambda: tuple(_candidate(row).model for row in rows))
 
 
