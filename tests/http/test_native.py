@@ -208,7 +208,7 @@ async def test_models_come_from_the_catalog_and_say_what_is_wrong_with_them(bus:
     async with serving(bus, tmp_path) as client:
         nobody = await client.get("/api/models")
         assert (nobody.status_code, reason(nobody)) == (503, "no-answer") and "agent" in nobody.text
-        await bus.answer(ASK_MODELS, answer)
+        await bus.tasks.start(bus.answer, ASK_MODELS, answer)
         [shown] = (await client.get("/api/models")).json()["models"]
         assert shown == {
             "sha256": "c" * 64, "name": "b", "kind": "checkpoint", "family": "sd15", "variant": "", "size": 9,
@@ -288,7 +288,7 @@ async def test_ready_says_what_is_missing_and_alive_does_not_care(bus: Bus, nats
         checks = answer.json()["checks"]
         assert answer.status_code == 503 and not answer.json()["ready"]
         assert {name for name, check in checks.items() if not check["ok"]} == {"catalog"}
-        await bus.answer(ASK_HELLO, hello)
+        await bus.tasks.start(bus.answer, ASK_HELLO, hello)
         answer = await client.get("/readyz")
         assert (answer.status_code, answer.json()["ready"]) == (200, True), answer.text
         assert set(checks) == {"bus", "catalog", "disk", "jetstream"}
