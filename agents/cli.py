@@ -183,6 +183,28 @@ def doctor(data: Data = None, nats: Nats = None, config: Config = None, json: Js
 
 
 @app.command()
+def hash(
+    files: Annotated[list[str], typer.Argument(help="Files of any kind.")],
+    parallel: Annotated[int | None, typer.Option(min=1, help="How many are read side by side.")] = None,
+    config: Config = None,
+    json: Annotated[bool, typer.Option("--json", help="All hashes as JSON: AutoV2, AutoV3, CRC32, BLAKE3.")] = False,
+) -> None:
+    """Hash files, a line each as sha256sum writes it; needs no service."""
+    from agents.filecommands import hash_files as command
+
+    settings = _settings(None, None, config, **{"hasher.parallel": parallel})
+    _exit(command(files, settings.hasher.parallel, json))
+
+
+@app.command()
+def inspect(files: Annotated[list[str], typer.Argument(help="Model files.")], json: Json = False) -> None:
+    """Say what model files are by their headers and sidecars, without loading a weight; needs no service."""
+    from agents.filecommands import inspect_files as command
+
+    _exit(command(files, json))
+
+
+@app.command()
 def demo(
     data: Data = None,
     once: Annotated[bool, typer.Option("--once", help="Exit when the pictures are made.")] = False,

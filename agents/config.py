@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from agents.ingest import layouts
 from bus.errors import BadSubject, UserError
 from bus.subjects import HASH
 from schemas.settings import Settings
@@ -39,7 +40,7 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str], config: Path 
         settings = msgspec.convert(tree, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise UserError(f"settings ({source.name}, {PREFIX}* or a flag): {error}") from error
-    return _with_roots(settings)
+    return _with_roots(settings, environment)
 
 
 def _file(path: Path) -> dict[str, Any]:
@@ -78,13 +79,20 @@ def _plain(value: str) -> Any:
     return value
 
 
-def _with_roots(settings: Settings) -> Settings:
-    roots = settings.roots or {"models": str(Path(settings.data_dir) / "models")}
-    for name in roots:
+def _with_roots(settings: Settings, environment: Mapping[str, str]) -> Settings:
+    named = settings.roots
+    if not (named or settings.model_folders or settings.extra_model_paths):
+        named = {"models": str(Path(settings.data_dir) / "models")}
+    for name in named:
         try:
             HASH.filter(root=name)
         except BadSubject as error:
             raise UserError(f"root {name!r}: a root's name is made of a-z, 0-9, '-' and '_' (64 at most)") from error
-    absolute = {name: str(Path(folder).expanduser().absolute()) for name, folder in roots.items()}
+    roots = layouts.roots(
+        {name: str(Path(folder).expanduser().absolute()) for name, folder in named.items()},
+        model_folders=settings.model_folders,
+        extra_model_paths=settings.extra_model_paths,
+        environment=environment,
+    )
     data_dir = str(Path(settings.data_dir).expanduser().absolute())
-    return msgspec.structs.replace(settings, roots=absolute, data_dir=data_dir)
+    return msgspec.structs.replace(settings, roots=roots, data_dir=data_dir)

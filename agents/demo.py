@@ -66,7 +66,8 @@ def _quiet(settings: Settings) -> Settings:
         except OSError:
             say(f"port {http.port} is in use: the page takes another")
             http = msgspec.structs.replace(http, port=0)
-    return msgspec.structs.replace(settings, http=http, log_level="warning")
+    roots = {"models": str(Path(settings.data_dir) / "models")}  # never among the user's own models
+    return msgspec.structs.replace(settings, http=http, roots=roots, log_level="warning")
 
 
 async def _drop(bus: Bus, target: Path, told: Callable[[str], None]) -> None:

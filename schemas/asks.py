@@ -2,6 +2,7 @@
 
 import msgspec
 
+from schemas.files import FilePath, Known, Stat
 from schemas.models import Model
 
 
@@ -56,3 +57,27 @@ class ResolveReply(msgspec.Struct, frozen=True, kw_only=True):
 
     model: Model | None = None
     problem: Problem | None = None
+
+
+class ListFiles(msgspec.Struct, frozen=True, kw_only=True):
+    """What lies below a root, by the watcher's table: a page of at most `limit`, after the path `after`."""
+
+    after: str = ""
+    limit: int = 1000
+
+
+class ListedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A settled file, and what is known of its content (None while its hash is on the way)."""
+
+    path: FilePath
+    key: str
+    stat: Stat
+    known: Known | None = None
+
+
+class FileList(msgspec.Struct, frozen=True, kw_only=True):
+    """Settled files by path, as they were at `at` (Unix seconds of the watcher's clock); `more` follow."""
+
+    files: tuple[ListedFile, ...]
+    at: float
+    more: bool = False

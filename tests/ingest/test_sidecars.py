@@ -1,0 +1,168 @@
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agents.ingest import sidecars
+from agents.ingest.sidecars import Sidecars, parse_a1111, parse_civitai, read_sidecars
+
+CIVITAI: dict[str, Any] = {
+    "id": 290640,
+    "modelId": 257749,
+    "name": "V6",
+    "baseModel": "Pony",
+    "trainedWords": ["score_9, score_8_up", "  fox "],
+    "description": None,
+    "model": {
+        "name": "Fox & Friends",
+        "type": "LORA",
+        "nsfw": False,
+        "tags": ["animal", "fox"],
+        "description": '<p>A <b>fox</b>&nbsp;&amp; <a href="https://x/?a=1&b=2">friends</a>.</p><p>Use 1 &lt; 2</p>',
+    },
+    "images": [{"url": "https://example.com/1.png", "nsfwLevel": 1}],
+}
+A1111 = {
+    "description": "Mine",
+    "sd version": "SDXL",
+    "activation text": "red fox,, bushy  tail",
+    "preferred weight": 0.8,
+    "notes": "Good at 0.8.\nNot at 1.",
+}
+
+
+def model(folder: Path, name: str = "fox.v6.safetensors", **beside: bytes | dict[str, Any]) -> Path:
+    """A model file with what lies beside it, by suffix ('_' for '.')."""
+    path = folder / name
+    path.write_bytes(b"")
+    for suffix, content in beside.items():
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        path.with_name(path.stem + suffix.replace("_", ".")).write_bytes(data)
+    return path
+
+
+def test_a_model_alone_has_nothing_said_of_it(tmp_path: Path):
+    assert read_sidecars(model(tmp_path)) == Sidecars()
+    assert read_sidecars(tmp_path / "no folder" / "x.safetensors") == Sidecars()
+
+
+def test_civitais_answer_is_read(tmp_path: Path):
+    assert read_sidecars(model(tmp_path, _civitai_info=CIVITAI)) == Sidecars(
+        name="Fox & Friends",
+        description="A fox & friends.\nUse 1 < 2",
+        base_model="Pony",
+        trigger_words=("score_9", "score_8_up", "fox"),
+        tags=("animal", "fox"),
+        nsfw=False,
+        source_url="https://civitai.com/models/257749?modelVersionId=290640",
+    )
+
+
+def test_what_a_user_wrote_in_a1111_goes_before_it(tmp_path: Path):
+    found = read_sidecars(model(tmp_path, _civitai_info=CIVITAI, _json=A1111))
+    assert (found.description, found.base_model, found.notes) == ("Mine", "SDXL", "Good at 0.8.\nNot at 1.")
+    assert found.trigger_words == ("red fox", "bushy tail")
+    assert (found.name, found.tags) == ("Fox & Friends", ("animal", "fox"))
+
+
+def test_an_unknown_version_and_empty_fields_of_a1111_hide_nothing(tmp_path: Path):
+    empty = {"description": "", "sd version": "Unknown", "activation text": " , ", "notes": ""}
+    found = read_sidecars(model(tmp_path, _civitai_info=CIVITAI, _json=empty))
+    assert found == read_sidecars(model(tmp_path, "b.safetensors", _civitai_info=CIVITAI))
+
+
+def test_civitais_answer_under_the_other_name_is_known_by_its_content(tmp_path: Path):
+    found = read_sidecars(model(tmp_path, _json=b"\xef\xbb\xbf" + json.dumps(CIVITAI).encode()))
+    assert found.name == "Fox & Friends" and not found.problems
+
+
+def test_previews_are_found_best_first_and_links_and_empty_files_are_none(tmp_path: Path):
+    path = model(tmp_path, _png=b"x", _preview_png=b"x", _preview_webp=b"x", _jpg=b"", _preview_gif=b"x")
+    path.with_name("fox.v6.jpeg").symlink_to(path.with_name("fox.v6.png"))
+    path.with_name("fox.v6.webp").mkdir()
+    names = [file.name for file in read_sidecars(path).previews]
+    assert names == ["fox.v6.preview.png", "fox.v6.preview.webp", "fox.v6.png"]
+
+
+def test_a_name_that_is_not_utf8_has_sidecars_too(tmp_path: Path):
+    raw = os.fsencode(tmp_path) + b"/\xff\n.safetensors"
+    Path(os.fsdecode(raw.replace(b".safetensors", b".json"))).write_text("no")
+    Path(os.fsdecode(raw.replace(b".safetensors", b".preview.jpg"))).write_text("x")
+    found = read_sidecars(raw)
+    assert len(found.previews) == 1
+    assert found.problems == (r"'\udcff\n.json' is not JSON; delete it, or have it written again.",)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "is not JSON"),
+        (b"{", "is not JSON"),
+        (b"\xff\xfe", "is not JSON"),
+        (b"[" * 500_000, "is not JSON"),
+        (b'{"a":' * 200_000, "is not JSON"),
+        (b"1" * 1_000_000, "is not JSON"),
+        (b"[1, 2]", "holds no object"),
+        (b'"text"', "holds no object"),
+        (b" " * (sidecars.JSON_BYTES + 1), "is longer than 1 MiB"),
+        (b'{"description": 3}', "'description' is not what it should be"),
+        (b'{"activation text": [1, "a"]}', "'activation text' holds something other than texts"),
+        (b'{"modelId": true, "trainedWords": {}}', "'trainedWords' is not what it should be"),
+        (b'{"modelId": 1, "model": []}', "'model' is not what it should be"),
+    ],
+)
+def test_bad_content_is_a_sentence(tmp_path: Path, content: bytes, told: str):
+    began = time.monotonic()
+    problems = read_sidecars(model(tmp_path, _json=content)).problems
+    assert any(told in problem and problem.startswith("fox.v6.json") and problem.endswith(".") for problem in problems)
+    assert time.monotonic() - began < 2
+
+
+def test_no_link_is_followed_and_no_pipe_waited_for(tmp_path: Path):
+    (tmp_path / "secret.json").write_text('{"description": "secret"}')
+    path = model(tmp_path)
+    path.with_name("fox.v6.json").symlink_to(tmp_path / "secret.json")
+    os.mkfifo(path.with_name("fox.v6.civitai.info"))
+    found = read_sidecars(path)
+    assert found.description == ""
+    assert found.problems == (
+        "fox.v6.json can't be read (it is a link).",
+        "fox.v6.civitai.info is no file and is not read.",
+    )
+
+
+def test_texts_lose_what_can_not_be_stored_or_shown_and_are_bounded():
+    found = parse_a1111({"description": "a\x00b\x1b[31m\ud800c\r\nd", "activation text": "w\x07" * 999}, "x.json")
+    assert found.description == "ab[31mc\nd"
+    assert found.trigger_words == ("w" * sidecars.WORD_LENGTH,)
+    data = {"description": "x" * 10**6, "modelId": 10**30, "trainedWords": [f"w{i}" for i in range(10_000)]}
+    found = parse_civitai(data, "x")
+    assert len(found.description) == sidecars.TEXT_LENGTH
+    assert len(found.trigger_words) == sidecars.WORDS
+    assert found.source_url == ""
+
+
+@pytest.mark.parametrize("bit", ["<", "<a", "<!--", "<br", "</p", "&", "&#", "<p>", "<br "])
+def test_hostile_html_takes_no_time(bit: str):
+    began = time.monotonic()
+    parse_civitai({"description": bit * (sidecars.JSON_BYTES // len(bit))}, "x")
+    assert time.monotonic() - began < 1
+
+
+FIELDS = ("id", "modelId", "name", "model", "trainedWords", "tags", "nsfw", "description", "sd version", "notes")
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(FIELDS) | st.text(), inner),
+)
+
+
+@given(st.dictionaries(st.sampled_from((*FIELDS, "activation text", "baseModel")), VALUES))
+def test_any_object_is_read_without_an_exception(data: dict[str, Any]):
+    for parse in (parse_civitai, parse_a1111):
+        found = parse(data, "x.json")
+        assert all(text.encode() or True for text in (found.name, found.description, *found.trigger_words, *found.tags))
