@@ -5,29 +5,38 @@ Hashing runs in threads; a file that changes meanwhile is reported as changed an
 
 import asyncio
 import functools
+import os
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Literal
 
 import anyio
 import anyio.abc
+import nats.errors
 import structlog
 from anyio import to_thread
+from msgspec import structs
 
-from agents.ingest.errors import ChangedWhileHashing, Gone, HashCancelled, IngestError, Unreadable
-from agents.ingest.hashing import Progress, hash_file
+from agents.ingest.errors import ChangedWhileHashing, Gone, HashCancelled, IngestError
+from agents.ingest.hashing import Progress, hash_file, named
 from agents.ingest.headers import identify
 from agents.ingest.paths import resolve
 from bus.client import Bus
 from bus.consumer import serve
-from bus.subjects import FILE_HASH_FAILED, FILE_HASHED, HASH, TICK_HASH
+from bus.errors import Undecodable
+from bus.subjects import DEAD, FILE_HASH_FAILED, FILE_HASHED, HASH, TICK_HASH
 from bus.work import Delivery, Work
 from schemas.files import Hash, Hashed, HashFailed, Identity
 from schemas.settings import HasherSettings
 from schemas.ticks import HashTick
 
 log = structlog.get_logger()
+
+_AHEAD = 4
+"""Jobs on their way to and from the bus for each file that is read: small files take less time than that does."""
 
 
 async def run(
@@ -38,9 +47,8 @@ async def run(
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Hash until cancelled. Ready when jobs for every root can arrive."""
-    limiter = anyio.CapacityLimiter(settings.parallel)
     async with anyio.create_task_group() as tasks:
-        hasher = Hasher(bus, roots, limiter)
+        hasher = Hasher(bus, roots, settings.parallel, tasks)
         tasks.start_soon(hasher.stop_on_shutdown)
         for root in roots:
             work = Work(HASH, hasher.hash, ended=_never, give_up=hasher.give_up)
@@ -51,8 +59,8 @@ async def run(
                     work,
                     f"hasher-{root}",
                     pattern=HASH.filter(root=root),
-                    concurrency=settings.parallel,
-                    window=settings.parallel * 8,
+                    concurrency=settings.parallel * _AHEAD,
+                    window=settings.parallel * _AHEAD * 2,
                 )
             )
         task_status.started()
@@ -66,8 +74,9 @@ async def _never(delivery: Delivery) -> bool:
 class Hasher:
     """What the threads share: the roots, how many files are read side by side, and the word to stop."""
 
-    def __init__(self, bus: Bus, roots: Mapping[str, str], limiter: anyio.CapacityLimiter) -> None:
-        self.bus, self.roots, self.limiter = bus, roots, limiter
+    def __init__(self, bus: Bus, roots: Mapping[str, str], parallel: int, tasks: anyio.abc.TaskGroup) -> None:
+        self.bus, self.roots, self.tasks = bus, roots, tasks
+        self.limiter = anyio.CapacityLimiter(parallel)
         self.shutdown = threading.Event()
 
     async def stop_on_shutdown(self) -> None:
@@ -90,7 +99,7 @@ class Hasher:
             await self._failed(job, "changed", str(error))
         except Gone as error:
             await self._failed(job, "gone", str(error))
-        except (Unreadable, IngestError, OSError) as error:
+        except IngestError as error:
             await self._failed(job, "unreadable", str(error))
         else:
             fact = Hashed(
@@ -117,17 +126,33 @@ class Hasher:
                 rate=round(progress.rate),
                 eta=round(progress.eta, 2),
             )
-            asyncio.run_coroutine_threadsafe(self.bus.tick(TICK_HASH, tick, id=job.id), loop)
+            loop.call_soon_threadsafe(self.tasks.start_soon, self._tick, tick)
 
-        identity = identify(path)
-        digests = hash_file(path, expected=job.stat, on_progress=told, cancelled=self.shutdown.is_set)
+        if self.shutdown.is_set():
+            raise HashCancelled
+        with named():
+            expected = structs.replace(
+                job.stat, dev=Path(os.fsdecode(path)).stat().st_dev
+            )  # its number is of this host
+            identity = identify(path)
+        digests = hash_file(path, expected=expected, on_progress=told, cancelled=self.shutdown.is_set)
         return digests.sha256, identity
 
-    async def give_up(self, delivery: Delivery, status: str, reason: str, error: str) -> None:
-        """A job that can't be done at all; its payload may be unreadable, so only the log and the dead letter tell."""
-        log.error("hashing given up", job=delivery.id, reason=reason, error=error)
+    async def _tick(self, tick: HashTick) -> None:
+        with suppress(nats.errors.Error):
+            await self.bus.tick(TICK_HASH, tick, id=tick.id)
 
-    async def _failed(self, job: Hash, reason: Literal["changed", "unreadable", "gone"], error: str) -> None:
+    async def give_up(self, delivery: Delivery, status: str, reason: str, error: str) -> None:
+        """A job that can't be done at all; its payload is in the dead letter, if it is one."""
+        log.error("hashing given up", job=delivery.id, reason=reason, error=error)
+        letter = await self.bus.last(DEAD, kind="hash", reason=reason, id=delivery.id)
+        with suppress(Undecodable):
+            if letter is not None:
+                await self._failed(HASH.decode(bytes(letter.payload)), "exhausted", error)
+
+    async def _failed(
+        self, job: Hash, reason: Literal["changed", "unreadable", "gone", "exhausted"], error: str
+    ) -> None:
         log.warning("not hashed", rel=job.path.rel, reason=reason, error=error)
         fact = HashFailed(key=job.key, path=job.path, stat=job.stat, reason=reason, error=error, at=time.time())
         await self.bus.publish(FILE_HASH_FAILED, fact, key=job.key)

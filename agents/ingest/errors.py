@@ -36,6 +36,10 @@ class HashCancelled(IngestError):
     """Hashing was stopped before the end, as asked."""
 
 
+class EventsLost(IngestError):
+    """The file system does not tell (any more) what happens in a folder; it is scanned at intervals instead."""
+
+
 class BadHeader(IngestError):
     """The file's header is not that of a model."""
 

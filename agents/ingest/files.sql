@@ -67,6 +67,12 @@ SELECT * FROM path WHERE state = 'settled' AND NOT gone AND NOT EXISTS (
 -- name: row
 SELECT * FROM path WHERE id = :id;
 
+-- name: row_at
+SELECT * FROM path WHERE root = :root AND rel = :rel;
+
+-- name: has_inode
+SELECT 1 FROM path WHERE ino = :ino AND dev = :dev LIMIT 1;
+
 -- name: insert
 INSERT INTO path (root, rel, key, dev, ino, size, mtime_ns, ctime_ns, links, state, changed_at)
 VALUES (:root, :rel, :key, :dev, :ino, :size, :mtime_ns, :ctime_ns, :links, 'waiting', :now)
@@ -94,6 +100,9 @@ SELECT id, kind, message_id, payload FROM outbox ORDER BY id LIMIT :limit;
 
 -- name: sent
 DELETE FROM outbox WHERE id = :id;
+
+-- name: forget_jobs
+DELETE FROM outbox WHERE kind = 'hash';
 
 -- name: remember
 INSERT INTO hash (dev, ino, size, mtime_ns, ctime_ns, sha256, identity, hashed_at, confirmed)

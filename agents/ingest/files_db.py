@@ -93,6 +93,16 @@ class FilesDb:
         """The paths that the gate has still to judge."""
         return [_row(found) for found in self._run("waiting")]
 
+    def row_at(self, path: FilePath) -> Row | None:
+        """What is remembered of one path."""
+        for found in self._run("row_at", root=path.root, rel=path.rel):
+            return _row(found)
+        return None
+
+    def has_inode(self, stat: Stat) -> bool:
+        """Whether any path, gone or not, is remembered with this device and inode."""
+        return bool(self._run("has_inode", dev=_columns(stat)["dev"], ino=_columns(stat)["ino"]))
+
     def unhashed(self) -> list[Row]:
         """Settled files whose hash has not come (yet)."""
         return [_row(found) for found in self._run("unhashed")]
@@ -172,6 +182,10 @@ class FilesDb:
         with self.atomic():
             for id in ids:
                 self._run("sent", id=id)
+
+    def forget_jobs(self) -> None:
+        """Takes the jobs to hash out of the outbox: `unhashed` tells what is to be asked for, and more truly."""
+        self._run("forget_jobs")
 
     def prune(self, *, before: float) -> None:
         """Forgets paths gone (not unmounted), and hashes of no path, since before that time."""

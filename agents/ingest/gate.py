@@ -16,7 +16,7 @@ Lease = Literal["free", "held", "unknown"]
 Header = Literal["none", "whole", "partial", "foreign"]
 Nature = Literal["file", "gone", "unreadable", "outside", "special"]
 
-LOOK_AGAIN = 0.2
+LOOK_AGAIN = 0.1
 """Seconds until a file that a writer or a control file holds back is looked at again."""
 
 

@@ -104,18 +104,25 @@ def hash_file(
 
 
 @contextmanager
-def _opened(path: str | bytes) -> Iterator[int]:
-    """A descriptor for reading; whatever goes wrong with the file while it is open gets its own name."""
+def named() -> Iterator[None]:
+    """Whatever goes wrong with a file in here gets its own name. Raises Gone or Unreadable instead of OSError."""
     try:
+        yield
+    except OSError as error:
+        if error.errno in _GONE:
+            raise Gone from error
+        raise Unreadable(f"The file can't be read ({error.strerror}); check its permissions and the disk.") from error
+
+
+@contextmanager
+def _opened(path: str | bytes) -> Iterator[int]:
+    """A descriptor for reading."""
+    with named():
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         try:
             yield fd
         finally:
             os.close(fd)
-    except OSError as error:
-        if error.errno in _GONE:
-            raise Gone from error
-        raise Unreadable(f"The file can't be read ({error.strerror}); check its permissions and the disk.") from error
 
 
 def _check(fd: int, expected: Stat) -> None:

@@ -52,14 +52,15 @@ class Scan(msgspec.Struct, frozen=True, kw_only=True):
     problems: tuple[Problem, ...] = ()
 
 
-def scan(root: str, folder: str | bytes) -> Scan:
-    """Walks the folder of the root named `root`. What can't be read is reported, never raised.
+def scan(root: str, folder: str | bytes, besides: frozenset[bytes] = frozenset()) -> Scan:
+    """Walks the folder of the root named `root`, but not the folders `besides` (real paths): other roots that lie in
+    it. What can't be read is reported, never raised.
 
     Links to files are followed, links to folders are not: below the root they would count everything twice, and what
     lies outside it is a root of its own.
     """
     top = os.path.realpath(os.fsencode(folder))
-    walk = _Walk(top)
+    walk = _Walk(top, besides)
     try:
         walk.enter(top, "")
     except OSError as error:
@@ -85,8 +86,8 @@ def scan(root: str, folder: str | bytes) -> Scan:
 class _Walk:
     """What has been found so far, and the folders still to enter."""
 
-    def __init__(self, top: bytes) -> None:
-        self.top = top
+    def __init__(self, top: bytes, besides: frozenset[bytes]) -> None:
+        self.top, self.besides = top, besides
         self.folders: list[tuple[bytes, str]] = []
         self.candidates: dict[str, Candidate] = {}
         self.controlled: set[str] = set()
@@ -102,7 +103,7 @@ class _Walk:
             for entry in entries:
                 name = entry.name
                 if entry.is_dir(follow_symlinks=False):
-                    if not is_skipped_folder(name):
+                    if not is_skipped_folder(name) and entry.path not in self.besides:
                         self.folders.append((entry.path, prefix + encode(name)))
                 elif target := controlled_by(name):
                     self.controlled.add(prefix + encode(target))

@@ -1,9 +1,10 @@
 """The SHA-256 of a warm file of 1 GiB against the best that the machine has, in turns in one run.
 
-Compared with: hashlib over as many bytes from the core's cache (no file, no memory to wait for), `openssl dgst` and
-`sha256sum`. Budget: at least 0.95 of in memory. Two files in two threads against one after the other; beside it what
-in-memory hashing gains from two threads, which is what the machine has to give at the moment. And how late an event
-loop wakes while two files are hashed in threads, as the hasher does it. Budget: p99 under 10 ms.
+Compared with: hashlib over as many bytes from the core's cache (the same MiB again and again: the sum alone), over
+as many bytes from memory (a block too large for the near caches), `openssl dgst` and `sha256sum`. Budget: at least 0.95
+of the first, which is the stricter one. Two files in two threads against one after the other; beside it what hashing
+from the cache gains from two threads, which is what the machine has to give at the moment. And how late an event loop
+wakes while two files are hashed in threads, as the hasher does it. Budget: p99 under 10 ms.
 """
 
 import asyncio
@@ -21,8 +22,8 @@ from schemas.files import Stat
 from tests.bench.figures import Figure, loop_lag, p50, p99, ratios, seconds
 
 SIZE = 1024**3
-BLOCK = 1024**2
-ROUNDS = 4
+BLOCK, LARGE_BLOCK = 1024**2, 64 * 1024**2
+ROUNDS = 3
 MIB = 1024**2
 
 
@@ -48,7 +49,7 @@ def hashed(path: Path, expected: Stat) -> str:
 
 
 def in_memory(block: bytes) -> str:
-    """SIZE bytes, the same block again and again: it stays in the core's cache, so nothing but the sum is measured."""
+    """SIZE bytes, the same block again and again."""
     digest = hashlib.sha256(usedforsecurity=False)
     for _ in range(SIZE // len(block)):
         digest.update(block)
@@ -62,8 +63,10 @@ def by_command(*command: str) -> None:
 def speeds(path: Path, block: bytes) -> list[Figure]:
     expected = stat_of(path.stat())
     assert hashed(path, expected) == in_memory(block), "both hash the same bytes"
+    large = os.urandom(LARGE_BLOCK)
     ways = {
-        "in memory": lambda: in_memory(block),
+        "in cache": lambda: in_memory(block),
+        "in memory": lambda: in_memory(large),
         "hash_file": lambda: hashed(path, expected),
         "openssl": lambda: by_command("openssl", "dgst", "-sha256", str(path)),
         "sha256sum": lambda: by_command("sha256sum", str(path)),
@@ -78,7 +81,7 @@ def speeds(path: Path, block: bytes) -> list[Figure]:
         if name != "hash_file":
             aside = f"{SIZE / MIB / p50(took['hash_file']):,.0f} MiB/s, {name} {SIZE / MIB / p50(times):,.0f} MiB/s"
             value = median(ratios(times, took["hash_file"]))
-            at_least = 0.95 if name == "in memory" else None
+            at_least = 0.95 if name == "in cache" else None
             found.append(Figure(what=f"speed of hash_file / {name}", value=value, at_least=at_least, aside=aside))
     return found
 

@@ -180,7 +180,7 @@ class Alone:
 
 async def added(caller: Caller, alone: Alone) -> list[Figure]:
     """One request at a time, and in turns with it what the model and the encoding take alone."""
-    took: dict[str, list[float]] = {"latency": [], "model": [], "encode": [], "to disk": []}
+    took: dict[str, list[float]] = {"latency": [], "model": [], "encode": [], "to disk": [], "round trip": []}
     stages: dict[str, list[float]] = {}
     for turn in range(REQUESTS):
         id = await caller.ask(turn)
@@ -190,6 +190,7 @@ async def added(caller: Caller, alone: Alone) -> list[Figure]:
         took["model"].append(seconds(alone.draw))
         took["encode"].append(seconds(alone.encode))
         took["to disk"].append(alone.encode_to_disk())
+        took["round trip"].append(await round_trip(caller.bus))
         for name, took_seconds in (await staged(caller, id)).items():
             stages.setdefault(name, []).append(took_seconds)
     p50s = {name: p50(values) * 1e3 for name, values in took.items()}
@@ -200,9 +201,10 @@ async def added(caller: Caller, alone: Alone) -> list[Figure]:
             value=p50(rest) * 1e3,
             unit="ms",
             at_most=15.0,
-            aside=f"request p50 {p50s['latency']:.1f}, p99 {p99(took['latency']) * 1e3:.1f}; "
-            f"model {p50s['model']:.1f}; WebP {p50s['encode']:.1f}, to the disk {p50s['to disk']:.1f} ms",
-        )
+            aside=f"whole p50 {p50s['latency']:.1f}, p99 {p99(took['latency']) * 1e3:.1f}; model {p50s['model']:.1f}; "
+            f"WebP {p50s['encode']:.1f}, to the disk {p50s['to disk']:.1f}; round trip {p50s['round trip']:.2f} ms",
+        ),
+        Figure(what="request → result, less model and WebP, p99", value=p99(rest) * 1e3, unit="ms"),
     ]
     for name, values in stages.items():
         less = (
@@ -211,6 +213,13 @@ async def added(caller: Caller, alone: Alone) -> list[Figure]:
         aside = f"p50 {p50(values) * 1e3:.1f} ms with {OTHERS[name]}" if name in OTHERS else ""
         found.append(Figure(what=f"  … {name}", value=p50(less) * 1e3, unit="ms", aside=aside))
     return found
+
+
+async def round_trip(bus: Bus) -> float:
+    """Seconds for the smallest question to the server: the pace of the machine."""
+    began = time.perf_counter()
+    await bus.flush()
+    return time.perf_counter() - began
 
 
 async def staged(caller: Caller, id: str) -> dict[str, float]:

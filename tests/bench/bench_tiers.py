@@ -3,7 +3,7 @@
 Run: python -m tests.bench.bench_tiers [pictures]. Times are CPU milliseconds for one picture on one core. SSIM is to a
 Lanczos resize of the full picture, at each tier's size.
 
-`python -m tests.bench tiers` compares only what was chosen with the plain way (each tier from the full picture, method 6)
+`python -m tests.bench tiers` compares only what was chosen with the plain way (each from the full picture, method 6)
 and tells how late an event loop wakes while two pictures are made in threads, as the encoder does it. Budget: p99 under
 10 ms.
 """

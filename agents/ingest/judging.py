@@ -1,0 +1,74 @@
+"""Judging: what waits, looked at once more and put before the gate; then the verdicts, written down together.
+
+Looking may take long (a header to decode in a child, a slow disk), so it is done outside of any transaction: a row
+that was changed meanwhile keeps the change, and is judged again.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import structlog
+
+from agents.ingest import gate
+from agents.ingest.files_db import FilesDb
+from agents.ingest.fingerprint import fingerprint_at
+from agents.ingest.observe import observe
+from agents.ingest.reconcile import Row
+from schemas.settings import WatcherSettings
+
+log = structlog.get_logger()
+
+
+class Judged(msgspec.Struct, frozen=True, kw_only=True):
+    """The gate's word on one row, and what it was said of; `fingerprint` is of what settled."""
+
+    row: Row
+    track: gate.Track
+    verdict: gate.Verdict
+    fingerprint: str = ""
+
+
+class Place(msgspec.Struct, frozen=True):
+    """A root's folder; `remote` that others may write there unseen."""
+
+    folder: str
+    remote: bool
+
+
+def judge(row: Row, place: Place, before: gate.Track | None, settings: WatcherSettings, now: float) -> Judged:
+    """One look at one file. `now` is of a clock that never goes back."""
+    previous = before.latest if before else None
+    seen = observe(place.folder, row.path.rel, now, remote=place.remote, previous=previous)
+    track = gate.follow(before, seen)
+    verdict = gate.decide(track, settings, now)
+    mark = ""
+    if isinstance(verdict, gate.Settled):
+        assert seen.stat is not None
+        mark = fingerprint_at(place.folder, row.path.rel, seen.stat)
+    return Judged(row=row, track=track, verdict=verdict, fingerprint=mark)
+
+
+def write(judged: Sequence[Judged], db: FilesDb, now: float) -> frozenset[int]:
+    """Write the verdicts down, all or none; the ids of the rows that changed before it came to that."""
+    overtaken: set[int] = set()
+    with db.atomic():
+        for one in judged:
+            row, stat = one.row, one.track.latest.stat
+            match one.verdict:
+                case gate.Settled(proof=proof):
+                    assert stat is not None
+                    done = db.settle(row, stat, proof, fingerprint=one.fingerprint, now=now)
+                case gate.Refused(reason=reason, error=error):
+                    done = db.refuse(row, stat, reason=reason, error=error, now=now)
+                    if done:
+                        log.warning("file refused", rel=row.path.rel, reason=reason, error=error)
+                case _:
+                    continue
+            if not done:
+                overtaken.add(row.id)
+    return frozenset(overtaken)
+
+
+def places(roots: Mapping[str, str], remote: Mapping[str, bool]) -> dict[str, Place]:
+    """The roots by name."""
+    return {name: Place(folder, remote.get(name, False)) for name, folder in roots.items()}

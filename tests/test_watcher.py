@@ -1,0 +1,251 @@
+"""The watcher and the hasher on a real bus and real files: each file once, never early, whatever is done to it."""
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from bus.client import Bus
+from schemas.files import Hashed, Moved, Refused, Removed, Settled
+from tests.ingest.dropping import Drop, dropping, sha256
+from tests.ingest.making import model
+
+
+@pytest.fixture
+async def drop(bus: Bus, tmp_path: Path) -> AsyncIterator[Drop]:
+    async with dropping(bus, tmp_path) as drop:
+        yield drop
+
+
+async def settled_once(drop: Drop, rel: str, content: bytes) -> None:
+    """It was admitted once and hashed once, as what it is; nothing else was said of it."""
+    hashed = await drop.until(Hashed, rel)
+    await drop.later()
+    assert hashed.sha256 == sha256(content)
+    assert drop.about(rel) == ["Settled", "Hashed"]
+
+
+async def test_a_file_written_slowly_settles_once_and_only_when_its_writer_has_closed_it(drop: Drop) -> None:
+    content = model()
+    async with drop.agents():
+        with (drop.folder / "slow.safetensors").open("wb", buffering=0) as file:
+            file.write(content[:100])
+            await drop.later()
+            file.write(content[100:])
+            await drop.later()
+            assert drop.about("slow.safetensors") == []
+        await settled_once(drop, "slow.safetensors", content)
+
+
+async def test_a_download_that_is_renamed_at_its_end_is_one_arrival(drop: Drop) -> None:
+    content = model()
+    async with drop.agents():
+        download = drop.folder / "new.safetensors.crdownload"
+        with download.open("wb", buffering=0) as file:
+            file.write(content[:50])
+            await drop.later()
+            file.write(content[50:])
+        await drop.later()
+        download.rename(drop.folder / "new.safetensors")
+        await settled_once(drop, "new.safetensors", content)
+        assert drop.about("new.safetensors.crdownload") == []
+
+
+async def test_a_preallocated_file_is_waited_for_while_its_control_file_is_there(drop: Drop) -> None:
+    content = model()
+    async with drop.agents():
+        path = drop.folder / "aria.safetensors"
+        control = drop.folder / "aria.safetensors.aria2"
+        control.write_bytes(b"state")
+        with path.open("wb", buffering=0) as file:
+            os.posix_fallocate(file.fileno(), 0, len(content))
+        await drop.later()
+        for half in (slice(0, 200), slice(200, None)):  # it opens and closes for each piece
+            with path.open("r+b", buffering=0) as file:
+                file.seek(half.start)
+                file.write(content[half])
+            await drop.later()
+        assert drop.about("aria.safetensors") == []
+        control.unlink()
+        await settled_once(drop, "aria.safetensors", content)
+
+
+async def test_a_writer_that_patches_the_header_at_last_is_waited_for(drop: Drop) -> None:
+    content = model()
+    async with drop.agents():
+        with (drop.folder / "patched.safetensors").open("wb", buffering=0) as file:
+            file.write(model(fill=9)[: len(content)])
+            await drop.later()
+            file.seek(0)
+            file.write(content)
+            await drop.later()
+            assert drop.about("patched.safetensors") == []
+        await settled_once(drop, "patched.safetensors", content)
+
+
+async def test_a_writer_that_closes_and_comes_back_makes_a_second_arrival(drop: Drop) -> None:
+    first, second = model(), model(fill=7)
+    async with drop.agents():
+        path = drop.folder / "twice.safetensors"
+        path.write_bytes(first)
+        assert (await drop.until(Hashed, "twice.safetensors")).sha256 == sha256(first)
+        with path.open("r+b", buffering=0) as file:
+            file.write(second)
+            await drop.later()
+        assert (await drop.until(Hashed, "twice.safetensors", 2)).sha256 == sha256(second)
+        await drop.later()
+        assert drop.about("twice.safetensors") == ["Settled", "Hashed"] * 2
+
+
+async def test_a_truncated_download_that_is_resumed_after_its_refusal_settles(drop: Drop) -> None:
+    content = model()
+    async with drop.agents():
+        path = drop.folder / "resumed.safetensors"
+        path.write_bytes(content[:-3])
+        assert (await drop.until(Refused, "resumed.safetensors")).reason == "truncated"
+        with path.open("ab") as file:
+            file.write(content[-3:])
+        assert (await drop.until(Hashed, "resumed.safetensors")).sha256 == sha256(content)
+        await drop.later()
+        assert drop.about("resumed.safetensors") == ["Refused", "Settled", "Hashed"]
+
+
+async def test_a_rename_is_told_as_such_and_costs_no_hash(drop: Drop) -> None:
+    async with drop.agents():
+        path = drop.put("a.safetensors")
+        await drop.until(Hashed, "a.safetensors")
+        (drop.folder / "deep").mkdir()
+        path.rename(drop.folder / "deep" / "b.safetensors")
+        moved = await drop.until(Moved, "deep/b.safetensors")
+        await drop.later()
+        assert moved.old.rel == "a.safetensors"
+        assert drop.about("deep/b.safetensors") == ["Moved"] + ["Hashed"] * (moved.known is None)
+        assert drop.about("a.safetensors") == ["Settled", "Hashed"]
+
+
+async def test_content_replaced_in_place_is_a_new_arrival(drop: Drop) -> None:
+    async with drop.agents():
+        drop.put("a.safetensors")
+        await drop.until(Hashed, "a.safetensors")
+        drop.put("a.safetensors", model(fill=3))
+        assert (await drop.until(Hashed, "a.safetensors", 2)).sha256 == sha256(model(fill=3))
+        await drop.later()
+        kinds = drop.about("a.safetensors")
+        assert [kind for kind in kinds if kind != "Removed"] == ["Settled", "Hashed"] * 2
+
+
+async def test_a_deleted_file_is_removed(drop: Drop) -> None:
+    async with drop.agents():
+        path = drop.put("a.safetensors")
+        await drop.until(Hashed, "a.safetensors")
+        path.unlink()
+        assert not (await drop.until(Removed, "a.safetensors")).unmounted
+        await drop.later()
+        assert drop.about("a.safetensors") == ["Settled", "Hashed", "Removed"]
+
+
+async def test_folders_made_and_folders_moved_in_are_found_with_all_that_is_in_them(drop: Drop, tmp_path: Path) -> None:
+    async with drop.agents():
+        deep = drop.folder / "x" / "y" / "z"
+        deep.mkdir(parents=True)
+        (deep / "a.safetensors").write_bytes(model(fill=1))
+        other = tmp_path / "other"
+        (other / "in").mkdir(parents=True)
+        for number in range(3):
+            (other / "in" / f"{number}.safetensors").write_bytes(model(fill=number))
+        other.rename(drop.folder / "other")
+        await settled_once(drop, "x/y/z/a.safetensors", model(fill=1))
+        for number in range(3):
+            await settled_once(drop, f"other/in/{number}.safetensors", model(fill=number))
+        (deep / "b.safetensors").write_bytes(model(fill=5))  # it is watched by now
+        (drop.folder / "other" / "in" / "b.safetensors").write_bytes(model(fill=6))
+        await settled_once(drop, "x/y/z/b.safetensors", model(fill=5))
+        await settled_once(drop, "other/in/b.safetensors", model(fill=6))
+
+
+async def test_links_are_paths_of_their_own_but_lead_out_of_the_root_never(drop: Drop, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.safetensors"
+    outside.write_bytes(model(fill=9))
+    async with drop.agents():
+        path = drop.put("a.safetensors")
+        await drop.until(Hashed, "a.safetensors")
+        (drop.folder / "hard.safetensors").hardlink_to(path)
+        (drop.folder / "soft.safetensors").symlink_to(path)
+        (drop.folder / "out.safetensors").symlink_to(outside)
+        (drop.folder / "nowhere.safetensors").symlink_to(tmp_path / "nowhere")
+        for rel in ("hard.safetensors", "soft.safetensors"):
+            fact = await drop.until(Settled, rel)
+            if fact.known is None:
+                assert (await drop.until(Hashed, rel)).sha256 == sha256(model())
+        assert (await drop.until(Refused, "out.safetensors")).reason == "outside"
+        await drop.later()
+        assert drop.about("nowhere.safetensors") == []
+        assert drop.about("out.safetensors") == ["Refused"]
+        assert "Removed" not in drop.about("a.safetensors")
+
+
+NAMES = (
+    b"new\nline.safetensors",
+    b"100%.safetensors",
+    b"%41.safetensors",
+    b"models.>.safetensors",
+    b"$JS.API.STREAM.DELETE.FILES.safetensors",
+    b"star * and space.safetensors",
+    "Größe-模型.safetensors".encode(),
+    b"..safetensors.safetensors",
+    b"x" * 243 + b".safetensors",
+    b"not \xff utf-8 \xfe.safetensors",
+)
+
+
+async def test_any_name_that_a_disk_can_hold_is_settled_hashed_and_moved(drop: Drop) -> None:
+    async with drop.agents():
+        for number, name in enumerate(NAMES):
+            (drop.folder / os.fsdecode(name)).write_bytes(model(fill=number))
+        for number, name in enumerate(NAMES):
+            if not name.startswith(b"."):
+                assert (await drop.until(Hashed, name)).sha256 == sha256(model(fill=number))
+        (drop.folder / os.fsdecode(NAMES[-1])).rename(drop.folder / os.fsdecode(b"100%\xff.safetensors"))
+        assert (await drop.until(Moved, b"100%\xff.safetensors")).old.rel == "not %FF utf-8 %FE.safetensors"
+        await drop.later()
+        for name in NAMES:
+            assert drop.about(name) == ([] if name.startswith(b".") else ["Settled", "Hashed"])
+
+
+async def test_a_file_that_is_written_under_a_name_that_is_not_utf8_is_waited_for(drop: Drop) -> None:
+    async with drop.agents():
+        name = b"\xff%\xfe.safetensors"
+        with (drop.folder / os.fsdecode(name)).open("wb", buffering=0) as file:
+            for begin in range(0, 300, 100):
+                file.write(model()[begin : begin + 100])
+                await drop.later()
+            file.write(model()[300:])
+            assert drop.about(name) == []
+        assert (await drop.until(Hashed, name)).sha256 == sha256(model())
+
+
+async def test_what_is_no_model_gets_its_verdict_and_the_watcher_lives_on(drop: Drop) -> None:
+    folder = drop.folder
+    async with drop.agents():
+        os.mkfifo(folder / "pipe.safetensors")
+        (folder / "folder.safetensors").mkdir()
+        (folder / "empty.safetensors").touch()
+        (folder / "long.safetensors").write_bytes(model() + b"surplus")
+        (folder / "short.safetensors").write_bytes(model()[:-1])
+        (folder / "header.safetensors").write_bytes(model()[:40])
+        (folder / "foreign.safetensors").write_bytes(b"<html>404 not found</html>" * 10)
+        (folder / "readme.txt").write_bytes(b"no model")
+        reasons = {
+            "pipe": "special",
+            "empty": "empty",
+            "long": "oversized",
+            "short": "truncated",
+            "header": "truncated",
+        }
+        for name, reason in reasons.items():
+            assert (await drop.until(Refused, f"{name}.safetensors")).reason == reason
+        assert (await drop.until(Hashed, "foreign.safetensors")).identity.problem
+        await drop.later()
+        assert all(drop.about(f"{name}.safetensors") == ["Refused"] for name in reasons)
+        assert drop.about("folder.safetensors") == drop.about("readme.txt") == []
