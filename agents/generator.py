@@ -29,6 +29,7 @@ from agents.diffusion.loading import pick_device
 from agents.images.files import place
 from agents.ingest.errors import IngestError
 from agents.ingest.paths import resolve
+from agents.patience import Patience
 from agents.ticker import Ticker
 from bus.client import Bus
 from bus.consumer import Picker, enqueue
@@ -44,7 +45,8 @@ from schemas.settings import GeneratorSettings
 
 log = structlog.get_logger()
 
-_LOOK_AGAIN = 1.0
+_FINISHING = 4
+"""Jobs at once, the drawing one too: while the encoders are behind, no more pictures pile up in memory and on disk."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,10 @@ async def run(
         async with bus.listen(GENERATE.filter(), buffer=1) as heard:
             log.info("device ready", device=str(device))
             task_status.started()
+            patience = Patience()
             while True:
-                if not await generator.take_next():
-                    with anyio.move_on_after(_LOOK_AGAIN):
-                        await heard.receive()
+                served = await generator.take_next()
+                await patience.wait(heard, served=served)
 
 
 class Generator:
@@ -111,6 +113,7 @@ class Generator:
         self.picker = Picker(bus, GENERATE)
         self.warm = Warm()
         self.device_free = anyio.Event()
+        self.finishing = anyio.Semaphore(_FINISHING)
         self.shutdown = threading.Event()
         self.work = Work(
             GENERATE,
@@ -128,6 +131,8 @@ class Generator:
 
     async def take_next(self) -> bool:
         """Take one job and wait until the device is free again; False when none is to be had."""
+        async with self.finishing:  # a free place
+            pass
         try:
             message = await self._next_message()
         except Retry as error:
@@ -142,7 +147,8 @@ class Generator:
 
     async def _process(self, message: Msg, device_free: anyio.Event) -> None:
         try:
-            await process(self.bus, self.work, message)
+            async with self.finishing:
+                await process(self.bus, self.work, message)
         finally:
             device_free.set()
 

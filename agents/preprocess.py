@@ -7,15 +7,20 @@ tenant delays another's single job by little. No torch here.
 import functools
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import anyio
 import anyio.abc
+import structlog
+from anyio.streams.memory import MemoryObjectReceiveStream
+from nats.aio.msg import Msg
 
 from agents.diffusion.plan import check, make_plan
+from agents.patience import Patience
 from bus.client import Bus
 from bus.consumer import Picker, enqueue
-from bus.errors import NoAnswer, Reject, Retry, Taken
+from bus.errors import BadSubject, NoAnswer, Reject, Retry, Taken
 from bus.ids import day_of
 from bus.results import ended, give_up
 from bus.subjects import ASK_RESOLVE, GENERATE, JOB_PLANNED, JOB_REJECTED, PREPARE
@@ -25,8 +30,9 @@ from schemas.jobs import LANES, Lane, Plan, Rejected, Request
 from schemas.models import Model
 from schemas.settings import LimitSettings
 
+log = structlog.get_logger()
+
 WEIGHTS: dict[str, int] = {"high": 8, "normal": 4, "low": 1}
-_LOOK_AGAIN = 1.0
 _JOBS_PER_LOOK = 32
 
 Queue = tuple[str, str]
@@ -70,23 +76,36 @@ async def run(
         give_up=functools.partial(refuse, bus),
     )
     turns = Turns()
-    async with bus.listen(PREPARE.filter(), buffer=1) as heard:
+    async with bus.listen(PREPARE.filter(), buffer=64) as heard:
         task_status.started()
+        patience = Patience()
         while True:
             try:
-                busy = await _serve_waiting(bus, picker, work, turns)
-            except Retry:
+                busy = await _serve_waiting(bus, picker, work, turns, heard)
+            except Retry as error:
+                log.warning("queue not seen", error=str(error))
                 busy = False
-            if not busy:
-                with anyio.move_on_after(_LOOK_AGAIN):
-                    await heard.receive()
+            await patience.wait(heard, served=busy)
 
 
-async def _serve_waiting(bus: Bus, picker: Picker[Request], work: Work[Request], turns: Turns) -> bool:
+def _just_heard(heard: MemoryObjectReceiveStream[Msg]) -> set[Queue]:
+    """The queues of the jobs that came in since the last call."""
+    queues = set()
+    for _ in range(heard.statistics().current_buffer_used):
+        with suppress(BadSubject):  # a stray, which the next look buries
+            tokens = PREPARE.parse(heard.receive_nowait().subject)
+            queues.add((tokens["lane"], tokens["tenant"]))
+    return queues
+
+
+async def _serve_waiting(
+    bus: Bus, picker: Picker[Request], work: Work[Request], turns: Turns, heard: MemoryObjectReceiveStream[Msg]
+) -> bool:
     """Take what waits, fairly, for a while; False when nothing could be taken. Raises Retry."""
     queues = {(tokens["lane"], tokens["tenant"]) for tokens in await picker.waiting()}
     taken = 0
     while queues and taken < _JOBS_PER_LOOK:
+        queues |= _just_heard(heard)
         queue = turns.order(queues)[0]
         message = await picker.take(lane=queue[0], tenant=queue[1])
         if message is None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -144,7 +144,8 @@ async def _run_child(group: Group, url: str, settings: Settings, on_ready: Calla
     group.pid = process.pid
     try:
         assert process.stdin and process.stdout
-        await process.stdin.send(msgspec.json.encode(settings) + b"\n")
+        with suppress(anyio.BrokenResourceError):  # it died at once; its status tells
+            await process.stdin.send(msgspec.json.encode(settings) + b"\n")
         async for line in _lines(TextReceiveStream(process.stdout)):
             word, _, rest = line.partition(" ")
             if word == "ready":

@@ -3,7 +3,6 @@
 Consuming jobs and facts is consumer.py; how a job ends is results.py; the subjects are subjects.py.
 """
 
-import asyncio
 import contextlib
 import os
 import socket
@@ -15,7 +14,6 @@ from typing import Any, Generic, TypeVar
 import anyio
 import anyio.abc
 import msgspec
-import nats
 import nats.errors
 import structlog
 from anyio.streams.memory import MemoryObjectReceiveStream
@@ -25,10 +23,11 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
 from bus import trace
-from bus.errors import Full, NoAnswer, NoBus, Retry, Taken, TooLarge, Undecodable
+from bus.errors import Full, NoAnswer, NoBus, Retry, Taken, TooLarge, Undecodable, UserError
 from bus.ids import new_id
-from bus.streams import MAX_MESSAGE, reconcile, topology
-from bus.subjects import Subject
+from bus.link import linked
+from bus.streams import MAX_MESSAGE, make_streams
+from bus.subjects import PREFIX, Subject, row_of
 from schemas.settings import BusSettings
 
 log = structlog.get_logger()
@@ -38,19 +37,22 @@ R = TypeVar("R")
 
 encode = msgspec.json.Encoder(decimal_format="number").encode
 
-_NOT_NOW = (
+NOT_NOW = (
     nats.errors.TimeoutError,
     nats.errors.NoRespondersError,
     nats.errors.ConnectionReconnectingError,
     nats.errors.OutboundBufferLimitError,
     nats.errors.StaleConnectionError,
+    nats.errors.ConnectionClosedError,
     NoStreamResponseError,
 )
-_NOT_FIRST, _REFUSED_BY_LIMIT, _NO_RESOURCES = 10071, 10077, (10023, 10047)
+"""What the client raises when the server is away."""
+NO_STREAM = 10059
+_NOT_FIRST, _REFUSED_BY_LIMIT, _NO_RESOURCES, _TOO_LARGE = 10071, 10077, (10023, 10047), 10054
+_FENCED = (PREFIX + "job.", PREFIX + "result.")
+"""Kept once per subject, so they need no message id (and a job may come back within its window)."""
+_MEND_EVERY = 1.0
 _API_TIMEOUT = 5.0
-_CONNECT_SECONDS = 5.0
-DEFAULT_STORE_BYTES = 8 * 1024**3
-"""What the streams share on a server that does not say how much it has and with no setting that does."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Bus:
         self.echo = nc.new_inbox()
         self.leases: dict[str, Msg] = {}
         self.on_reconnect: set[Callable[[], None]] = set()
+        self._mending, self._mended = anyio.Lock(), 0.0
 
     async def publish(
         self,
@@ -111,37 +114,63 @@ class Bus:
         """`publish` for bytes that are encoded already; see there."""
         if len(data) > MAX_MESSAGE:
             raise TooLarge(f"{len(data):,} bytes for {subject}: at most {MAX_MESSAGE:,} ride the bus")
-        # Jobs and results are fenced by their subject, so they need no id (and a job may come back within the window).
-        fenced = first or ".job." in subject or ".result." in subject
         head = {trace.HEADER: trace.current(), "Content-Type": "application/json", **(headers or {})}
-        if msg_id or not fenced:
+        if msg_id or not (first or subject.startswith(_FENCED)):
             head["Nats-Msg-Id"] = msg_id or new_id()
         if first:
             head["Nats-Expected-Last-Subject-Sequence"] = "0"
-        deadline, pause = anyio.current_time() + patience, 0.05
+        deadline, pause, unsure = anyio.current_time() + patience, 0.05, False
         while True:
             try:
-                return (await self.js.publish(subject, data, timeout=_API_TIMEOUT, headers=head)).seq
+                if self.nc.is_connected:  # else the client would keep each of our tries, and send them all
+                    return (await self.js.publish(subject, data, timeout=_API_TIMEOUT, headers=head)).seq
+                refusal: Exception = Retry(f"the bus is away, {subject} was not taken within {patience:.0f} s")
             except APIError as error:
                 refusal = _refusal(subject, error)
+                if unsure and isinstance(refusal, Taken) and (seq := await self._ours(subject, data)):
+                    return seq
                 if not (wait and isinstance(refusal, Full)):
                     raise refusal from error
-            except _NOT_NOW as error:
-                if anyio.current_time() > deadline:
-                    raise Retry(f"the bus did not take {subject} within {patience:.0f} s") from error
+                deadline = anyio.current_time() + patience
+            except NOT_NOW as error:
+                unsure = True  # it may be stored, and only the answer be lost
+                refusal = Retry(f"the bus did not take {subject} within {patience:.0f} s: {error}")
+                if isinstance(error, NoStreamResponseError):
+                    await self.mend()
+            if anyio.current_time() > deadline:
+                raise refusal
             await anyio.sleep(pause)
-            pause = min(pause * 1.5, 1.0)
+            pause = min(pause * 1.5, 0.5)
+
+    async def _ours(self, subject: str, data: bytes) -> int:
+        """The sequence of the message that holds a subject, if it is this one; else 0. Raises Retry."""
+        row = row_of(subject)
+        found = await self.raw(row.stream, subject) if row and row.stream else None
+        return found.seq if found and found.payload == data else 0
+
+    async def mend(self) -> None:
+        """Make streams again that somebody deleted under us: at most once a second; a log line where that fails."""
+        async with self._mending:
+            if anyio.current_time() < self._mended + _MEND_EVERY:
+                return
+            try:
+                await make_streams(self.js, self.settings)
+            except (*NOT_NOW, APIError, UserError) as error:
+                log.warning("streams not mended", error=str(error))
+            self._mended = anyio.current_time()
 
     async def tick(self, subject: Subject[T], payload: T, **tokens: str) -> None:
         """Say something nobody depends on; dropped while the connection is away."""
+        full, data = subject(**tokens), encode(payload)
         if self.nc.is_connected:
-            await self.nc.publish(subject(**tokens), encode(payload))
+            with contextlib.suppress(nats.errors.Error, OSError):
+                await self.nc.publish(full, data)
 
     async def ask(self, subject: Subject[T], payload: T, reply: type[R], *, timeout: float = 2.0) -> R:
         """Ask and wait for one answer. Raises NoAnswer, Undecodable."""
         try:
             answer = await self.nc.request(subject(), encode(payload), timeout, headers={trace.HEADER: trace.current()})
-        except (*_NOT_NOW, nats.errors.ConnectionClosedError) as error:
+        except NOT_NOW as error:
             raise NoAnswer(f"nobody answered {subject.template} within {timeout:g} s: is its agent running?") from error
         try:
             return msgspec.json.decode(answer.data, type=reply)
@@ -178,14 +207,14 @@ class Bus:
             except (anyio.BrokenResourceError, anyio.ClosedResourceError):
                 return
 
-        subscription = await self.nc.subscribe(pattern, cb=heard)
-        await self.flush()
-        try:
-            with send, receive:
+        with send, receive:
+            subscription = await self.nc.subscribe(pattern, cb=heard)
+            try:
+                await self.flush()
                 yield receive
-        finally:
-            if not self.nc.is_closed:
-                await subscription.unsubscribe()
+            finally:
+                with anyio.CancelScope(shield=True), contextlib.suppress(nats.errors.Error):
+                    await subscription.unsubscribe()
 
     async def last(self, subject: Subject[T], **tokens: str) -> Stored[T] | None:
         """The newest stored message of a row; tokens left out match any. Raises Undecodable, Retry."""
@@ -204,19 +233,24 @@ class Bus:
         """The newest message on a pattern, or with `seq` the first from there on; as bytes. Raises Retry."""
         try:
             found = await self.js.get_msg(stream, seq or None, pattern, next=bool(seq))
-        except NotFoundError:
-            return None
-        except (*_NOT_NOW, APIError) as error:
-            raise Retry(f"the bus did not answer about {stream}: {error}") from error
+        except (*NOT_NOW, APIError) as error:
+            if isinstance(error, NotFoundError) and error.err_code != NO_STREAM:
+                return None
+            raise await self._unanswered(stream, error) from error
         return Stored(found.seq or 0, found.subject or "", found.data or b"")
 
     async def waiting(self, stream: str, pattern: str) -> dict[str, int]:
         """How many messages a stream holds on a pattern, by subject (100,000 of them at most). Raises Retry."""
         try:
             info = await self.js.stream_info(stream, subjects_filter=pattern)
-        except (*_NOT_NOW, APIError) as error:
-            raise Retry(f"the bus did not answer about {stream}: {error}") from error
+        except (*NOT_NOW, APIError) as error:
+            raise await self._unanswered(stream, error) from error
         return dict(info.state.subjects or {})
+
+    async def _unanswered(self, stream: str, error: Exception) -> Retry:
+        if isinstance(error, APIError) and error.err_code == NO_STREAM:
+            await self.mend()
+        return Retry(f"the bus did not answer about {stream}: {error}")
 
     async def flush(self) -> None:
         """Everything said so far has reached the server. Raises Retry.
@@ -225,7 +259,7 @@ class Bus:
         """
         try:
             await self.nc.request(self.echo, b"", timeout=10)
-        except _NOT_NOW as error:
+        except NOT_NOW as error:
             raise Retry("the bus did not answer") from error
 
     async def return_echo(self) -> None:
@@ -242,7 +276,8 @@ class Bus:
             await anyio.sleep(self.settings.heartbeat)
             for reply, message in tuple(self.leases.items()):
                 if reply in self.leases and self.nc.is_connected:
-                    await message.in_progress()
+                    with contextlib.suppress(nats.errors.Error, OSError):  # said again in a moment
+                        await message.in_progress()
 
 
 def _refusal(subject: str, error: APIError) -> Exception:
@@ -250,85 +285,32 @@ def _refusal(subject: str, error: APIError) -> Exception:
     description = error.description or ""
     if error.err_code == _NOT_FIRST or (error.err_code == _REFUSED_BY_LIMIT and "per subject" in description):
         return Taken(f"{subject} is already there")
+    if error.err_code == _TOO_LARGE:
+        return TooLarge(f"{subject} and its headers: {description}")
     if error.err_code == _REFUSED_BY_LIMIT or error.err_code in _NO_RESOURCES:
         return Full(f"the bus has no room for {subject}: {description}")
     return Retry(f"the bus refused {subject}: {description or error}")
 
 
-async def store_limit(nc: Client, settings: BusSettings) -> int:
-    """Bytes that the streams may share: the setting, else what the account may store, else a default."""
-    if settings.store_bytes:
-        return settings.store_bytes
-    limit = (await nc.jetstream(timeout=_API_TIMEOUT).account_info()).limits.max_storage
-    return limit if limit > 0 else DEFAULT_STORE_BYTES
-
-
 @asynccontextmanager
 async def connect(url: str, settings: BusSettings, *, name: str, topology_too: bool = True) -> AsyncIterator[Bus]:
     """A Bus on the server at `url`, with the streams reconciled. Raises NoBus when it can't be reached, UserError."""
-    reconnected: set[Callable[[], None]] = set()
-
-    async def on_reconnect() -> None:
-        log.info("bus reconnected")
-        for call in tuple(reconnected):
-            call()
-
-    closer: asyncio.Task[Any] | None = None
-    nc: Client | None = None
-    why = ""
-
-    async def on_error(error: Exception) -> None:
-        nonlocal why
-        why = str(error) or type(error).__name__
-        # The client's reconnecting task outlives a close that meets it halfway: end it here.
-        if closer and asyncio.current_task() is not closer:
-            raise asyncio.CancelledError
-        if nc:
-            log.warning("bus", error=why)
-
-    try:
-        with anyio.fail_after(_CONNECT_SECONDS):
-            nc = await nats.connect(
-                url,
-                name=f"darkroom-{name}",
-                allow_reconnect=True,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=0.5,
-                connect_timeout=3,
-                ping_interval=10,
-                max_outstanding_pings=3,
-                pending_size=8 * 1024 * 1024,
-                reconnected_cb=on_reconnect,
-                error_cb=on_error,
-            )
-    except (OSError, nats.errors.Error, TimeoutError) as error:
-        raise NoBus(
-            f"no NATS server answers at {url} ({why or error or type(error).__name__}): start one, correct the "
-            "address, or leave it out and let `darkroom up` start its own"
-        ) from error
-    try:
+    async with linked(url, f"darkroom-{name}") as link:
         if topology_too:
             try:
-                await reconcile(nc.jetstream(timeout=_API_TIMEOUT), topology(settings), await store_limit(nc, settings))
-            except (*_NOT_NOW, APIError) as error:
+                await make_streams(link.nc.jetstream(timeout=_API_TIMEOUT), settings)
+            except (*NOT_NOW, APIError) as error:
                 raise NoBus(f"the NATS server at {url} has no JetStream: start it with `-js` ({error})") from error
         async with anyio.create_task_group() as tasks:
-            bus = Bus(nc, settings, tasks, name)
-            bus.on_reconnect = reconnected
+            bus = Bus(link.nc, settings, tasks, name)
+            bus.on_reconnect = link.on_reconnect
             await bus.return_echo()
             tasks.start_soon(bus.keep_leases)
+            tasks.start_soon(link.fail_when_over)
             try:
                 yield bus
             finally:
                 tasks.cancel_scope.cancel()
-    finally:
-        with anyio.CancelScope(shield=True), anyio.move_on_after(5):
-            if nc.is_connected:
-                with contextlib.suppress(nats.errors.Error, TimeoutError):  # a courtesy; what matters was acknowledged
-                    await nc.flush(timeout=2)
-            closer = asyncio.current_task()
-            nc.options["allow_reconnect"] = False
-            await nc.close()
 
 
 def worker_name() -> str:

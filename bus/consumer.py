@@ -1,9 +1,9 @@
-"""Taking messages off streams: the pull-ahead loop, work queues, followers of facts, and picking from many queues."""
+"""Taking messages off streams: work queues, followers of facts, and picking from many queues."""
 
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -12,12 +12,13 @@ import nats.errors
 import structlog
 from anyio.streams.memory import MemoryObjectReceiveStream
 from nats.aio.msg import Msg
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.api import ConsumerConfig, DeliverPolicy
 from nats.js.errors import APIError, NotFoundError
 
-from bus.client import Bus, encode
-from bus.errors import Retry, Taken, Undecodable
+from bus.client import NO_STREAM, NOT_NOW, Bus, encode
+from bus.errors import DarkroomError, Retry, Taken, Undecodable
 from bus.ids import digest_id
+from bus.pull import Puller, durable, ensure_consumer, is_job
 from bus.subjects import Subject
 from bus.work import Work, dead_letter, process
 
@@ -25,153 +26,8 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-_IDLE_HEARTBEAT = 2.0
-_PULL_EXPIRES = 30.0
-
-
-async def ensure_consumer(bus: Bus, stream: str, wanted: ConsumerConfig) -> None:
-    """Create a durable, or bring an existing one's changed settings in line (subscribing alone would ignore them).
-
-    Raises Retry when the server does not answer or its stream is gone (it is made again at the next connect)."""
-    try:
-        have = (await bus.js.consumer_info(stream, wanted.durable_name or "")).config
-        same = all(
-            getattr(have, name) == getattr(wanted, name) for name in ("ack_wait", "filter_subject", "max_ack_pending")
-        )
-        if same:
-            return
-    except NotFoundError:
-        pass
-    except (nats.errors.TimeoutError, nats.errors.NoRespondersError) as error:
-        raise Retry(f"the bus did not answer about {stream}") from error
-    try:
-        await bus.js.add_consumer(stream, wanted)
-    except (nats.errors.TimeoutError, nats.errors.NoRespondersError, APIError) as error:
-        raise Retry(f"no consumer {wanted.durable_name} on {stream}: {error}") from error
-
-
-def durable(
-    bus: Bus, name: str, pattern: str, *, max_ack_pending: int = 10_000, inactive: float | None = None
-) -> ConsumerConfig:
-    """A pull consumer with explicit acks that never gives up by itself: attempts are counted elsewhere."""
-    return ConsumerConfig(
-        durable_name=name,
-        filter_subject=pattern,
-        deliver_policy=DeliverPolicy.ALL,
-        ack_policy=AckPolicy.EXPLICIT,
-        ack_wait=bus.settings.ack_wait,
-        max_deliver=-1,
-        max_ack_pending=max_ack_pending,
-        max_waiting=512,
-        inactive_threshold=inactive,
-    )
-
-
-@dataclass
-class Puller:
-    """The pull-ahead loop of one durable: keeps up to `window` messages coming, leased while they wait here.
-
-    Pulls are not restored by a reconnect, and a deleted consumer answers nothing: so pulls are issued again on
-    reconnect, on any refusal, and whenever the server's idle heartbeats stop.
-    """
-
-    bus: Bus
-    stream: str
-    consumer: ConsumerConfig
-    window: int
-    held: int = 0
-    asked: int = 0
-    heard: float = 0.0
-    wake: anyio.Event = field(default_factory=anyio.Event)
-
-    @asynccontextmanager
-    async def messages(self) -> AsyncIterator[MemoryObjectReceiveStream[Msg]]:
-        """Messages as they come; call `release` once for each when it is decided."""
-        send, receive = anyio.create_memory_object_stream[Msg](float("inf"))
-
-        async def arrived(message: Msg) -> None:
-            self.heard = anyio.current_time()
-            if (status := (message.headers or {}).get("Status")) and not message.reply.startswith("$JS.ACK"):
-                self._refused(status, message)
-                return
-            self.asked -= 1
-            self.held += 1
-            self.bus.leases[message.reply] = message
-            send.send_nowait(message)
-            if self.asked <= self.window // 2:
-                self.wake.set()
-
-        await self._ensure()
-        inbox = self.bus.nc.new_inbox()
-        subscription = await self.bus.nc.subscribe(inbox, cb=arrived, pending_msgs_limit=-1, pending_bytes_limit=-1)
-        self.bus.on_reconnect.add(self._again)
-        try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._keep_asking, inbox)
-                yield receive
-                tasks.cancel_scope.cancel()
-        finally:
-            self.bus.on_reconnect.discard(self._again)
-            with anyio.CancelScope(shield=True), anyio.move_on_after(3):
-                if not self.bus.nc.is_closed:
-                    await subscription.unsubscribe()
-                send.close()
-                while True:
-                    try:
-                        waiting = receive.receive_nowait()
-                    except (anyio.WouldBlock, anyio.EndOfStream):
-                        break
-                    self.bus.leases.pop(waiting.reply, None)
-                    await waiting.nak()
-                receive.close()
-
-    def release(self, message: Msg) -> None:
-        """A message was decided: its place in the window is free."""
-        self.bus.leases.pop(message.reply, None)
-        self.held -= 1
-        if self.asked <= self.window // 2:
-            self.wake.set()
-
-    def _again(self) -> None:
-        self.asked = 0
-        self.wake.set()
-
-    def _refused(self, status: str, message: Msg) -> None:
-        if status == "100":  # idle heartbeat
-            return
-        left = int((message.headers or {}).get("Nats-Pending-Messages", self.asked))
-        self.asked = max(0, self.asked - left) if status in ("404", "408") else 0
-        if status not in ("404", "408"):
-            self.heard = 0.0  # refused: look at the consumer before asking again
-            log.info("pull refused", stream=self.stream, status=(message.headers or {}).get("Description", status))
-        self.wake.set()
-
-    async def _ensure(self) -> None:
-        while True:
-            try:
-                await ensure_consumer(self.bus, self.stream, self.consumer)
-            except Retry as error:
-                log.warning("no consumer yet", stream=self.stream, error=str(error))
-                await anyio.sleep(0.5)
-            else:
-                self.heard = anyio.current_time()
-                return
-
-    async def _keep_asking(self, inbox: str) -> None:
-        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{self.consumer.durable_name}"
-        while True:
-            self.wake = anyio.Event()  # before looking, so that nothing said meanwhile is missed
-            silent = anyio.current_time() - self.heard > 2.5 * _IDLE_HEARTBEAT
-            if (self.asked and silent) or self.heard == 0.0:
-                self.asked = 0
-                await self._ensure()
-            room = self.window - self.held - self.asked
-            if room > 0 and self.asked <= self.window // 2 and self.bus.nc.is_connected:
-                self.asked += room
-                ask = {"batch": room, "expires": int(_PULL_EXPIRES * 1e9), "idle_heartbeat": int(_IDLE_HEARTBEAT * 1e9)}
-                await self.bus.nc.publish(subject, json.dumps(ask).encode(), reply=inbox)
-            with anyio.move_on_after(_IDLE_HEARTBEAT):
-                await self.wake.wait()
+_LONGEST_PAUSE = 30.0
+_PULL_SECONDS = 1.0
 
 
 async def serve(
@@ -211,12 +67,15 @@ class Fact:
     seq: int
 
 
+Apply = Callable[[list[Fact]], Awaitable[None]]
+
+
 async def follow(
     bus: Bus,
     stream: str,
     rows: tuple[Subject[Any], ...],
     name: str,
-    handle: Callable[[list[Fact]], Awaitable[None]],
+    handle: Apply,
     *,
     pattern: str,
     batch: int = 256,
@@ -228,69 +87,138 @@ async def follow(
     `handle` gets facts it has not acknowledged before (after a kill: perhaps again) and must apply them all or raise.
     What it raises is tried again, in order, for ever: a fact is never skipped, except one that can't be decoded, which
     goes to the dead letters. `afresh` forgets where the durable stopped and reads the stream from its beginning.
+
+    One follower of a name at a time. What a lost connection swallowed would come again behind newer facts, and what a
+    blocked loop held too long would come twice: so the deliveries are counted, and where one is missing the durable is
+    made again behind the last fact that was applied.
     """
     consumer = durable(bus, name, pattern, max_ack_pending=batch * 4)
-    await _take_up(bus, stream, consumer, afresh)
-    puller = Puller(bus, stream, consumer, batch * 2)
-    async with puller.messages() as messages:
-        task_status.started()
+    follower = _Follower(bus, stream, rows, consumer, handle)
+    while True:
+        await follower.take_up(afresh)
+        puller = Puller(bus, stream, consumer, batch * 2)
+        async with puller.messages() as messages:
+            task_status.started()
+            task_status, afresh = anyio.TASK_STATUS_IGNORED, False
+            while await follower.apply_some(puller, await _batch(messages, batch)):
+                pass
+        log.warning("deliveries missed, facts taken up again", stream=stream, follower=name, after=follower.applied)
+
+
+async def _batch(messages: MemoryObjectReceiveStream[Msg], most: int) -> list[Msg]:
+    """What waits, at least one."""
+    taken = [await messages.receive()]
+    while len(taken) < most:
+        try:
+            taken.append(messages.receive_nowait())
+        except anyio.WouldBlock:
+            break
+    return taken
+
+
+@dataclass
+class _Follower:
+    """Where a follower is: the stream's sequence applied last (0: none yet), and the number of the delivery due."""
+
+    bus: Bus
+    stream: str
+    rows: tuple[Subject[Any], ...]
+    consumer: ConsumerConfig
+    handle: Apply
+    applied: int = 0
+    due: int = 1
+    born: object = None
+
+    async def take_up(self, afresh: bool) -> None:
+        """Begin after the last fact that was applied here, or acknowledged before. Waits for the server.
+
+        What a killed follower held would come again only when its leases end, and behind newer facts: so its durable is
+        made again where it stopped. (A kill between the two steps makes it hear all again: that changes nothing.)
+        """
         while True:
-            taken = [await messages.receive()]
-            while len(taken) < batch:
-                try:
-                    taken.append(messages.receive_nowait())
-                except anyio.WouldBlock:
-                    break
-            facts = [fact for message in taken if (fact := await _fact(bus, rows, message)) is not None]
-            pause = bus.settings.retry_delay
-            while facts:
-                try:
-                    await handle(facts)
-                    break
-                except Exception:
-                    log.exception("facts not applied, trying again", stream=stream, follower=name, facts=len(facts))
-                    await anyio.sleep(pause)
-                    pause = min(pause * 2, 30.0)
+            try:
+                self.due = await self._take_up(afresh)
+                return
+            except (*NOT_NOW, APIError, Retry) as error:
+                if isinstance(error, APIError) and error.err_code == NO_STREAM:
+                    await self.bus.mend()
+                log.warning("the bus did not answer yet", stream=self.stream, error=str(error))
+                await anyio.sleep(0.5)
+
+    async def _take_up(self, afresh: bool) -> int:
+        js, name, start = self.bus.js, self.consumer.durable_name or "", 0
+        born = (await js.stream_info(self.stream)).created
+        if born != self.born:  # a stream that was deleted and made again counts from one
+            self.born, self.applied = born, 0
+        with suppress(NotFoundError):
+            info = await js.consumer_info(self.stream, name)
+            if not (afresh or self.applied or info.num_ack_pending):
+                return (info.delivered.consumer_seq if info.delivered else 0) + 1
+            start = (info.ack_floor.stream_seq if info.ack_floor else 0) + 1
+            await js.delete_consumer(self.stream, name)
+        consumer, start = self.consumer, self.applied + 1 if self.applied else start
+        if start > 1 and not afresh:
+            consumer = consumer.evolve(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=start)
+        await ensure_consumer(self.bus, self.stream, consumer)
+        return 1
+
+    async def apply_some(self, puller: Puller, taken: list[Msg]) -> bool:
+        """Apply facts and acknowledge them; False when a delivery is missing, and those from there on are left."""
+        try:
+            good, newest, facts = self._contiguous(taken), self.applied, []
+            for message in good:
+                if (seq := message.metadata.sequence.stream) > newest:  # else it is delivered again
+                    newest = seq
+                    facts += await self._decoded(message, seq)
+            if facts:
+                await self._until_done(lambda: self.handle(facts))
+            self.applied = newest
+            for message in good:
+                with suppress(nats.errors.Error):  # then it comes again, and is known
+                    await message.ack()
+            return len(good) == len(taken)
+        finally:
             for message in taken:
-                await message.ack()
                 puller.release(message)
 
+    def _contiguous(self, taken: list[Msg]) -> list[Msg]:
+        for index, message in enumerate(taken):
+            if message.metadata.sequence.consumer != self.due:
+                return taken[:index]
+            self.due += 1
+        return taken
 
-async def _take_up(bus: Bus, stream: str, consumer: ConsumerConfig, afresh: bool) -> None:
-    """Begin after the last fact that was acknowledged.
+    async def _decoded(self, message: Msg, seq: int) -> list[Fact]:
+        for row in self.rows:
+            if row.matches(message.subject):
+                try:
+                    return [Fact(row, row.decode(message.data), seq)]
+                except Undecodable as error:
+                    id = digest_id(message.subject, seq)
+                    bury = partial(dead_letter, self.bus, "fact", "undecodable", id, message, str(error))
+                    await self._until_done(bury)
+        return []
 
-    What a killed follower held would come again only when its leases end, and behind newer facts: so its durable is
-    made again where it stopped. (A kill between the two steps makes it hear everything again: that changes nothing.)
-    """
-    name = consumer.durable_name or ""
-    while True:
-        try:
-            info = await bus.js.consumer_info(stream, name)
-            if not (afresh or info.num_ack_pending):
+    async def _until_done(self, step: Callable[[], Awaitable[None]]) -> None:
+        pause = self.bus.settings.retry_delay
+        while True:
+            try:
+                await step()
                 return
-            await bus.js.delete_consumer(stream, name)
-            if not afresh:
-                start = (info.ack_floor.stream_seq if info.ack_floor else 0) + 1
-                again = consumer.evolve(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=start)
-                await bus.js.add_consumer(stream, again)
-        except NotFoundError:
-            return
-        except (nats.errors.TimeoutError, nats.errors.NoRespondersError, APIError) as error:
-            log.warning("the bus did not answer yet", stream=stream, error=str(error))
-            await anyio.sleep(0.5)
-        else:
-            return
+            except Exception:
+                log.exception("not applied, trying again", stream=self.stream, follower=self.consumer.durable_name)
+                await anyio.sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
 
 
-async def _fact(bus: Bus, rows: tuple[Subject[Any], ...], message: Msg) -> Fact | None:
-    row = next((row for row in rows if row.matches(message.subject)), None)
-    if row is None:
-        return None
-    try:
-        return Fact(row, row.decode(message.data), message.metadata.sequence.stream)
-    except Undecodable as error:
-        await dead_letter(bus, "fact", "undecodable", digest_id(message.subject), message, str(error))
-        return None
+@dataclass
+class _Pull:
+    """One question for one job: where its answer comes, and of which durable."""
+
+    inbox: str
+    name: str
+    answer: Msg | None = None
+    answered: anyio.Event = field(default_factory=anyio.Event)
 
 
 class Picker(Generic[T]):
@@ -300,6 +228,8 @@ class Picker(Generic[T]):
         self.bus, self.subject = bus, subject
         self._made: set[str] = set()
         self._turn = anyio.Lock()
+        self._inbox, self._pulls = "", 0
+        self._pulling: _Pull | None = None
 
     async def waiting(self) -> list[dict[str, str]]:
         """The tokens of every job in the stream, held ones too. Strays nobody could ever take become dead letters.
@@ -319,10 +249,12 @@ class Picker(Generic[T]):
         if (raw := await self.bus.raw(stream, full)) is None:
             return
         stray = Msg(_client=self.bus.nc, subject=full, data=raw.payload)
-        await dead_letter(
-            self.bus, stream.lower(), "bad_subject", digest_id(full), stray, f"not a {self.subject.template}"
-        )
-        await self.bus.js.delete_msg(stream, raw.seq)
+        why = f"not a {self.subject.template}"
+        try:
+            await dead_letter(self.bus, stream.lower(), "bad_subject", digest_id(full), stray, why)
+            await self.bus.js.delete_msg(stream, raw.seq)
+        except (*NOT_NOW, APIError, DarkroomError) as error:  # somebody else was quicker, or it is seen again
+            log.info("stray not removed", subject=full, error=str(error))
 
     async def oldest(self, **tokens: str) -> int | None:
         """The sequence of the oldest job on a filter, or None. Raises Retry."""
@@ -339,41 +271,61 @@ class Picker(Generic[T]):
                 wanted = durable(self.bus, name, self.subject.filter(**tokens), inactive=600.0)
                 await ensure_consumer(self.bus, stream, wanted)
                 self._made.add(name)
-            message = await self._pull(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}")
-            if message.reply.startswith("$JS.ACK"):
+            message = await self._pull(stream, name)
+            if is_job(message):
                 return message
             if (message.headers or {}).get("Status") == "404":
                 return None
             self._made.discard(name)  # it expired while nobody used it, or was deleted
         raise Retry(f"the bus has no consumer {name}")
 
-    async def _pull(self, subject: str) -> Msg:
-        """Ask once without waiting; the answer is a job or a status. A job that comes too late goes straight back."""
-        answer: list[Msg] = []
-        answered = anyio.Event()
-
-        async def arrived(message: Msg) -> None:
-            if answered.is_set():
-                if message.reply.startswith("$JS.ACK"):
-                    await message.nak()
-                return
-            answer.append(message)
-            answered.set()
-
-        inbox = self.bus.nc.new_inbox()
+    async def _pull(self, stream: str, name: str) -> Msg:
+        """Ask once without waiting; the answer is a job or a status. Raises Retry."""
         async with self._turn:
-            subscription = await self.bus.nc.subscribe(inbox, cb=arrived)
+            if not self._inbox:
+                self._inbox = self.bus.nc.new_inbox()
+                await self.bus.nc.subscribe(f"{self._inbox}.*", cb=self._arrived)
+                self.bus.on_reconnect.add(self._lost)
+            if not self.bus.nc.is_connected:
+                raise Retry("the bus is away")
+            self._pulls += 1
+            pull = self._pulling = _Pull(f"{self._inbox}.{self._pulls}", name)
             try:
-                await self.bus.nc.publish(subject, b'{"batch":1,"no_wait":true}', reply=inbox)
-                with anyio.move_on_after(3):
-                    await answered.wait()
+                subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"
+                await self.bus.nc.publish(subject, b'{"batch":1,"no_wait":true}', reply=pull.inbox)
+                with anyio.move_on_after(_PULL_SECONDS):
+                    await pull.answered.wait()
+            except anyio.get_cancelled_exc_class():
+                if pull.answer and is_job(pull.answer):
+                    with anyio.CancelScope(shield=True), suppress(nats.errors.Error):
+                        await pull.answer.nak()
+                raise
             finally:
-                answered.set()
-                if not self.bus.nc.is_closed:
-                    await subscription.unsubscribe()
-        if not answer:
-            raise Retry(f"the bus did not answer a pull on {self.subject.stream}")
-        return answer[0]
+                self._pulling = None
+        if pull.answer is None:
+            self._made.discard(name)  # 2.9 says nothing where a durable is gone
+            raise Retry(f"the bus did not answer a pull on {stream}")
+        return pull.answer
+
+    async def _arrived(self, message: Msg) -> None:
+        """An answer to a pull. A job that comes too late, when nobody waits for it any more, goes straight back."""
+        pull = self._pulling
+        if pull is None or pull.answer is not None:
+            ours = False
+        elif is_job(message):
+            ours = message.metadata.consumer == pull.name
+        else:
+            ours = message.subject == pull.inbox
+        if ours and pull:
+            pull.answer = message
+            pull.answered.set()
+        elif is_job(message):
+            await message.nak()
+
+    def _lost(self) -> None:
+        """The connection was another one when we asked."""
+        if self._pulling:
+            self._pulling.answered.set()
 
 
 async def enqueue(bus: Bus, subject: Subject[T], payload: T, **tokens: str) -> None:

@@ -9,7 +9,7 @@ import anyio
 import structlog
 
 from bus.client import Bus
-from bus.errors import Retry, Taken
+from bus.errors import Retry, Taken, Undecodable
 from bus.subjects import JOB_FINISHED, RESULT
 from bus.work import Delivery
 from schemas.jobs import Finished, Result, Status
@@ -18,8 +18,14 @@ log = structlog.get_logger()
 
 
 async def result_of(bus: Bus, id: str) -> Result | None:
-    """The result of a job, or None while it has none. Raises Retry."""
-    found = await bus.last(RESULT, id=id)
+    """The result of a job, or None while it has none. Raises Retry.
+
+    One that nobody can read is an end all the same, since no other can be written: the job counts as failed.
+    """
+    try:
+        found = await bus.last(RESULT, id=id)
+    except Undecodable as error:
+        return Result(id=id, status="failed", ended_at=time.time(), reason="undecodable-result", error=str(error))
     return found.payload if found else None
 
 

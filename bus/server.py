@@ -23,6 +23,7 @@ log = structlog.get_logger()
 DEFAULT_PORT = 4222
 GIB = 1024**3
 _START_SECONDS = 10.0
+_READY = b"Server is ready"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -146,17 +147,18 @@ def local_server(
 
 
 def _await_greeting(process: "subprocess.Popen[bytes]", port: int, logfile: Path) -> None:
-    """Wait until the server greets a connection."""
+    """Wait until the server says that it is ready and greets us (another one on its port would greet us too)."""
     tick = threading.Event()
     for _ in range(int(_START_SECONDS / 0.02)):
         if process.poll() is not None:
             break
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=1) as probe:
-                if probe.recv(16).startswith(b"INFO"):
+                if probe.recv(16).startswith(b"INFO") and _READY in logfile.read_bytes():
                     return
         except OSError:
-            tick.wait(0.02)
+            pass
+        tick.wait(0.02)
     tail = logfile.read_text(errors="replace")[-600:].strip()
     raise NoBus(f"the local nats-server did not come up on port {port}: {tail}")
 

