@@ -7,7 +7,7 @@ published in order. A kill anywhere between the two repeats nothing and loses no
 
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,13 @@ import anyio.abc
 import msgspec
 import nats.errors
 import structlog
-from anyio.streams.memory import MemoryObjectReceiveStream
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from nats.js.errors import NotFoundError
 
+from agents.catalog.compare import differences
 from agents.catalog.database import Database
 from agents.catalog.errors import CatalogTaken
-from agents.catalog.models import apply, forget_messages
+from agents.catalog.models import apply, forget_messages, places_of, roots_of
 from agents.catalog.outbox import outgoing, published, published_up_to
 from agents.catalog.resolve import list_models, resolve
 from bus.client import Bus, encode
@@ -31,6 +32,7 @@ from bus.consumer import Fact, follow
 from bus.errors import NoAnswer, Undecodable
 from bus.ids import digest_id, new_id
 from bus.subjects import (
+    ASK_FILES,
     ASK_HELLO,
     ASK_MODELS,
     ASK_RESOLVE,
@@ -45,9 +47,10 @@ from bus.subjects import (
     MODEL_MISSING,
     MODEL_MOVED,
     MODEL_READY,
+    TICK_AGENT,
     Subject,
 )
-from schemas.asks import Hello, ListModels, ModelList, Nothing, ResolveModel
+from schemas.asks import FileList, Hello, ListedFile, ListFiles, ListModels, ModelList, Nothing, ResolveModel
 from schemas.models import Model
 
 log = structlog.get_logger()
@@ -74,6 +77,8 @@ RIVAL_ASKS = 5
 """How long migrators that start at the same moment listen for each other, and how often they ask."""
 LISTED = 1000
 """Models in one answer at most."""
+COMPARED = 256
+"""Facts applied in one transaction when the catalog is made alike with a watcher's table."""
 REMEMBERED_SECONDS = 30 * 24 * 3600.0
 """How long the inbox remembers a message; a repeat that comes later finds its effect in the state."""
 _FOLLOWED = "files_followed"
@@ -82,11 +87,14 @@ _FOLLOWED = "files_followed"
 async def run(
     bus: Bus,
     path: Path,
+    roots: Iterable[str] = (),
     *,
     clock: Callable[[], float] = time.time,
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Keep the catalog at `path`. Ready when every fact stored before has been applied and asks are answered.
+    """Keep the catalog at `path`, alike with what the watchers of `roots`, and of the roots it knows, have.
+
+    Ready when every fact stored before has been applied and asks are answered.
 
     Raises CatalogTaken when another migrator answers on this bus, CatalogUnusable or CatalogTooNew for the file.
     """
@@ -117,6 +125,7 @@ async def run(
                 await db.put_meta(_FOLLOWED, "yes")
                 # Until the catalog has heard all there is, "no such model" would be a lie that ends jobs.
                 await _catch_up(bus)
+                tasks.start_soon(_keep_alike, bus, db, frozenset(roots), clock, wake)
                 await tasks.start(bus.answer, ASK_RESOLVE, which)
                 await tasks.start(bus.answer, ASK_MODELS, models)
                 log.info("catalog ready", path=str(path), instance=instance)
@@ -185,6 +194,44 @@ async def _forget_what_is_stored(bus: Bus, db: Database) -> None:
         with suppress(NotFoundError):
             message = await bus.js.get_msg(CATALOG, last)
             await published_up_to(db, (message.headers or {}).get("Nats-Msg-Id", ""))
+
+
+async def _keep_alike(
+    bus: Bus, db: Database, roots: frozenset[str], clock: Callable[[], float], wake: MemoryObjectSendStream[None]
+) -> None:
+    """Compare with the watchers' tables at start, and with those of every watcher that starts later."""
+    compared: set[str] = set()
+    async with bus.listen(TICK_AGENT.filter(name="watcher"), buffer=64) as ticks:
+        while True:
+            for root in sorted(roots | await roots_of(db)):
+                try:
+                    if mended := await compare(bus, db, root, clock):
+                        log.warning("catalog and watcher differed", root=root, mended=mended)
+                        with suppress(anyio.WouldBlock):
+                            wake.send_nowait(None)
+                except (NoAnswer, Undecodable) as error:
+                    log.debug("not compared", root=root, why=str(error))
+            while (instance := TICK_AGENT.parse((await ticks.receive()).subject)["instance"]) in compared:
+                continue
+            compared.add(instance)
+
+
+async def compare(bus: Bus, db: Database, root: str, clock: Callable[[], float]) -> int:
+    """Mend what the catalog has otherwise than the watcher of a root; how many facts it took. Raises NoAnswer."""
+    await _catch_up(bus)
+    listed: list[ListedFile] = []
+    more, at = True, 0.0
+    while more:
+        after = listed[-1].path.rel if listed else ""
+        page = await bus.ask(ASK_FILES, ListFiles(after=after), FileList, root=root)
+        at = at or page.at
+        listed += page.files
+        more = page.more and bool(page.files)
+    facts = differences(await places_of(db, root), listed, at)
+    for start in range(0, len(facts), COMPARED):
+        told = [(digest_id("compared", encode(fact)), fact) for fact in facts[start : start + COMPARED]]
+        await apply(db, told, now=clock())
+    return len(facts)
 
 
 async def _catch_up(bus: Bus) -> None:

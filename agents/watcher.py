@@ -31,6 +31,7 @@ from bus.client import Bus, encode
 from bus.consumer import Fact, enqueue, follow
 from bus.errors import Full, Retry, Undecodable, UserError
 from bus.subjects import (
+    ASK_FILES,
     FILE_HASH_FAILED,
     FILE_HASHED,
     FILE_MOVED,
@@ -40,6 +41,7 @@ from bus.subjects import (
     HASH,
     Subject,
 )
+from schemas.asks import FileList, ListedFile, ListFiles
 from schemas.files import Hash, Hashed, HashFailed
 from schemas.settings import WatcherSettings
 
@@ -52,6 +54,7 @@ _SAID: dict[str, Subject[Any]] = {
     "refused": FILE_REFUSED,
 }
 _BATCH = 256
+_LISTED = 1000
 _FORGET = 90 * 24 * 3600.0
 _LOOK_TWICE = 1.0
 """Seconds until folders that came are looked at once more: of what was made in them in a hurry, nothing is heard."""
@@ -79,6 +82,9 @@ async def run(
         for follower, row in (("watcher-hashed", FILE_HASHED), ("watcher-failed", FILE_HASH_FAILED)):
             handle = watcher.learn if row is FILE_HASHED else watcher.judge_failed
             await tasks.start(functools.partial(follow, bus, "FILES", (row,), follower, handle, pattern=row.filter()))
+        for root in roots:
+            answer = functools.partial(watcher.list_files, root)
+            await tasks.start(functools.partial(bus.answer, ASK_FILES, answer, pattern=ASK_FILES(root=root)))
         tasks.start_soon(watcher.keep_looking)
         tasks.start_soon(watcher.keep_judging)
         tasks.start_soon(watcher.keep_saying)
@@ -148,6 +154,15 @@ class Watcher:
         for row in db.unhashed():
             job = hash_id(row.key, row.path.rel, row.stat)
             self.lost.append(Hash(id=job, key=row.key, path=row.path, stat=row.stat))
+
+    async def list_files(self, root: str, ask: ListFiles) -> FileList:
+        """What lies below a root, a page of it: for the catalog, to compare."""
+        limit, at = max(1, min(ask.limit, _LISTED)), time.time()
+        found = await self.table.do(lambda db: db.listing(root, after=ask.after, limit=limit + 1))
+        files = [ListedFile(path=row.path, key=row.key, stat=row.stat, known=known) for row, known in found[:limit]]
+        while len(encode(files)) > self.bus.nc.max_payload * 3 // 4 and len(files) > 1:
+            files = files[: len(files) // 2]
+        return FileList(files=tuple(files), at=at, more=len(files) < len(found))
 
     async def look(self) -> float:
         """Scan every root, write down what changed; returns the seconds it took."""

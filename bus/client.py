@@ -166,10 +166,11 @@ class Bus:
             with contextlib.suppress(nats.errors.Error, OSError):
                 await self.nc.publish(full, data)
 
-    async def ask(self, subject: Subject[T], payload: T, reply: type[R], *, timeout: float = 2.0) -> R:
-        """Ask and wait for one answer. Raises NoAnswer, Undecodable."""
+    async def ask(self, subject: Subject[T], payload: T, reply: type[R], *, timeout: float = 2.0, **tokens: str) -> R:
+        """Ask and wait for one answer. Raises NoAnswer, Undecodable, BadSubject."""
+        full, headers = subject(**tokens), {trace.HEADER: trace.current()}
         try:
-            answer = await self.nc.request(subject(), encode(payload), timeout, headers={trace.HEADER: trace.current()})
+            answer = await self.nc.request(full, encode(payload), timeout, headers=headers)
         except NOT_NOW as error:
             raise NoAnswer(f"nobody answered {subject.template} within {timeout:g} s: is its agent running?") from error
         try:
@@ -182,10 +183,12 @@ class Bus:
         subject: Subject[T],
         handler: Callable[[T], Awaitable[Any]],
         *,
+        pattern: str = "",
         task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Answer an ask, one after the other, until cancelled; where that fails there is silence and a log line."""
-        async with self.listen(subject.filter()) as asked:
+        """Answer an ask (those on `pattern` only, where one is given), one after the other, until cancelled; where that
+        fails there is silence and a log line."""
+        async with self.listen(pattern or subject.filter()) as asked:
             task_status.started()
             async for message in asked:
                 with trace.continued(message.headers):

@@ -12,8 +12,8 @@ import structlog
 from nats.aio.msg import Msg
 
 from bus import trace
-from bus.client import Bus, worker_name
-from bus.errors import BadSubject, Fail, Full, NoAnswer, Reject, Retry, Undecodable
+from bus.client import Bus, encode, worker_name
+from bus.errors import BadSubject, Fail, Full, NoAnswer, Reject, Retry, Taken, Undecodable
 from bus.ids import digest_id
 from bus.streams import MAX_MESSAGE
 from bus.subjects import ATTEMPT_RELEASED, ATTEMPT_STARTED, DEAD, JOB_RELEASED, JOB_STARTED, Subject
@@ -107,11 +107,10 @@ async def _decide(bus: Bus, work: Work[T], message: Msg, delivery: Delivery) -> 
             await message.ack()
             return
         payload = work.subject.decode(message.data)
-        before = await attempts(bus, work.kind, delivery.id)
+        before = await _start(bus, work.kind, delivery.id)
         if before >= bus.settings.max_attempts:
             await _exhausted(bus, work, message, delivery, f"its worker died {before} times while it ran")
             return
-        await _say_started(bus, work.kind, delivery.id, before + 1)
         started = True
         await work.handle(payload, delivery)
     except anyio.get_cancelled_exc_class():
@@ -181,26 +180,39 @@ def _delivery(subject: Subject[Any], message: Msg) -> Delivery:
 
 async def attempts(bus: Bus, kind: str, id: str) -> int:
     """Stored starts of a job, less those it was given back from unharmed."""
-    if kind == "generate":
-        started, released = JOB_STARTED(id=id), JOB_RELEASED(id=id)
-    else:
-        started, released = ATTEMPT_STARTED(kind=kind, id=id), ATTEMPT_RELEASED(kind=kind, id=id)
-    pattern = started.replace(".started.", ".*.")
-    counts = await bus.waiting("EVENTS", pattern)
+    started, released = _started_subject(kind, id), _released_subject(kind, id)
+    counts = await bus.waiting("EVENTS", started.replace(".started.", ".*."))
     return counts.get(started, 0) - counts.get(released, 0)
 
 
-async def _say_started(bus: Bus, kind: str, id: str, attempt: int) -> None:
-    fact = Started(id=id, attempt=attempt, worker=worker_name(), at=time.time())
-    if kind == "generate":
-        await bus.publish(JOB_STARTED, fact, id=id)
-    else:
-        await bus.publish(ATTEMPT_STARTED, fact, kind=kind, id=id)
+async def _start(bus: Bus, kind: str, id: str) -> int:
+    """Store that an attempt begins, unless it would be one too many; returns how many went before.
+
+    The first is stored as the first on its subject, which spares the look at those before it.
+    """
+    subject = _started_subject(kind, id)
+
+    def fact(attempt: int) -> bytes:
+        return encode(Started(id=id, attempt=attempt, worker=worker_name(), at=time.time()))
+
+    try:
+        await bus.publish_raw(subject, fact(1), first=True)
+        return 0
+    except Taken:
+        before = await attempts(bus, kind, id)
+    if before < bus.settings.max_attempts:
+        await bus.publish_raw(subject, fact(before + 1))
+    return before
+
+
+def _started_subject(kind: str, id: str) -> str:
+    return JOB_STARTED(id=id) if kind == "generate" else ATTEMPT_STARTED(kind=kind, id=id)
+
+
+def _released_subject(kind: str, id: str) -> str:
+    return JOB_RELEASED(id=id) if kind == "generate" else ATTEMPT_RELEASED(kind=kind, id=id)
 
 
 async def _say_released(bus: Bus, kind: str, id: str, why: str) -> None:
     fact = Released(id=id, worker=worker_name(), why=why[:500], at=time.time())
-    if kind == "generate":
-        await bus.publish(JOB_RELEASED, fact, id=id)
-    else:
-        await bus.publish(ATTEMPT_RELEASED, fact, kind=kind, id=id)
+    await bus.publish_raw(_released_subject(kind, id), encode(fact))

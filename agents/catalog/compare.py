@@ -13,13 +13,11 @@ from schemas.files import FilePath, Removed, Settled
 def differences(places: Mapping[FilePath, Place], listed: Iterable[ListedFile], at: float) -> list[Settled | Removed]:
     """What has to be applied to the catalog's present `places` of a root for them to be what the watcher `listed` at
     `at` (its clock). Files that wait to be judged or hashed will be told of by themselves. Pure."""
-    facts: list[Settled | Removed] = []
     there = {one.path: one for one in listed}
-    for path, place in places.items():
-        if path not in there:
-            facts.append(Removed(key=place.key, path=path, at=at))
-    for path, one in there.items():
-        row = places.get(path)
-        if one.known is not None and (row is None or row.sha256 != one.known.sha256):
-            facts.append(Settled(key=one.key, path=path, stat=one.stat, proof="complete", at=at, known=one.known))
-    return facts
+    settled = [
+        Settled(key=one.key, path=path, stat=one.stat, proof="complete", at=at, known=one.known)
+        for path, one in there.items()
+        if one.known is not None and ((row := places.get(path)) is None or row.sha256 != one.known.sha256)
+    ]
+    removed = [Removed(key=row.key, path=path, at=at) for path, row in places.items() if path not in there]
+    return [*settled, *removed]  # a model that is elsewhere now is not missing in between

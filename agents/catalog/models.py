@@ -40,6 +40,16 @@ async def apply(db: Database, facts: Sequence[tuple[str, FileFact]], *, now: flo
     return len(said)
 
 
+async def places_of(db: Database, root: str) -> dict[FilePath, Place]:
+    """What the catalog says is present below a root."""
+    return {place.path: place for place in map(_place, await db.committed.rows("places_of_root", root=root))}
+
+
+async def roots_of(db: Database) -> set[str]:
+    """The roots below which the catalog says something is present."""
+    return {str(row[0]) for row in await db.committed.rows("roots")}
+
+
 async def forget_messages(db: Database, *, before: float) -> None:
     """Drop the inbox's memory of messages applied before a time (Unix seconds). Facts that old still do no harm when
     they come again: a state that is already there is not entered twice."""

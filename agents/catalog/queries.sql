@@ -23,6 +23,13 @@ WHERE rowid IN (
 SELECT root, rel, file_key, sha256, dev, ino, size, mtime_ns, ctime_ns, present, seen_at FROM paths
 WHERE sha256 IN (SELECT value FROM json_each(:sha256s)) AND present = 1;
 
+-- name: places_of_root
+SELECT root, rel, file_key, sha256, dev, ino, size, mtime_ns, ctime_ns, present, seen_at FROM paths
+WHERE root = :root AND present = 1;
+
+-- name: roots
+SELECT DISTINCT root FROM paths WHERE present = 1;
+
 -- name: entries
 SELECT sha256, name, size, identity, created_at FROM models
 WHERE sha256 IN (SELECT value FROM json_each(:sha256s));

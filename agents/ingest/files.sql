@@ -64,6 +64,12 @@ SELECT * FROM path WHERE state = 'settled' AND NOT gone AND NOT EXISTS (
         AND hash.mtime_ns = path.mtime_ns AND hash.ctime_ns = path.ctime_ns
 ) ORDER BY root, rel;
 
+-- name: listing
+SELECT path.*, CASE WHEN state = 'settled' AND confirmed THEN sha256 END AS sha256, identity FROM path
+LEFT JOIN hash ON hash.dev = path.dev AND hash.ino = path.ino AND hash.size = path.size
+    AND hash.mtime_ns = path.mtime_ns AND hash.ctime_ns = path.ctime_ns
+WHERE root = :root AND rel > :after AND NOT gone AND state <> 'refused' ORDER BY rel LIMIT :limit;
+
 -- name: row
 SELECT * FROM path WHERE id = :id;
 

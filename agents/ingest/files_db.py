@@ -107,6 +107,18 @@ class FilesDb:
         """Settled files whose hash has not come (yet)."""
         return [_row(found) for found in self._run("unhashed")]
 
+    def listing(self, root: str, *, after: str, limit: int) -> list[tuple[Row, Known | None]]:
+        """The files that are there below a root, by rel, after one; and what is known of those that are settled."""
+        return [
+            (
+                _row(found),
+                Known(sha256=found["sha256"], identity=msgspec.json.decode(found["identity"], type=Identity))
+                if found["sha256"]
+                else None,
+            )
+            for found in self._run("listing", root=root, after=after, limit=limit)
+        ]
+
     def known(self, stat: Stat) -> Known | None:
         """What was hashed of this very version of a file, once it is certain that no write hid behind the clock."""
         for found in self._run("known", **_columns(stat)):
