@@ -19,13 +19,13 @@ from agents.images.encode import BadName, PixelsGone, encode_pictures
 from agents.images.files import BadPixels, sweep
 from agents.images.infotext import of_plan
 from bus.client import Bus
-from bus.consumer import serve
+from bus.consumer import enqueue, serve
 from bus.errors import Fail, Retry, Taken
 from bus.results import ended, finish, give_up
 from bus.subjects import ENCODE, GENERATE, IMAGE_ENCODED, JOB_PLANNED
 from bus.work import Delivery, Work
 from schemas.images import Encode, Encoded
-from schemas.jobs import Result
+from schemas.jobs import Plan, Result
 from schemas.settings import EncoderSettings
 
 log = structlog.get_logger()
@@ -60,7 +60,10 @@ async def encode(bus: Bus, data_dir: Path, job: Encode, delivery: Delivery) -> N
     job = await _with_infotext(bus, job)
     try:
         pictures = await to_thread.run_sync(encode_pictures, job, data_dir)
-    except (BadName, BadPixels, PixelsGone, ValueError) as error:
+    except (BadPixels, PixelsGone) as error:
+        await _draw_again(bus, data_dir, job.id, error)
+        return
+    except (BadName, ValueError) as error:
         raise Fail("cannot-encode", str(error)) from error
     except OSError as error:
         raise Retry(f"the pictures can't be written to {data_dir}: {error.strerror}", delay=5.0) from error
@@ -72,12 +75,25 @@ async def encode(bus: Bus, data_dir: Path, job: Encode, delivery: Delivery) -> N
     log.info("pictures written", pictures=len(pictures), seconds=round(fact.seconds, 3))
 
 
+async def _draw_again(bus: Bus, data_dir: Path, id: str, why: Exception) -> None:
+    """Pixels are not flushed to disk, so a power cut can lose them: the plan goes back to the generators, who count it
+    as another attempt. Raises Fail, Retry."""
+    log.warning("pixels lost, drawing again", error=str(why))
+    plan = await _plan(bus, id)
+    await to_thread.run_sync(remove_pixels, data_dir, id)
+    await enqueue(bus, GENERATE, plan, lane=plan.lane, model=plan.model.sha256[:12], id=id)
+
+
+async def _plan(bus: Bus, id: str) -> Plan:
+    if (stored := await bus.last(JOB_PLANNED, id=id)) is None:
+        raise Fail("plan-gone", "the job's plan is no longer stored, so nothing can tell how its pictures were made")
+    return stored.payload
+
+
 async def _with_infotext(bus: Bus, job: Encode) -> Encode:
     if all(pixels.infotext for pixels in job.pixels):
         return job
-    if (stored := await bus.last(JOB_PLANNED, id=job.id)) is None:
-        raise Fail("plan-gone", "the job's plan is no longer stored, so nothing can tell how its pictures were made")
-    plan = stored.payload
+    plan = await _plan(bus, job.id)
     sampler, scheduler = labels(plan.sampler, plan.scheduler)
     texts = [
         of_plan(plan, seed=one.seed, width=one.width, height=one.height, sampler=sampler, scheduler=scheduler)

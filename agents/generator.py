@@ -8,6 +8,7 @@ device is free, while the last one's pixels are still being written.
 import functools
 import io
 import os
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -80,6 +81,8 @@ async def run(
         device = pick_device(settings.device)
     except ValueError as error:
         raise UserError(f"generator.device: {error}") from error
+    # The loop shares the interpreter with the drawing thread: it must not wait 5 ms for each of its turns.
+    sys.setswitchinterval(0.0005)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     await to_thread.run_sync(lambda: torch.zeros(1, device=device).sum().item())
@@ -253,13 +256,13 @@ class Generator:
 
 
 def store_pixels(data_dir: Path, plan: Plan, pictures: list[Array]) -> tuple[Pixels, ...]:
-    """Write each picture to `work/<job>-<n>.npy`, durably. Raises OSError."""
+    """Write each picture to `work/<job>-<n>.npy`; the encoder has lost ones drawn again. Raises OSError."""
     stored = []
     for index, (picture, seed) in enumerate(zip(pictures, plan.seeds, strict=True)):
         data = io.BytesIO()
         np.save(data, picture, allow_pickle=False)
         name = f"{plan.id}-{index}.npy"
-        place(data_dir / "work" / name, data.getvalue())
+        place(data_dir / "work" / name, data.getvalue(), durable=False)
         height, width = picture.shape[:2]
         stored.append(Pixels(index=index, file=name, seed=seed, width=width, height=height))
     return tuple(stored)

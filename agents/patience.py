@@ -5,7 +5,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from nats.aio.msg import Msg
 
 LONGEST = 1.0
-SHORTEST = 0.002
+SHORTEST = 0.0005
 
 
 class Patience:

@@ -55,6 +55,8 @@ class Ticker:
         due = now - self._last_step >= 1 / _STEPS_A_SECOND
         if here == self._last and not due and progress.step < progress.steps:
             return
+        if job != self._last[0]:
+            self._last_preview = now  # a short job needs none
         self._last, self._last_step = here, now
         done = progress.image * progress.steps + progress.step
         rate = done / (now - began) if done and now > began else 0.0

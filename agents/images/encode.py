@@ -60,10 +60,11 @@ def _encode_one(job: Encode, pixels: Pixels, data_dir: Path) -> Picture:
             raise PixelsGone(f"{pixels.file} is gone and {missing[0]} was never written") from error
         image = as_image(array)
         if full in missing:
-            files.place(data_dir / full, full_size(image, job, pixels.infotext))
+            files.place(data_dir / full, full_size(image, job, pixels.infotext), names_too=False)
         if any(name in missing for name in tiers.values()):
             for tier, data in webp_tiers(image, exif=infotext.exif(pixels.infotext)).items():
-                files.place(data_dir / tiers[tier], data)
+                files.place(data_dir / tiers[tier], data, names_too=False)
+        files.sync_folder((data_dir / full).parent)
     with (data_dir / full).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = file.tell()

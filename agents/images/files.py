@@ -24,11 +24,13 @@ class BadPixels(DarkroomError):
     """The pixels of a job are not what the job says they are."""
 
 
-def place(final: Path, data: bytes) -> bool:
+def place(final: Path, data: bytes, *, durable: bool = True, names_too: bool = True) -> bool:
     """Make `final` a durable file with the bytes `data`, creating its folders; False when the name was taken, whose
     file is kept as it is.
 
-    Raises OSError (a full disk: ENOSPC) without leaving anything behind.
+    `names_too` false leaves flushing the folder's names to the caller, who has more of them (`sync_folder`); `durable`
+    false flushes nothing, for what can be made again after a power cut. Raises OSError (a full disk: ENOSPC) without
+    leaving anything behind.
     """
     _make_folder(final.parent)
     if os.path.lexists(final):
@@ -37,15 +39,17 @@ def place(final: Path, data: bytes) -> bool:
     try:
         with temporary.open("xb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         try:
             os.link(temporary, final)
         except FileExistsError:
             return False
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(final.parent)
+    if durable and names_too:
+        sync_folder(final.parent)
     return True
 
 

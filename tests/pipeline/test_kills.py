@@ -186,3 +186,19 @@ async def test_a_model_file_deleted_before_its_job_fails_it_with_a_reason_and_th
         agents.start("watcher", "hasher")
         await drop(bus, agents, "other", seed=3)
         assert (await result(bus, await ask(bus, "still here"))).status == "succeeded"
+
+
+async def test_pixels_lost_in_a_power_cut_are_drawn_again(agents: Agents):
+    agents.start(*LIGHT)
+    agents.start("generator")
+    async with bus_of(agents) as bus:
+        await drop(bus, agents)
+        lost, cut = await ask(bus, "lost"), await ask(bus, "cut short")
+        with anyio.fail_after(30):
+            while len(await bus.waiting("ENCODE", ENCODE.filter())) < 2:
+                await bus.flush()
+        (agents.data / "work" / f"{lost}-0.npy").unlink()
+        (agents.data / "work" / f"{cut}-0.npy").write_bytes(b"\x93NUMPY")
+        agents.start("encoder")
+        await finished_once(bus, agents, [lost, cut])
+        assert not list((agents.data / "work").iterdir())
