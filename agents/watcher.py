@@ -32,6 +32,7 @@ from bus.consumer import Fact, enqueue, follow
 from bus.errors import Full, Retry, Undecodable, UserError
 from bus.subjects import (
     ASK_FILES,
+    ASK_ROOT,
     FILE_HASH_FAILED,
     FILE_HASHED,
     FILE_MOVED,
@@ -41,7 +42,7 @@ from bus.subjects import (
     HASH,
     Subject,
 )
-from schemas.asks import FileList, ListedFile, ListFiles
+from schemas.asks import FileList, ListedFile, ListFiles, RootState, ScanRoot
 from schemas.files import Hash, Hashed, HashFailed
 from schemas.settings import WatcherSettings
 
@@ -55,6 +56,7 @@ _SAID: dict[str, Subject[Any]] = {
 }
 _BATCH = 256
 _LISTED = 1000
+_TOLD = 20
 _FORGET = 90 * 24 * 3600.0
 _LOOK_TWICE = 1.0
 """Seconds until folders that came are looked at once more: of what was made in them in a hurry, nothing is heard."""
@@ -85,6 +87,8 @@ async def run(
         for root in roots:
             answer = functools.partial(watcher.list_files, root)
             await tasks.start(functools.partial(bus.answer, ASK_FILES, answer, pattern=ASK_FILES(root=root)))
+            state = functools.partial(watcher.root_state, root)
+            await tasks.start(functools.partial(bus.answer, ASK_ROOT, state, pattern=ASK_ROOT(root=root)))
         tasks.start_soon(watcher.keep_looking)
         tasks.start_soon(watcher.keep_judging)
         tasks.start_soon(watcher.keep_saying)
@@ -117,6 +121,7 @@ class Watcher:
         self.stale = True
         self.judged: set[int] = set()
         self.lost: list[Hash] = []
+        self.looks_begun = self.looks = 0
 
     async def hear_changes(self, root: str, ready: anyio.Event) -> None:
         """Wake the other loops when something may have happened below a root. See events.hear."""
@@ -164,8 +169,19 @@ class Watcher:
             files = files[: len(files) // 2]
         return FileList(files=tuple(files), at=at, more=len(files) < len(found))
 
+    async def root_state(self, root: str, ask: ScanRoot) -> RootState:
+        """How a root is; with a look of its own at it, begun when this is answered."""
+        look = self.looks_begun + 1
+        if ask.look:
+            self.look_now.set()
+        counts = await self.table.do(lambda db: db.counts(root))
+        refusals = await self.table.do(lambda db: db.refusals(root, limit=_TOLD))
+        problems = (*self.problems.get(root, ()), *refusals)[:_TOLD]
+        return RootState(root=root, look=look, looks=self.looks, problems=problems, **counts)
+
     async def look(self) -> float:
         """Scan every root, write down what changed; returns the seconds it took."""
+        self.looks_begun += 1
         self.look_now = anyio.Event()  # before looking, so that nothing said meanwhile is missed
         self.look_at = float("inf")
         began, wall = time.monotonic(), time.time()
@@ -181,6 +197,7 @@ class Watcher:
             self.stale = True
             self.judge_now.set()
             self.say_now.set()
+        self.looks += 1
         return time.monotonic() - began
 
     def _compare(self, scans: list[Scan], wall: float, sure: bool, db: FilesDb) -> int | None:

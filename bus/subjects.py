@@ -135,6 +135,7 @@ ASK_HELLO = Subject("ask.catalog.hello", asks.Nothing)
 ASK_RESOLVE = Subject("ask.catalog.resolve", asks.ResolveModel)
 ASK_MODELS = Subject("ask.catalog.models", asks.ListModels)
 ASK_FILES = Subject("ask.files.<root>", asks.ListFiles)
+ASK_ROOT = Subject("ask.root.<root>", asks.ScanRoot)
 ASK_METRICS = Subject("ask.telemetry.metrics", asks.Nothing)
 
 ALL: tuple[Subject[Any], ...] = tuple(row for row in globals().values() if isinstance(row, Subject))

@@ -66,6 +66,29 @@ class ListFiles(msgspec.Struct, frozen=True, kw_only=True):
     limit: int = 1000
 
 
+class ScanRoot(msgspec.Struct, frozen=True, kw_only=True):
+    """How is a root? With `look`, a scan is begun first."""
+
+    look: bool = False
+
+
+class RootState(msgspec.Struct, frozen=True, kw_only=True):
+    """A root by the watcher's table. `looks` scans are complete; the one that was asked for is number `look`.
+
+    Of `files`, `waiting` are not known to be complete yet, `refused` can't be models, and `unhashed` are on the way;
+    `problems` are sentences about what can't be looked at, or was refused (the first of them).
+    """
+
+    root: str
+    look: int
+    looks: int
+    files: int
+    waiting: int
+    refused: int
+    unhashed: int
+    problems: tuple[str, ...] = ()
+
+
 class ListedFile(msgspec.Struct, frozen=True, kw_only=True):
     """A settled file, and what is known of its content (None while its hash is on the way)."""
 

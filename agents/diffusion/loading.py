@@ -168,7 +168,7 @@ def _restore_buffer(model: Any, name: str, buffer: torch.Tensor) -> None:
     """Buffers that are no weights came without memory too. The only ones these models have count positions."""
     owner, _, leaf = name.rpartition(".")
     if leaf != "position_ids":
-        raise NotImplementedError(f"buffer {name} of {type(model).__name__}")
+        raise UnsupportedFamily(f"{type(model).__name__} has a buffer {name} that nothing here can fill")
     model.get_submodule(owner).register_buffer(leaf, torch.arange(buffer.shape[-1]).expand(1, -1), persistent=False)
 
 

@@ -64,6 +64,19 @@ SELECT * FROM path WHERE state = 'settled' AND NOT gone AND NOT EXISTS (
         AND hash.mtime_ns = path.mtime_ns AND hash.ctime_ns = path.ctime_ns
 ) ORDER BY root, rel;
 
+-- name: counts
+SELECT count(*) AS files, count(*) FILTER (WHERE state = 'waiting') AS waiting,
+    count(*) FILTER (WHERE state = 'refused') AS refused,
+    count(*) FILTER (WHERE state = 'settled' AND NOT EXISTS (
+        SELECT 1 FROM hash
+        WHERE hash.dev = path.dev AND hash.ino = path.ino AND hash.size = path.size
+            AND hash.mtime_ns = path.mtime_ns AND hash.ctime_ns = path.ctime_ns
+    )) AS unhashed
+FROM path WHERE root = :root AND NOT gone;
+
+-- name: refusals
+SELECT rel, error FROM path WHERE root = :root AND NOT gone AND state = 'refused' ORDER BY rel LIMIT :limit;
+
 -- name: listing
 SELECT path.*, CASE WHEN state = 'settled' AND confirmed THEN sha256 END AS sha256, identity FROM path
 LEFT JOIN hash ON hash.dev = path.dev AND hash.ino = path.ino AND hash.size = path.size

@@ -107,6 +107,15 @@ class FilesDb:
         """Settled files whose hash has not come (yet)."""
         return [_row(found) for found in self._run("unhashed")]
 
+    def counts(self, root: str) -> dict[str, int]:
+        """Of the files below a root: how many there are, are waiting, were refused, and have no hash yet."""
+        (found,) = self._run("counts", root=root)
+        return {name: int(found[name]) for name in ("files", "waiting", "refused", "unhashed")}
+
+    def refusals(self, root: str, *, limit: int) -> list[str]:
+        """What was refused below a root and why, by rel."""
+        return [f"{found['rel']}: {found['error']}" for found in self._run("refusals", root=root, limit=limit)]
+
     def listing(self, root: str, *, after: str, limit: int) -> list[tuple[Row, Known | None]]:
         """The files that are there below a root, by rel, after one; and what is known of those that are settled."""
         return [
