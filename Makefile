@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PORT_FLAG := $(if $(PORT),--port $(PORT))
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help install demo up test test-all lint format bench chromium clean
+.PHONY: help install demo up test test-all lint format bench tools clean
 
 help:
 	@echo "make demo        see it work: a tiny checkpoint, two pictures, the page (ONCE=1 ends after the pictures)"
@@ -32,22 +32,25 @@ demo: $(VENV)/installed
 up: $(VENV)/installed
 	$(BIN)/darkroom up $(PORT_FLAG)
 
-# The page is tested in a real browser; on Debian and Ubuntu it is installed when it is missing and we may.
-chromium:
-	@command -v chromium >/dev/null || { \
+# The page is tested in a real browser and the drop folder with a real rsync; on Debian and Ubuntu they are installed when
+# they are missing and we may.
+TOOLS := chromium rsync
+tools:
+	@missing=; for tool in $(TOOLS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
-	  else echo "chromium is needed for the page's tests: install it with your package manager"; exit 1; fi; }
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	  else echo "the tests need$$missing: install with your package manager"; exit 1; fi; fi
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint chromium
+test: lint tools
 	$(BIN)/pytest
 
-test-all: lint chromium
+test-all: lint tools
 	$(BIN)/pytest -m "slow or not slow"
 
 format: $(VENV)/installed-dev
