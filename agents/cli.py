@@ -136,7 +136,7 @@ def models(
 @app.command()
 def scan(data: Data = None, nats: Nats = None, config: Config = None, json: Json = False) -> None:
     """Look at the roots now, and wait until every file in them is settled and hashed, or refused."""
-    from agents.scanning import scan as command
+    from agents.commands import scan as command
 
     _exit(anyio.run(command, _settings(data, nats, config), json))
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import anyio
 import msgspec
 
+from agents import scanning
 from agents.http.views import JobView
 from agents.runner import configure_logging, run_agents
 from agents.service import find
-from agents.up import USER_ERROR, service
+from agents.up import HEAVY, USER_ERROR, service
 from bus.client import Bus, connect
 from bus.errors import DarkroomError, NoBus, Reject, UserError
 from bus.work import sole
@@ -73,20 +74,17 @@ async def run_supervised(names: Sequence[str], url: str) -> None:
 
 
 @asynccontextmanager
-async def running_bus(settings: Settings, *, start: bool) -> AsyncIterator[Bus]:
-    """The bus of the running service; with `start`, a private service for as long as the body runs where none is."""
+async def running_bus(settings: Settings, *, start: Sequence[Sequence[str]] = ()) -> AsyncIterator[Bus]:
+    """The bus of the running service; where none is, a private one of these processes for as long as the body runs."""
     found = find(Path(settings.data_dir))
     url = settings.nats_url or (found.nats_url if found else "")
     if url:
         async with connect(url, settings.bus, name="cli") as bus:
             yield bus
     elif start:
-        from agents.up import HEAVY, LIGHT
-
-        light = tuple(name for name in LIGHT if name not in ("bridge", "telemetry"))
         sys.stderr.write("no service is running here: starting one for this command\n")
-        async with service(settings, (light, HEAVY)) as own, connect(own.nats_url, settings.bus, name="cli") as bus:
-            await _catch_up(bus)
+        async with service(settings, start) as own, connect(own.nats_url, settings.bus, name="cli") as bus:
+            await _catch_up(bus, settings)
             yield bus
     else:
         raise NoBus(
@@ -95,16 +93,38 @@ async def running_bus(settings: Settings, *, start: bool) -> AsyncIterator[Bus]:
         )
 
 
-async def _catch_up(bus: Bus) -> None:
-    """Wait until every file that lies in the roots now is hashed and catalogued, for a minute at most."""
-    from bus.subjects import HASH
+CATALOGUING = ("migrator", "watcher", "hasher")
+DRAWING = (*CATALOGUING, "preprocess", "encoder")
 
-    quiet_since = time.monotonic()
+
+async def _catch_up(bus: Bus, settings: Settings) -> None:
+    """Wait until every file that lies in the roots now is hashed and catalogued."""
+    await scanning.look(bus, settings, quiet=False)
     with anyio.move_on_after(60):
-        while time.monotonic() - quiet_since < 0.5:
-            if await bus.waiting("HASH", HASH.filter()):
-                quiet_since = time.monotonic()
-            await anyio.sleep(0.05)
+        while True:
+            info = await bus.js.consumer_info("FILES", "migrator")
+            if not (info.num_pending or info.num_ack_pending):
+                return
+            await anyio.sleep(0.02)
+
+
+async def scan(settings: Settings, as_json: bool) -> int:
+    """Print a summary for each root; the status is 1 when something was refused or can't be looked at."""
+    async with running_bus(settings, start=(CATALOGUING,)) as bus:
+        began = time.monotonic()
+        states = await scanning.look(bus, settings, quiet=as_json)
+        seconds = time.monotonic() - began
+    if as_json:
+        say(msgspec.json.encode({"seconds": round(seconds, 3), "roots": states}).decode())
+    else:
+        for state in states:
+            ready = state.files - state.refused - state.waiting
+            writing = f"{state.waiting:,} still being written, " if state.waiting else ""
+            folder = settings.roots[state.root]
+            say(f"{state.root}: {ready:,} model{'s' * (ready != 1)} in {folder}, {writing}{state.refused:,} refused, {seconds:.1f} s")
+            for problem in state.problems:
+                say(f"  {problem}")
+    return 1 if any(state.problems for state in states) else 0
 
 
 async def generate(settings: Settings, request: Request, output: Path | None, as_json: bool) -> int:
@@ -117,7 +137,7 @@ async def generate(settings: Settings, request: Request, output: Path | None, as
         check(request, settings.limits)
     except Reject as error:
         raise UserError(str(error)) from error
-    async with running_bus(settings, start=True) as bus:
+    async with running_bus(settings, start=(DRAWING, HEAVY)) as bus:
         began = time.monotonic()
         id = await desk.submit(bus, request, lane="high", tenant="t0")
         view = await _cancelled_by_interrupt(bus, id, shown(bus, id, quiet=as_json))
@@ -179,7 +199,7 @@ async def models(settings: Settings, missing: bool, as_json: bool) -> int:
     from agents import desk
     from agents.progress import table
 
-    async with running_bus(settings, start=True) as bus:
+    async with running_bus(settings, start=(CATALOGUING,)) as bus:
         found = [model for model in await desk.models(bus) if missing or not model.missing]
     if as_json:
         say(msgspec.json.encode(found).decode())
@@ -204,7 +224,7 @@ async def jobs(settings: Settings, limit: int, as_json: bool) -> int:
     from agents import desk
     from agents.progress import table
 
-    async with running_bus(settings, start=False) as bus:
+    async with running_bus(settings) as bus:
         found = await desk.jobs(bus, limit)
     if as_json:
         say(msgspec.json.encode(found).decode())
@@ -228,7 +248,7 @@ async def cancel(settings: Settings, ids: Sequence[str]) -> int:
     from agents import desk
 
     status = 0
-    async with running_bus(settings, start=False) as bus:
+    async with running_bus(settings) as bus:
         for id in ids:
             try:
                 view = await desk.cancel(bus, id)
@@ -245,7 +265,7 @@ async def tail(settings: Settings, pattern: str, as_json: bool) -> int:
     """Follow the bus until interrupted."""
     from agents import telemetry
 
-    async with running_bus(settings, start=False) as bus:
+    async with running_bus(settings) as bus:
         async for message in telemetry.tail(bus, pattern):
             if as_json:
                 subject, data = message.subject, msgspec.Raw(message.data)

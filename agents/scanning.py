@@ -1,4 +1,4 @@
-"""`darkroom scan`: a look at every root now, followed until each file in them is settled and hashed, or refused."""
+"""A look at every root now, followed until each file in them is settled and hashed, or refused."""
 
 import sys
 import time
@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import anyio
-import msgspec
 
-from agents.commands import running_bus, say
 from bus.client import Bus
 from bus.errors import NoAnswer, UserError
 from bus.subjects import ASK_ROOT
@@ -18,24 +16,10 @@ from schemas.settings import Settings
 _ASK_AGAIN = 0.1
 
 
-async def scan(settings: Settings, as_json: bool) -> int:
-    """Print a summary for each root; the status is 1 when something was refused or can't be looked at."""
-    async with running_bus(settings, start=True) as bus:
-        began = time.monotonic()
-        wanted = {root: (await _ask(bus, root, look=True)).look for root in settings.roots}
-        states = await _followed(bus, wanted, settings.watcher.stable + 1, quiet=as_json)
-        seconds = time.monotonic() - began
-    if as_json:
-        say(msgspec.json.encode({"seconds": round(seconds, 3), "roots": states}).decode())
-    else:
-        for state in states:
-            ready = state.files - state.refused - state.waiting
-            writing = f"{state.waiting:,} still being written, " if state.waiting else ""
-            folder = settings.roots[state.root]
-            say(f"{state.root}: {ready:,} models in {folder}, {writing}{state.refused:,} refused, {seconds:.1f} s")
-            for problem in state.problems:
-                say(f"  {problem}")
-    return 1 if any(state.problems for state in states) else 0
+async def look(bus: Bus, settings: Settings, *, quiet: bool) -> list[RootState]:
+    """Have every root looked at, wait for what is found, and say how they are. Raises UserError without a watcher."""
+    wanted = {root: (await _ask(bus, root, look=True)).look for root in settings.roots}
+    return await _followed(bus, wanted, settings.watcher.stable + 1, quiet=quiet)
 
 
 async def _ask(bus: Bus, root: str, *, look: bool = False) -> RootState:
