@@ -121,7 +121,8 @@ async def scan(settings: Settings, as_json: bool) -> int:
             ready = state.files - state.refused - state.waiting
             writing = f"{state.waiting:,} still being written, " if state.waiting else ""
             folder = settings.roots[state.root]
-            say(f"{state.root}: {ready:,} model{'s' * (ready != 1)} in {folder}, {writing}{state.refused:,} refused, {seconds:.1f} s")
+            found = f"{ready:,} model{'s' * (ready != 1)} in {folder}"
+            say(f"{state.root}: {found}, {writing}{state.refused:,} refused, {seconds:.1f} s")
             for problem in state.problems:
                 say(f"  {problem}")
     return 1 if any(state.problems for state in states) else 0
