@@ -1,12 +1,11 @@
 """What the commands do: each a coroutine over settings, most of them over the bus of the running service."""
 
-import asyncio
 import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import msgspec
 
 from agents import scanning
 from agents.http.views import JobView
-from agents.runner import configure_logging, run_agents
+from agents.runner import configure_logging, run_agents, until_signalled
 from agents.service import find
 from agents.up import HEAVY, USER_ERROR, service
 from bus.client import Bus, connect
@@ -33,11 +32,11 @@ def say(line: str) -> None:
 
 async def up(settings: Settings) -> None:
     """Run the service until SIGTERM or SIGINT."""
-    async with service(settings) as running:
-        say(f"ready {running.http_url} {running.nats_url}")
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for _ in signals:
-                break
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(until_signalled, tasks.cancel_scope)
+        async with service(settings) as running:
+            say(f"ready {running.http_url} {running.nats_url}")
+            await anyio.sleep_forever()
 
 
 async def run(names: Sequence[str], settings: Settings) -> None:
@@ -79,7 +78,7 @@ async def running_bus(settings: Settings, *, start: Sequence[Sequence[str]] = ()
     found = find(Path(settings.data_dir))
     url = settings.nats_url or (found.nats_url if found else "")
     if url:
-        async with connect(url, settings.bus, name="cli") as bus:
+        async with connect(url, settings.bus, name="cli", topology_too=False) as bus:  # the service's settings count
             yield bus
     elif start:
         sys.stderr.write("no service is running here: starting one for this command\n")
@@ -158,7 +157,7 @@ async def generate(settings: Settings, request: Request, output: Path | None, as
     return 0 if result.status == "succeeded" else 1
 
 
-async def _cancelled_by_interrupt(bus: Bus, id: str, showing: "asyncio.Future[JobView] | object") -> JobView:
+async def _cancelled_by_interrupt(bus: Bus, id: str, showing: Awaitable[JobView]) -> JobView:
     """The end of a job; the first Ctrl-C cancels it, and its end is waited for."""
     from bus.results import cancel
 
@@ -169,7 +168,7 @@ async def _cancelled_by_interrupt(bus: Bus, id: str, showing: "asyncio.Future[Jo
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(on_interrupt)
-        view: JobView = await showing  # type: ignore[misc]
+        view = await showing
         tasks.cancel_scope.cancel()
     return view
 

@@ -1,7 +1,6 @@
 """The demo: what a newcomer would do in the first two minutes, done and timed: drop a checkpoint, ask for pictures."""
 
 import os
-import signal
 import socket
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from agents import desk
 from agents.commands import copy_pictures, say
 from agents.diffusion.tiny import write_tiny_checkpoint
 from agents.progress import shown
-from agents.runner import configure_logging
+from agents.runner import configure_logging, until_signalled
 from agents.up import service
 from bus.client import Bus, connect
 from bus.errors import DarkroomError
@@ -41,6 +40,13 @@ async def demo(settings: Settings, once: bool) -> None:
     target = folder / f"{NAME}.safetensors"
     target.unlink(missing_ok=True)
     told("starting the bus and the agents")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(until_signalled, tasks.cancel_scope)
+        await _shown(settings, folder, target, once, told)
+        tasks.cancel_scope.cancel()
+
+
+async def _shown(settings: Settings, folder: Path, target: Path, once: bool, told: Callable[[str], None]) -> None:
     async with service(settings, on_ready=lambda name: told(f"  {name} is ready")) as running:
         told(f"ready {running.http_url} {running.nats_url}")
         async with connect(running.nats_url, settings.bus, name="demo") as bus:
@@ -50,9 +56,7 @@ async def demo(settings: Settings, once: bool) -> None:
         if once:
             return
         say(f"\nThe page is at {running.http_url} and checkpoints go into {folder}. Ctrl-C stops it.")
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for _ in signals:
-                break
+        await anyio.sleep_forever()
 
 
 def _quiet(settings: Settings) -> Settings:

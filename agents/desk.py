@@ -30,7 +30,6 @@ from bus.subjects import (
     JOB_RELEASED,
     JOB_STARTED,
     PREPARE,
-    RESULT,
     TICK_PREVIEW,
     TICK_STEP,
     Subject,
@@ -89,12 +88,12 @@ async def state(bus: Bus, id: str) -> JobView | None:
 
     Looked up from the first stage to the last: a job that moves on meanwhile is met again further on, never missed.
     """
-    result = await bus.last(RESULT, id=id)
+    result = await results.result_of(bus, id)
     queued = None if result else await bus.raw("PREPARE", PREPARE.filter(id=id))
     counts = await bus.waiting("EVENTS", EVENTS_OF_A_JOB.format(id=id))
     plan = await bus.last(JOB_PLANNED, id=id) if JOB_PLANNED(id=id) in counts else None
     started = await bus.last(JOB_STARTED, id=id) if JOB_STARTED(id=id) in counts else None
-    result = result or await bus.last(RESULT, id=id)
+    result = result or await results.result_of(bus, id)
     finished = None
     if result is None and JOB_FINISHED(id=id) in counts:  # results are forgotten by count and age of their own
         finished = await bus.last(JOB_FINISHED, id=id)
@@ -102,19 +101,21 @@ async def state(bus: Bus, id: str) -> JobView | None:
         return None
     attempts = counts.get(JOB_STARTED(id=id), 0) - counts.get(JOB_RELEASED(id=id), 0)
     status: JobStatus = "running" if attempts > 0 else "planned" if plan else "queued"
-    if ending := result or finished:
-        status = ending.payload.status
+    if result:
+        status = result.status
+    elif finished:
+        status = finished.payload.status
     return JobView(
         id=id,
         status=status,
         created_at=_created(id) or (plan.payload.created_at if plan else None),
         planned_at=plan.payload.created_at if plan else None,
         started_at=started.payload.at if started else None,
-        ended_at=result.payload.ended_at if result else finished.payload.at if finished else None,
+        ended_at=result.ended_at if result else finished.payload.at if finished else None,
         attempts=max(attempts, 0),
         request=_request(queued) if queued else None,
         plan=plan.payload if plan else None,
-        result=result.payload if result else None,
+        result=result,
     )
 
 

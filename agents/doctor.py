@@ -16,6 +16,7 @@ from bus.client import connect
 from bus.errors import DarkroomError, UserError
 from bus.server import find_server, version_of
 from bus.subjects import ASK_HELLO, DEAD
+from bus.work import sole
 from schemas.asks import Hello, Nothing
 from schemas.settings import Settings
 
@@ -98,4 +99,4 @@ async def _bus(settings: Settings) -> AsyncIterator[Finding]:
             dead = sum((await bus.waiting("DLQ", DEAD.filter())).values())
             yield Finding(what="dead letters", state="warn" if dead else "ok", detail=str(dead))
     except (DarkroomError, ExceptionGroup) as error:
-        yield Finding(what="service", state="wrong", detail=str(error))
+        yield Finding(what="service", state="wrong", detail=str(sole(error)))

@@ -19,7 +19,7 @@ from agents.images.encode import BadName, PixelsGone, encode_pictures
 from agents.images.files import BadPixels, sweep
 from agents.images.infotext import of_plan
 from bus.client import Bus
-from bus.consumer import enqueue, serve
+from bus.consumer import serve
 from bus.errors import Fail, Retry, Taken
 from bus.results import ended, finish, give_up
 from bus.subjects import ENCODE, GENERATE, IMAGE_ENCODED, JOB_PLANNED
@@ -80,8 +80,12 @@ async def _draw_again(bus: Bus, data_dir: Path, id: str, why: Exception) -> None
     as another attempt. Raises Fail, Retry."""
     log.warning("pixels lost, drawing again", error=str(why))
     plan = await _plan(bus, id)
-    await to_thread.run_sync(remove_pixels, data_dir, id)
-    await enqueue(bus, GENERATE, plan, lane=plan.lane, model=plan.model.sha256[:12], id=id)
+    if isinstance(why, BadPixels):  # a damaged file is never written over
+        await to_thread.run_sync(remove_pixels, data_dir, id)
+    try:
+        await bus.publish(GENERATE, plan, wait=True, lane=plan.lane, model=plan.model.sha256[:12], id=id)
+    except Taken as error:  # its generator has not let go of it yet: this job may not go before that one has
+        raise Retry("the job is with a generator still") from error
 
 
 async def _plan(bus: Bus, id: str) -> Plan:
@@ -135,6 +139,7 @@ def _sweep(data_dir: Path, queued: set[str], before: float) -> None:
         return
     sweep(work, before=before)
     for file in work.glob("*.npy"):
-        if file.stat().st_mtime < before and file.name.split("-")[0] not in queued:
-            file.unlink(missing_ok=True)
-            log.info("stale pixels removed", file=file.name)
+        with contextlib.suppress(FileNotFoundError):  # its job ended meanwhile
+            if file.stat().st_mtime < before and file.name.split("-")[0] not in queued:
+                file.unlink()
+                log.info("stale pixels removed", file=file.name)

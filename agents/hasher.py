@@ -145,10 +145,10 @@ class Hasher:
     async def give_up(self, delivery: Delivery, status: str, reason: str, error: str) -> None:
         """A job that can't be done at all; its payload is in the dead letter, if it is one."""
         log.error("hashing given up", job=delivery.id, reason=reason, error=error)
-        letter = await self.bus.last(DEAD, kind="hash", reason=reason, id=delivery.id)
+        letter = await self.bus.raw("DLQ", DEAD(kind="hash", reason=reason, id=delivery.id))
         with suppress(Undecodable):
             if letter is not None:
-                await self._failed(HASH.decode(bytes(letter.payload)), "exhausted", error)
+                await self._failed(HASH.decode(letter.payload), "exhausted", error)
 
     async def _failed(
         self, job: Hash, reason: Literal["changed", "unreadable", "gone", "exhausted"], error: str

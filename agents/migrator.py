@@ -211,8 +211,11 @@ async def _keep_alike(
                             wake.send_nowait(None)
                 except (NoAnswer, Undecodable) as error:
                     log.debug("not compared", root=root, why=str(error))
-            while (instance := TICK_AGENT.parse((await ticks.receive()).subject)["instance"]) in compared:
-                continue
+                    if not isinstance(error.__cause__, nats.errors.NoRespondersError):
+                        compared.clear()  # it was busy: again at its next tick
+            instance = ""
+            while not instance or instance in compared:
+                instance = TICK_AGENT.parse((await ticks.receive()).subject)["instance"]
             compared.add(instance)
 
 

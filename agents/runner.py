@@ -76,7 +76,7 @@ async def run_agents(
         if name not in AGENTS:
             raise UserError(f"there is no agent {name!r}; there are: {', '.join(AGENTS)}")
     async with anyio.create_task_group() as outer:
-        outer.start_soon(_until_signalled, outer.cancel_scope)
+        outer.start_soon(until_signalled, outer.cancel_scope)
         if stdin_ends_us:
             outer.start_soon(_until_parent_ends, outer.cancel_scope)
         title = "+".join(names) if len(names) < 3 else "agents"
@@ -93,7 +93,8 @@ async def run_agents(
         outer.cancel_scope.cancel()
 
 
-async def _until_signalled(scope: anyio.CancelScope) -> None:
+async def until_signalled(scope: anyio.CancelScope) -> None:
+    """Cancel a scope at SIGTERM or SIGINT."""
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
             log.info("stopping", signal=signal.Signals(number).name)

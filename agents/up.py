@@ -3,6 +3,7 @@ process for the agents without torch and one generator, and restarts what dies.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,8 @@ USER_ERROR = 2
 _STOP_SECONDS = 6.0
 _STEADY_SECONDS = 30.0
 _LONGEST_PAUSE = 10.0
+_LOOK_SECONDS = 0.2
+_STARVED_BYTES, _ROOM_BYTES = 1024**2, 32 * 1024**2
 
 
 @dataclass
@@ -93,6 +96,7 @@ class _Server:
     def __init__(self, folder: Path, store_bytes: int) -> None:
         self.folder, self.store_bytes = folder, store_bytes
         self.stack = ExitStack()
+        self.starved = False
         self.running: LocalServer
 
     def __enter__(self) -> "_Server":
@@ -105,16 +109,32 @@ class _Server:
         self.stack.close()
 
     async def keep(self) -> None:
-        """Watch it; a server that died is started again, and its clients reconnect by themselves."""
-        port = int(self.running.url.rsplit(":", 1)[1])
+        """Watch it; a server that died is started again, and its clients reconnect by themselves. So is one whose disk
+        was full, once there is room: JetStream takes nothing more until it is."""
         while True:
-            await anyio.sleep(0.2)
+            await anyio.sleep(_LOOK_SECONDS)
+            free = shutil.disk_usage(self.folder).free
+            if free < _STARVED_BYTES and not self.starved:
+                self.starved = True
+                log.error("the disk is full: the bus takes nothing until there is room", folder=str(self.folder))
             if self.running.process.poll() is not None:
                 log.warning("local bus died, starting it again", status=self.running.process.returncode)
-                self.stack.close()
-                self.running = self.stack.enter_context(
-                    local_server(self.folder, port=port, store_bytes=self.store_bytes, move=False)
-                )
+                self._start_again()
+            elif self.starved and free > _ROOM_BYTES:
+                log.warning("there is room on the disk again, starting the local bus again")
+                self._start_again()
+
+    def _start_again(self) -> None:
+        port = int(self.running.url.rsplit(":", 1)[1])
+        self.stack.close()
+        try:  # in this thread: the kernel ends the server with the thread that started it
+            self.running = self.stack.enter_context(
+                local_server(self.folder, port=port, store_bytes=self.store_bytes, move=False)
+            )
+        except UserError as error:  # NoBus too; the next look tries again
+            log.warning("local bus did not start", error=str(error))
+        else:
+            self.starved = False
 
 
 async def _supervise(group: Group, url: str, settings: Settings, on_ready: Callable[[str], object]) -> None:
@@ -144,6 +164,9 @@ async def _run_child(group: Group, url: str, settings: Settings, on_ready: Calla
     group.pid = process.pid
     try:
         assert process.stdin and process.stdout
+        if address := group.ready.get("bridge"):  # whoever knows it finds it there again
+            http = msgspec.structs.replace(settings.http, port=int(address.rsplit(":", 1)[1]))
+            settings = msgspec.structs.replace(settings, http=http)
         with suppress(anyio.BrokenResourceError):  # it died at once; its status tells
             await process.stdin.send(msgspec.json.encode(settings) + b"\n")
         async for line in _lines(TextReceiveStream(process.stdout)):
@@ -154,7 +177,7 @@ async def _run_child(group: Group, url: str, settings: Settings, on_ready: Calla
                 on_ready(name)
                 if set(group.ready) == set(group.names):
                     group.all_ready.set()
-            elif word == "failed":
+            elif word == "failed" and not group.all_ready.is_set():  # later it is started again
                 group.failed = rest
         return await process.wait()
     finally:

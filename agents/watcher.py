@@ -30,6 +30,7 @@ from agents.ingest.scan import Scan, scan
 from bus.client import Bus, encode
 from bus.consumer import Fact, enqueue, follow
 from bus.errors import Full, Retry, Undecodable, UserError
+from bus.ids import digest_id
 from bus.subjects import (
     ASK_FILES,
     ASK_ROOT,
@@ -81,7 +82,8 @@ async def run(
             await event.wait()
         await watcher.look()
         await rows.do(watcher.ask_again)
-        for follower, row in (("watcher-hashed", FILE_HASHED), ("watcher-failed", FILE_HASH_FAILED)):
+        mine = digest_id(os.uname().nodename, data_dir.absolute())[:12]  # each watcher has a place of its own in FILES
+        for follower, row in ((f"watcher-hashed-{mine}", FILE_HASHED), (f"watcher-failed-{mine}", FILE_HASH_FAILED)):
             handle = watcher.learn if row is FILE_HASHED else watcher.judge_failed
             await tasks.start(functools.partial(follow, bus, "FILES", (row,), follower, handle, pattern=row.filter()))
         for root in roots:

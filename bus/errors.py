@@ -61,7 +61,3 @@ class NoAnswer(DarkroomError):
 
 class NoBus(UserError):
     """No NATS server can be reached."""
-
-
-class LeaseLost(DarkroomError):
-    """The job's lease ran out and somebody else may have it by now."""

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
+import msgspec
 import structlog
 
 from bus.client import Bus
@@ -26,7 +27,9 @@ async def result_of(bus: Bus, id: str) -> Result | None:
         found = await bus.last(RESULT, id=id)
     except Undecodable as error:
         return Result(id=id, status="failed", ended_at=time.time(), reason="undecodable-result", error=str(error))
-    return found.payload if found else None
+    if found is None or found.payload.id == id:
+        return found.payload if found else None
+    return msgspec.structs.replace(found.payload, id=id)
 
 
 async def finish(bus: Bus, result: Result) -> Result:

@@ -122,7 +122,7 @@ async def _decide(bus: Bus, work: Work[T], message: Msg, delivery: Delivery) -> 
         raise
     except Exception as raised:
         match error := sole(raised):
-            case Undecodable():
+            case Undecodable() if not started:  # the job itself; what a handler can't read is an attempt
                 await dead_letter(bus, work.kind, "undecodable", delivery.id, message, words(error))
                 await work.give_up(delivery, "rejected", "undecodable", words(error))
                 await message.term()

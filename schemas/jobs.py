@@ -80,11 +80,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """The one end of a job. `reason` is a stable word for programs, `error` a sentence for people."""
+    """The one end of a job. `reason` is a stable word for programs, `error` a sentence for people.
 
-    id: str
+    Only `status` is required of who cancels by writing one: the id stands in the subject too."""
+
+    id: str = ""
     status: Status
-    ended_at: float
+    ended_at: float = 0.0
     reason: str = ""
     error: str = ""
     images: tuple[Picture, ...] = ()

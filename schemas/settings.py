@@ -27,6 +27,10 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     import_queue: Count = 100
     store_bytes: Annotated[int, Meta(ge=0)] = 0
 
+    def __post_init__(self) -> None:
+        if self.heartbeat * 2 > self.ack_wait:
+            raise ValueError("heartbeat must be at most half of ack_wait, else jobs run twice")
+
 
 class HttpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The bridge. Port 0 takes any free one. A host other than loopback needs an `api_key`. `hosts` and `origins` are

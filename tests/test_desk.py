@@ -167,3 +167,14 @@ async def test_cancelling_a_queued_job_writes_its_one_result(bus: Bus):
 async def test_models_without_a_catalog_say_who_is_missing(bus: Bus):
     with pytest.raises(NoAnswer, match="agent"):
         await desk.models(bus)
+
+
+async def test_a_result_that_nobody_can_read_is_a_failed_job_and_the_others_are_listed(bus: Bus):
+    good, bad, short = new_id(), new_id(), new_id()
+    for id in (good, bad, short):
+        await desk.submit(bus, request("a fox"), id=id)
+    await bus.publish_raw(RESULT(id=bad), b"junk")
+    await bus.publish_raw(RESULT(id=short), b'{"status": "cancelled"}')
+    views = {view.id: view for view in await desk.jobs(bus, 10)}
+    assert (views[bad].status, views[short].status, views[good].status) == ("failed", "cancelled", "queued")
+    assert views[short].result is not None and views[short].result.id == short

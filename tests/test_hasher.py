@@ -1,5 +1,6 @@
 """The hasher on a real bus: one fact per job, whatever becomes of the file, and nothing lost when it stops."""
 
+import functools
 import os
 import time
 from collections.abc import AsyncIterator, Callable
@@ -14,9 +15,10 @@ from agents import hasher
 from agents.ingest.paths import encode, file_key, hash_id, stat_of
 from bus.client import Bus
 from bus.consumer import enqueue
-from bus.subjects import ATTEMPT_STARTED, HASH, TICK_HASH
+from bus.subjects import ATTEMPT_STARTED, DEAD, HASH, TICK_HASH
 from schemas.files import FilePath, Hash, Hashed, HashFailed, Refused, Settled
 from schemas.jobs import Started
+from schemas.settings import HasherSettings
 from tests.conftest import running
 from tests.ingest.dropping import Drop, dropping, sha256
 from tests.ingest.making import encoded, header, model
@@ -224,3 +226,13 @@ async def test_jobs_of_a_root_that_a_hasher_does_not_see_are_left_for_others(dro
         await drop.until(Hashed, "a.safetensors")
         await left(drop.bus, 1)
     assert len(drop.facts) == 1
+
+
+async def test_a_job_that_nobody_can_read_is_one_dead_letter_and_gone(bus: Bus, tmp_path: Path):
+    id = "f" * 32
+    await bus.publish_raw(HASH(root="models", id=id), b"junk")
+    async with running(functools.partial(hasher.run, bus, {"models": str(tmp_path)}, HasherSettings())):
+        with anyio.fail_after(10):
+            while await bus.waiting("HASH", HASH.filter()):
+                await bus.flush()
+    assert sum((await bus.waiting("DLQ", DEAD.filter())).values()) == 1

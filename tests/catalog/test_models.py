@@ -287,3 +287,11 @@ async def test_batches_of_any_size_say_the_same_in_the_same_order(db: Database, 
             await apply(other, [fact], now=1.0)
         assert await said(other) == await said(db)
         assert await list_models(other, missing=True) == await list_models(db, missing=True)
+
+
+async def test_a_copy_under_a_pickles_name_makes_no_good_model_unsafe(db: Database, tell: Tell):
+    await tell(hashed("a.safetensors", "dream"))
+    unsafe = Identity(unsafe=True, problem="A pickle.")
+    await tell(msgspec.structs.replace(hashed("z.ckpt", "dream"), identity=unsafe))
+    (model,) = await list_models(db)
+    assert not model.identity.unsafe and len(model.paths) == 2

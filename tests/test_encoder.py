@@ -1,0 +1,55 @@
+"""The encoder on a real bus: what it does when the pixels it is asked for are not there."""
+
+import functools
+import hashlib
+from pathlib import Path
+
+import anyio
+
+from agents import encoder
+from bus.client import Bus
+from bus.consumer import Picker, enqueue
+from bus.ids import new_id
+from bus.results import result_of
+from bus.subjects import ATTEMPT_RELEASED, ENCODE, GENERATE, JOB_PLANNED
+from schemas.files import FilePath
+from schemas.images import Encode, Pixels
+from schemas.jobs import ModelRef, Plan, SchedulerSpec
+from schemas.settings import EncoderSettings
+from tests.conftest import running
+
+
+def plan(id: str) -> Plan:
+    sha256 = hashlib.sha256(b"model").hexdigest()
+    model = ModelRef(sha256=sha256, name="m", family="sd15", path=FilePath(root="models", rel="m.safetensors"))
+    return Plan(
+        id=id, lane="normal", tenant="t0", day="2026-01-01", created_at=1.0, model=model, prompt="a fox",
+        negative_prompt="", steps=2, cfg_scale=7.0, width=64, height=64, sampler="euler", scheduler="normal",
+        spec=SchedulerSpec(class_name="EulerDiscreteScheduler"), seeds=(1,), format="webp", quality=90, lossless=False,
+    )  # fmt: skip
+
+
+async def test_lost_pixels_are_drawn_again_even_while_their_generator_has_not_let_go(bus: Bus, tmp_path: Path):
+    made = plan(new_id())
+    model = made.model.sha256[:12]
+    await bus.publish(JOB_PLANNED, made, id=made.id)
+    await bus.publish(GENERATE, made, lane="normal", model=model, id=made.id)
+    held = await Picker(bus, GENERATE).take(lane="normal", model=model)
+    assert held is not None
+    pixels = Pixels(index=0, file=f"{made.id}-0.npy", seed=1, width=64, height=64)
+    job = Encode(id=made.id, day=made.day, format="webp", quality=90, lossless=False, pixels=(pixels,))
+    await enqueue(bus, ENCODE, job, lane="normal", id=made.id)
+    async with running(functools.partial(encoder.run, bus, tmp_path, EncoderSettings())):
+        with anyio.fail_after(10):  # it is seen, and put back
+            while not await bus.waiting("EVENTS", JOB_PLANNED.filter()) or not await released(bus, made.id):
+                await bus.flush()
+        await held.ack()
+        with anyio.fail_after(10):
+            while await bus.waiting("ENCODE", ENCODE.filter()):
+                await bus.flush()
+    assert list(await bus.waiting("GENERATE", GENERATE.filter())) == [GENERATE(lane="normal", model=model, id=made.id)]
+    assert await result_of(bus, made.id) is None
+
+
+async def released(bus: Bus, id: str) -> bool:
+    return bool(await bus.waiting("EVENTS", ATTEMPT_RELEASED(kind="encode", id=id)))
