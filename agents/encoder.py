@@ -1,4 +1,5 @@
 """Encoder: hears job.encode, writes pictures at full size and in three tiers, says evt.image.encoded and the result.
+Hears job.picture, writes a model's picture in three tiers, says evt.image.encoded or evt.image.refused.
 
 Pixels come from `data/work`, files go to `data/outputs`; encoding runs in threads, so the loop stays free.
 """
@@ -16,15 +17,17 @@ from anyio import to_thread
 
 from agents.diffusion.samplers import labels
 from agents.images.encode import BadName, PixelsGone, encode_pictures
-from agents.images.files import BadPixels, sweep
+from agents.images.files import sweep
 from agents.images.infotext import of_plan
+from agents.images.pictures import encode_picture
+from agents.images.pixels import BadPixels
 from bus.client import Bus
 from bus.consumer import serve
-from bus.errors import Fail, Retry, Taken
+from bus.errors import Fail, Retry, Taken, Undecodable, UserError
 from bus.results import ended, finish, give_up
-from bus.subjects import ENCODE, GENERATE, IMAGE_ENCODED, JOB_PLANNED
+from bus.subjects import DEAD, ENCODE, GENERATE, IMAGE_ENCODED, IMAGE_REFUSED, JOB_PLANNED, PICTURE
 from bus.work import Delivery, Work
-from schemas.images import Encode, Encoded
+from schemas.images import Encode, Encoded, EncodePicture, PictureRefused
 from schemas.jobs import Plan, Result
 from schemas.settings import EncoderSettings
 
@@ -48,9 +51,17 @@ async def run(
         ended=functools.partial(_ended, bus, data_dir),
         give_up=functools.partial(give_up, bus),
     )
+    portraits = Work(
+        PICTURE,
+        functools.partial(encode_portrait, bus, data_dir),
+        ended=_never,
+        give_up=functools.partial(_refuse, bus),
+    )
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_sweep_work, bus, data_dir)
+        # Each kind has its own place in the queue: a thousand pictures of models hold up no generated one.
         await tasks.start(functools.partial(serve, bus, work, "encoder", concurrency=settings.parallel))
+        await tasks.start(functools.partial(serve, bus, portraits, "encoder-pictures", concurrency=settings.parallel))
         task_status.started()
 
 
@@ -73,6 +84,40 @@ async def encode(bus: Bus, data_dir: Path, job: Encode, delivery: Delivery) -> N
     await finish(bus, Result(id=job.id, status="succeeded", ended_at=time.time(), images=pictures))
     await to_thread.run_sync(remove_pixels, data_dir, job.id)
     log.info("pictures written", pictures=len(pictures), seconds=round(fact.seconds, 3))
+
+
+async def encode_portrait(bus: Bus, data_dir: Path, job: EncodePicture, delivery: Delivery) -> None:
+    """Write one picture of a model. One that can't be encoded is refused. Raises Retry (a full disk)."""
+    began = time.monotonic()
+    try:
+        picture = await to_thread.run_sync(encode_picture, job, data_dir)
+    except UserError as error:
+        await _say_refused(bus, job, str(error), delivery)
+        return
+    except OSError as error:
+        raise Retry(f"the picture can't be written to {data_dir}: {error.strerror}", delay=5.0) from error
+    took = time.monotonic() - began
+    fact = Encoded(id=job.id, model=job.sha256, pictures=(picture,), seconds=took, at=time.time())
+    await bus.publish(IMAGE_ENCODED, fact, msg_id=f"{job.id}-encoded-{delivery.seq}", id=job.id)
+
+
+async def _say_refused(bus: Bus, job: EncodePicture, error: str, delivery: Delivery) -> None:
+    fact = PictureRefused(id=job.id, sha256=job.sha256, number=job.number, error=error, at=time.time())
+    await bus.publish(IMAGE_REFUSED, fact, msg_id=f"{job.id}-refused-{delivery.seq}", id=job.id)
+
+
+async def _refuse(bus: Bus, delivery: Delivery, status: str, reason: str, error: str) -> None:
+    """A picture that no attempt could encode; its job is in the dead letter, if it is one."""
+    log.error("picture given up", job=delivery.id, reason=reason, error=error)
+    letter = await bus.raw("DLQ", DEAD(kind="picture", reason=reason, id=delivery.id))
+    with contextlib.suppress(Undecodable):
+        if letter is not None:
+            await _say_refused(bus, PICTURE.decode(letter.payload), error, delivery)
+
+
+async def _never(delivery: Delivery) -> bool:
+    """A picture of a model has no result besides its fact."""
+    return False
 
 
 async def _draw_again(bus: Bus, data_dir: Path, id: str, why: Exception) -> None:
@@ -134,10 +179,9 @@ async def _sweep_work(bus: Bus, data_dir: Path) -> None:
 
 
 def _sweep(data_dir: Path, queued: set[str], before: float) -> None:
-    work = data_dir / "work"
-    if not work.is_dir():
-        return
-    sweep(work, before=before)
+    work, images = data_dir / "work", data_dir / "images"
+    for folder in (work, images, images / "pending", data_dir / "blobs", *(data_dir / "outputs").glob("*-*-*")):
+        sweep(folder, before=before)
     for file in work.glob("*.npy"):
         with contextlib.suppress(FileNotFoundError):  # its job ended meanwhile
             if file.stat().st_mtime < before and file.name.split("-")[0] not in queued:

@@ -1,4 +1,5 @@
-"""Migrator: hears evt.file.* in order, keeps the catalog, says evt.model.*; answers ask.catalog.hello, resolve, models.
+"""Migrator: hears evt.file.* and evt.image.*, keeps the catalog, says evt.model.*, evt.tag.*, evt.pending.* and
+evt.catalog.changed, asks for job.picture; answers ask.catalog.*.
 
 It owns the catalog's file and is the only writer of the CATALOG stream: one per bus, a second refuses to start. A fact
 is applied, remembered as applied and what follows from it put into the outbox in one transaction; the outbox is
@@ -7,58 +8,55 @@ published in order. A kill anywhere between the two repeats nothing and loses no
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 import anyio.abc
 import msgspec
 import nats.errors
 import structlog
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
-from nats.js.errors import NotFoundError
 
-from agents.catalog.compare import differences
+from agents import portraits
+from agents.alike import Alike
+from agents.bell import Bell
 from agents.catalog.database import Database
 from agents.catalog.errors import CatalogTaken
-from agents.catalog.models import apply, forget_messages, places_of, roots_of
-from agents.catalog.outbox import outgoing, published, published_up_to
+from agents.catalog.models import apply, forget_messages
 from agents.catalog.resolve import list_models, resolve
+from agents.portraits import Portraits
+from agents.relay import relay
 from bus.client import Bus, encode
 from bus.consumer import Fact, follow
 from bus.errors import NoAnswer, Undecodable
 from bus.ids import digest_id, new_id
 from bus.subjects import (
-    ASK_FILES,
+    ASK_COMPARE,
     ASK_HELLO,
     ASK_MODELS,
     ASK_RESOLVE,
     DEAD,
+    EVENTS_OF_IMAGES,
     EVERYTHING,
+    FILE_DESCRIBED,
     FILE_HASH_FAILED,
     FILE_HASHED,
     FILE_MOVED,
     FILE_REFUSED,
     FILE_REMOVED,
     FILE_SETTLED,
-    MODEL_MISSING,
-    MODEL_MOVED,
-    MODEL_READY,
-    TICK_AGENT,
     Subject,
 )
-from schemas.asks import FileList, Hello, ListedFile, ListFiles, ListModels, ModelList, Nothing, ResolveModel
+from schemas.asks import Hello, ListModels, ModelList, Nothing, ResolveModel, ResolveReply
 from schemas.models import Model
 
 log = structlog.get_logger()
 
-T = TypeVar("T")
-
 NAME = "migrator"
-FILES, CATALOG = "FILES", "CATALOG"
+FILES, EVENTS = "FILES", "EVENTS"
 HEARD: tuple[Subject[Any], ...] = (
     FILE_SETTLED,
     FILE_HASHED,
@@ -66,19 +64,15 @@ HEARD: tuple[Subject[Any], ...] = (
     FILE_REMOVED,
     FILE_REFUSED,
     FILE_HASH_FAILED,
+    FILE_DESCRIBED,
 )
-SAID: dict[str, Subject[Any]] = {
-    "model.ready": MODEL_READY,
-    "model.missing": MODEL_MISSING,
-    "model.moved": MODEL_MOVED,
-}
 RIVAL_SECONDS = 0.3
 RIVAL_ASKS = 5
 """How long migrators that start at the same moment listen for each other, and how often they ask."""
 LISTED = 1000
 """Models in one answer at most."""
-COMPARED = 256
-"""Facts applied in one transaction when the catalog is made alike with a watcher's table."""
+ANSWER_BYTES = 900_000
+"""Of one answer, at most: a server takes messages of 1 MiB."""
 REMEMBERED_SECONDS = 30 * 24 * 3600.0
 """How long the inbox remembers a message; a repeat that comes later finds its effect in the state."""
 _FOLLOWED = "files_followed"
@@ -99,37 +93,52 @@ async def run(
     Raises CatalogTaken when another migrator answers on this bus, CatalogUnusable or CatalogTooNew for the file.
     """
     await _refuse_to_be_second(bus)
-    wake, woken = anyio.create_memory_object_stream[None](1)
+    to_say, to_draw = Bell(), Bell()
 
-    async def handle(facts: list[Fact]) -> None:
-        if await _apply(bus, db, facts, clock):
-            with suppress(anyio.WouldBlock):
-                wake.send_nowait(None)
+    def changed() -> None:
+        to_say.ring()
+        to_draw.ring()
 
-    async def which(ask: ResolveModel) -> object:
-        return await resolve(db, ask.name)
+    async with anyio.create_task_group() as greeters:  # ends last: the place is free when the file is closed
+        instance = await _claim(bus, clock, greeters)
+        async with Database.open(path, now=clock, changed=changed) as db, anyio.create_task_group() as tasks:
+            await forget_messages(db, before=clock() - REMEMBERED_SECONDS)
+            afresh = await db.meta(_FOLLOWED) is None
+            tasks.start_soon(relay, bus, db, to_say)
+            files, images = partial(_hear_files, bus, db, clock), Portraits(bus, db, path.parent, clock)
+            await tasks.start(partial(follow, bus, FILES, HEARD, NAME, files, pattern=EVERYTHING, afresh=afresh))
+            await db.put_meta(_FOLLOWED, "yes")
+            # Until the catalog has heard all there is, "no such model" would be a lie that ends jobs.
+            await _catch_up(bus)
+            tasks.start_soon(images.keep_asking, to_draw)
+            await tasks.start(
+                partial(follow, bus, EVENTS, portraits.HEARD, f"{NAME}-images", images.hear, pattern=EVENTS_OF_IMAGES)
+            )
+            alike = Alike(bus, db, frozenset(roots), clock, partial(_catch_up, bus))
+            tasks.start_soon(alike.keep)
+            await tasks.start(bus.answer, ASK_COMPARE, alike.asked)
+            for subject, reply in ANSWERS.items():
+                await tasks.start(bus.answer, subject, partial(reply, db))
+            log.info("catalog ready", path=str(path), instance=instance)
+            task_status.started()
 
-    async def models(ask: ListModels) -> msgspec.Raw:
-        limit = max(1, min(ask.limit, LISTED))
-        page = await list_models(db, kind=ask.kind, missing=ask.missing, after=ask.after, limit=limit + 1)
-        return listing(page, limit, bus.nc.max_payload)
 
-    with wake, woken:
-        async with anyio.create_task_group() as greeters:  # ends last: the place is free when the file is closed
-            instance = await _claim(bus, clock, greeters)
-            async with Database.open(path, now=clock) as db, anyio.create_task_group() as tasks:
-                await forget_messages(db, before=clock() - REMEMBERED_SECONDS)
-                afresh = await db.meta(_FOLLOWED) is None
-                tasks.start_soon(_relay, bus, db, woken)
-                await tasks.start(partial(follow, bus, FILES, HEARD, NAME, handle, pattern=EVERYTHING, afresh=afresh))
-                await db.put_meta(_FOLLOWED, "yes")
-                # Until the catalog has heard all there is, "no such model" would be a lie that ends jobs.
-                await _catch_up(bus)
-                tasks.start_soon(_keep_alike, bus, db, frozenset(roots), clock, wake)
-                await tasks.start(bus.answer, ASK_RESOLVE, which)
-                await tasks.start(bus.answer, ASK_MODELS, models)
-                log.info("catalog ready", path=str(path), instance=instance)
-                task_status.started()
+async def _hear_files(bus: Bus, db: Database, clock: Callable[[], float], facts: list[Fact]) -> None:
+    await _apply(bus, db, facts, clock)
+
+
+async def _which(db: Database, ask: ResolveModel) -> ResolveReply:
+    return await resolve(db, ask.name)
+
+
+async def _models(db: Database, ask: ListModels) -> msgspec.Raw:
+    limit = max(1, min(ask.limit, LISTED))
+    page = await list_models(db, kind=ask.kind, missing=ask.missing, after=ask.after, limit=limit + 1)
+    return listing(page, limit, ANSWER_BYTES)
+
+
+ANSWERS: dict[Subject[Any], Callable[..., Awaitable[Any]]] = {ASK_RESOLVE: _which, ASK_MODELS: _models}
+"""What is asked of the catalog, and who answers from it."""
 
 
 def listing(models: tuple[Model, ...], limit: int, room: int) -> msgspec.Raw:
@@ -163,78 +172,6 @@ async def _apply(bus: Bus, db: Database, facts: list[Fact], clock: Callable[[], 
         subject = DEAD(kind="fact", reason="impossible", id=id)
         await bus.publish_raw(subject, encode(payload), msg_id=id, headers={"Darkroom-Error": why})
         return 0
-
-
-async def _relay(bus: Bus, db: Database, woken: MemoryObjectReceiveStream[None]) -> None:
-    """Publish the outbox in order, for ever; what can't be published is tried again, and nothing overtakes it."""
-    pause = bus.settings.retry_delay
-    while True:
-        try:
-            await _forget_what_is_stored(bus, db)
-            while True:
-                while rows := await outgoing(db):
-                    for row in rows:
-                        subject = SAID[row.kind](**row.tokens)
-                        await bus.publish_raw(subject, row.payload, msg_id=row.msg_id, wait=True)
-                    await published(db, rows[-1].id)
-                pause = bus.settings.retry_delay
-                await woken.receive()
-        except Exception:
-            log.exception("the catalog's history was not published, trying again")
-            await anyio.sleep(pause)
-            pause = min(pause * 2, 30.0)
-
-
-async def _forget_what_is_stored(bus: Bus, db: Database) -> None:
-    """The last message of the stream tells how far a relay came that died or lost its answers, however long ago: the
-    server itself remembers message ids for two minutes only."""
-    if not await outgoing(db, limit=1):
-        return
-    if last := (await bus.js.stream_info(CATALOG)).state.last_seq:
-        with suppress(NotFoundError):
-            message = await bus.js.get_msg(CATALOG, last)
-            await published_up_to(db, (message.headers or {}).get("Nats-Msg-Id", ""))
-
-
-async def _keep_alike(
-    bus: Bus, db: Database, roots: frozenset[str], clock: Callable[[], float], wake: MemoryObjectSendStream[None]
-) -> None:
-    """Compare with the watchers' tables at start, and with those of every watcher that starts later."""
-    compared: set[str] = set()
-    async with bus.listen(TICK_AGENT.filter(name="watcher"), buffer=64) as ticks:
-        while True:
-            for root in sorted(roots | await roots_of(db)):
-                try:
-                    if mended := await compare(bus, db, root, clock):
-                        log.warning("catalog and watcher differed", root=root, mended=mended)
-                        with suppress(anyio.WouldBlock):
-                            wake.send_nowait(None)
-                except (NoAnswer, Undecodable) as error:
-                    log.debug("not compared", root=root, why=str(error))
-                    if not isinstance(error.__cause__, nats.errors.NoRespondersError):
-                        compared.clear()  # it was busy: again at its next tick
-            instance = ""
-            while not instance or instance in compared:
-                instance = TICK_AGENT.parse((await ticks.receive()).subject)["instance"]
-            compared.add(instance)
-
-
-async def compare(bus: Bus, db: Database, root: str, clock: Callable[[], float]) -> int:
-    """Mend what the catalog has otherwise than the watcher of a root; how many facts it took. Raises NoAnswer."""
-    await _catch_up(bus)
-    listed: list[ListedFile] = []
-    more, at = True, 0.0
-    while more:
-        after = listed[-1].path.rel if listed else ""
-        page = await bus.ask(ASK_FILES, ListFiles(after=after), FileList, root=root)
-        at = at or page.at
-        listed += page.files
-        more = page.more and bool(page.files)
-    facts = differences(await places_of(db, root), listed, at)
-    for start in range(0, len(facts), COMPARED):
-        told = [(digest_id("compared", encode(fact)), fact) for fact in facts[start : start + COMPARED]]
-        await apply(db, told, now=clock())
-    return len(facts)
 
 
 async def _catch_up(bus: Bus) -> None:

@@ -28,6 +28,7 @@ TOKENS: dict[str, re.Pattern[str]] = {
     "tenant": re.compile("|".join(TENANTS)),
     "model": re.compile(r"[0-9a-f]{12}|[a-z][a-z0-9_-]{0,31}"),
     "root": re.compile(r"[a-z0-9_-]{1,64}"),
+    "number": re.compile(r"[1-9][0-9]{0,18}"),
     "kind": re.compile(r"[a-z0-9_-]{1,64}"),
     "reason": re.compile(r"[a-z0-9_-]{1,64}"),
     "name": re.compile(r"[a-z0-9_-]{1,64}"),
@@ -93,7 +94,8 @@ HASH = Subject("job.hash.<root>.<id>", files.Hash, "HASH")
 PREPARE = Subject("job.prepare.<lane>.<tenant>.<id>", jobs.Request, "PREPARE")
 GENERATE = Subject("job.generate.<lane>.<model>.<id>", jobs.Plan, "GENERATE")
 ENCODE = Subject("job.encode.<lane>.<id>", images.Encode, "ENCODE")
-IMPORT = Subject("job.import.<id>", msgspec.Raw, "IMPORT")
+PICTURE = Subject("job.picture.<id>", images.EncodePicture, "ENCODE")
+IMPORT = Subject("job.import.<id>", jobs.Import, "IMPORT")
 
 # The one end of every generation job: the first writer wins.
 RESULT = Subject("result.<id>", jobs.Result, "RESULTS")
@@ -103,6 +105,7 @@ FILE_SETTLED = Subject("evt.file.settled.<key>", files.Settled, "FILES")
 FILE_MOVED = Subject("evt.file.moved.<key>", files.Moved, "FILES")
 FILE_REMOVED = Subject("evt.file.removed.<key>", files.Removed, "FILES")
 FILE_REFUSED = Subject("evt.file.refused.<key>", files.Refused, "FILES")
+FILE_DESCRIBED = Subject("evt.file.described.<key>", files.Described, "FILES")
 FILE_HASHED = Subject("evt.file.hashed.<key>", files.Hashed, "FILES")
 FILE_HASH_FAILED = Subject("evt.file.hash_failed.<key>", files.HashFailed, "FILES")
 
@@ -110,6 +113,16 @@ FILE_HASH_FAILED = Subject("evt.file.hash_failed.<key>", files.HashFailed, "FILE
 MODEL_READY = Subject("evt.model.ready.<sha256>", models.ModelReady, "CATALOG")
 MODEL_MISSING = Subject("evt.model.missing.<sha256>", models.ModelMissing, "CATALOG")
 MODEL_MOVED = Subject("evt.model.moved.<sha256>", models.ModelMoved, "CATALOG")
+MODEL_DESCRIBED = Subject("evt.model.described.<sha256>", models.ModelDescribed, "CATALOG")
+MODEL_TAGGED = Subject("evt.model.tagged.<sha256>", models.ModelTagged, "CATALOG")
+MODEL_PICTURED = Subject("evt.model.pictured.<sha256>", models.ModelPictured, "CATALOG")
+MODEL_PROMOTED = Subject("evt.model.promoted.<sha256>", models.ModelPromoted, "CATALOG")
+TAG_PUT = Subject("evt.tag.put.<number>", models.TagPut, "CATALOG")
+TAG_DROPPED = Subject("evt.tag.dropped.<number>", models.TagDropped, "CATALOG")
+PENDING_ADDED = Subject("evt.pending.added.<number>", models.PendingAdded, "CATALOG")
+PENDING_CONFLICT = Subject("evt.pending.conflict.<number>", models.PendingConflict, "CATALOG")
+PENDING_DROPPED = Subject("evt.pending.dropped.<number>", models.PendingDropped, "CATALOG")
+CATALOG_CHANGED = Subject("evt.catalog.changed.<id>", models.Changed, "CATALOG")
 
 # Facts about jobs. An attempt at each kind of job is counted by its own noun.
 JOB_PLANNED = Subject("evt.job.planned.<id>", jobs.Plan, "EVENTS")
@@ -120,6 +133,7 @@ JOB_FINISHED = Subject("evt.job.finished.<id>", jobs.Finished, "EVENTS")
 ATTEMPT_STARTED = Subject("evt.attempt.started.<kind>.<id>", jobs.Started, "EVENTS")
 ATTEMPT_RELEASED = Subject("evt.attempt.released.<kind>.<id>", jobs.Released, "EVENTS")
 IMAGE_ENCODED = Subject("evt.image.encoded.<id>", images.Encoded, "EVENTS")
+IMAGE_REFUSED = Subject("evt.image.refused.<id>", images.PictureRefused, "EVENTS")
 
 # Dead letters carry the job's own payload.
 DEAD = Subject("dlq.<kind>.<reason>.<id>", msgspec.Raw, "DLQ")
@@ -134,12 +148,14 @@ TICK_AGENT = Subject("tick.agent.<name>.<instance>", ticks.AgentTick)
 ASK_HELLO = Subject("ask.catalog.hello", asks.Nothing)
 ASK_RESOLVE = Subject("ask.catalog.resolve", asks.ResolveModel)
 ASK_MODELS = Subject("ask.catalog.models", asks.ListModels)
+ASK_COMPARE = Subject("ask.catalog.compare", asks.Compare)
 ASK_FILES = Subject("ask.files.<root>", asks.ListFiles)
 ASK_ROOT = Subject("ask.root.<root>", asks.ScanRoot)
 ASK_METRICS = Subject("ask.telemetry.metrics", asks.Nothing)
 
 ALL: tuple[Subject[Any], ...] = tuple(row for row in globals().values() if isinstance(row, Subject))
 
+EVENTS_OF_IMAGES = PREFIX + "evt.image.*.*"
 EVENTS_OF_A_JOB = PREFIX + "evt.job.*.{id}"
 EVERYTHING = PREFIX + ">"
 

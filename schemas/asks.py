@@ -59,6 +59,21 @@ class ResolveReply(msgspec.Struct, frozen=True, kw_only=True):
     problem: Problem | None = None
 
 
+class Compare(msgspec.Struct, frozen=True, kw_only=True):
+    """How far is the comparison of the catalog with the watchers' tables? `again` begins one first."""
+
+    again: bool = False
+
+
+class Compared(msgspec.Struct, frozen=True, kw_only=True):
+    """`done` comparisons are complete; the next to begin, which is the one asked for, is `number`. `mended` counts the
+    differences found since the migrator started."""
+
+    number: int
+    done: int
+    mended: int
+
+
 class ListFiles(msgspec.Struct, frozen=True, kw_only=True):
     """What lies below a root, by the watcher's table: a page of at most `limit`, after the path `after`."""
 

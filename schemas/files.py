@@ -1,12 +1,15 @@
 """Files: what the watcher and the hasher say about what lies in the configured roots."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 Kind = Literal[
     "checkpoint", "lora", "vae", "controlnet", "embedding", "upscaler", "text_encoder", "diffusion_model", "unknown"
 ]
+
+Digest = Literal["autov3", "blake3", "crc32"]
+"""What can be had of a file from the same read as its SHA-256."""
 
 
 class FilePath(msgspec.Struct, frozen=True, kw_only=True, order=True):
@@ -45,6 +48,26 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     trigger_words: tuple[str, ...] = ()
     unsafe: bool = False
     problem: str = ""
+
+
+class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What people say of a model, as opposed to what its header says; empty where nobody says anything.
+
+    `type` and `base_model` are in the words of whoever wrote them; `positive` and `negative` are prompts that suit it.
+    `extra` keeps what has no field of its own, under the keys it came with.
+    """
+
+    title: str = ""
+    type: str = ""
+    description: str = ""
+    notes: str = ""
+    base_model: str = ""
+    source_url: str = ""
+    trigger_words: tuple[str, ...] = ()
+    positive: str = ""
+    negative: str = ""
+    nsfw: bool | None = None
+    extra: dict[str, Any] = {}
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,16 +119,23 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hash(msgspec.Struct, frozen=True, kw_only=True):
-    """A job for a hasher that can see the root. The id is a digest of key and stat: one job per version of a file."""
+    """A job for a hasher that can see the root. `algorithms` are digests wanted besides the SHA-256, from the same
+    read. The id is a digest of key, stat and algorithms: one job per version of a file and set of digests."""
 
     id: str
     key: str
     path: FilePath
     stat: Stat
+    algorithms: tuple[Digest, ...] = ()
 
 
 class Hashed(msgspec.Struct, frozen=True, kw_only=True):
-    """The content's SHA-256 (64 hex digits) and what its header says; `stat` held before and after reading."""
+    """The content's SHA-256 (64 hex digits) and what its header says; `stat` held before and after reading.
+
+    `digests` are the others that were asked for, as other tools write them: "autov3" (12 hex digits of the SHA-256 of
+    what follows a safetensors header; absent where there is none), "blake3" (64), "crc32" (8, upper case). `undone`
+    says of each that could not be computed here why, in a sentence.
+    """
 
     key: str
     path: FilePath
@@ -114,6 +144,8 @@ class Hashed(msgspec.Struct, frozen=True, kw_only=True):
     identity: Identity
     seconds: float
     at: float
+    digests: dict[str, str] = {}
+    undone: dict[str, str] = {}
 
 
 class HashFailed(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,4 +156,25 @@ class HashFailed(msgspec.Struct, frozen=True, kw_only=True):
     stat: Stat
     reason: Literal["changed", "unreadable", "gone", "exhausted"]
     error: str
+    at: float
+
+
+class Preview(msgspec.Struct, frozen=True, kw_only=True):
+    """A picture that lies beside a model, copied to `data/blobs/<blob>` (the SHA-256 of its bytes)."""
+
+    name: str
+    blob: str
+
+
+class Described(msgspec.Struct, frozen=True, kw_only=True):
+    """What the files beside a model say of it, all of it: empty when they are gone. `problems` are sentences about
+    those that can't be used."""
+
+    key: str
+    path: FilePath
+    sha256: str
+    details: Details = Details()
+    tags: tuple[str, ...] = ()
+    previews: tuple[Preview, ...] = ()
+    problems: tuple[str, ...] = ()
     at: float

@@ -31,6 +31,20 @@ class Encode(msgspec.Struct, frozen=True, kw_only=True):
     pixels: tuple[Pixels, ...]
 
 
+class EncodePicture(msgspec.Struct, frozen=True, kw_only=True):
+    """A job for the encoder: three tiers of a picture of a model, `data/images/<sha256>_<number>_<tier>.webp`.
+
+    `original` is the path below the data directory of the picture to read: `blobs/<its SHA-256>` or
+    `images/pending/<file>`; `source` is the SHA-256 (64 hex digits) that its bytes must have.
+    """
+
+    id: str
+    sha256: str
+    number: int
+    original: str
+    source: str
+
+
 class Picture(msgspec.Struct, frozen=True, kw_only=True):
     """One finished picture. Paths are relative to the data directory, '/' between parts; `bytes` is the full file's."""
 
@@ -45,9 +59,21 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Encoded(msgspec.Struct, frozen=True, kw_only=True):
-    """The pictures of a job are on disk under their final names."""
+    """The pictures of a job are on disk under their final names. `model` is the SHA-256 of the model that they are
+    pictures of (`index` is their number there), and empty for generated ones."""
 
     id: str
+    model: str = ""
     pictures: tuple[Picture, ...]
     seconds: float
+    at: float
+
+
+class PictureRefused(msgspec.Struct, frozen=True, kw_only=True):
+    """A picture of a model that can't be encoded: it is damaged, too large, of no known format, or gone."""
+
+    id: str
+    sha256: str
+    number: int
+    error: str
     at: float

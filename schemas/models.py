@@ -1,12 +1,19 @@
 """Models: what the catalog holds by content, and the facts of its history (stream CATALOG)."""
 
+from typing import Literal
+
 import msgspec
 
-from schemas.files import FilePath, Identity
+from schemas.files import Details, FilePath, Identity
+
+Layer = Literal["sidecar", "import", "user"]
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """One content, known by its SHA-256 (64 hex digits), with every path it is at now. `missing` means no path."""
+    """One content, known by its SHA-256 (64 hex digits), with every path it is at now. `missing` means no path.
+
+    `details`, `tags`, `digests` and the number of `pictures` are the catalog's answer to asks; facts leave them out.
+    """
 
     sha256: str
     name: str
@@ -15,6 +22,10 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     paths: tuple[FilePath, ...]
     missing: bool
     created_at: float
+    details: Details = Details()
+    tags: tuple[str, ...] = ()
+    digests: dict[str, str] = {}
+    pictures: int = 0
 
 
 class ModelReady(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,4 +49,112 @@ class ModelMoved(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
     name: str
     paths: tuple[FilePath, ...]
+    at: float
+
+
+class ModelDescribed(msgspec.Struct, frozen=True, kw_only=True):
+    """What is said of a model changed in one layer: in files beside it, by an import, or by a user."""
+
+    sha256: str
+    name: str
+    layer: Layer
+    at: float
+
+
+class ModelTagged(msgspec.Struct, frozen=True, kw_only=True):
+    """The set of tags of a model changed; `tags` is all of them now, by name."""
+
+    sha256: str
+    name: str
+    tags: tuple[str, ...]
+    at: float
+
+
+class ModelPictured(msgspec.Struct, frozen=True, kw_only=True):
+    """The finished pictures of a model changed: their number, and the file names' numbers in order."""
+
+    sha256: str
+    name: str
+    numbers: tuple[int, ...]
+    at: float
+
+
+class ModelPromoted(msgspec.Struct, frozen=True, kw_only=True):
+    """What a pending record said is now said of the model with the content of its file."""
+
+    sha256: str
+    name: str
+    pending_id: int
+    strategy: str
+    at: float
+
+
+class Tag(msgspec.Struct, frozen=True, kw_only=True):
+    """A tag; `models` is how many have it."""
+
+    id: int
+    name: str
+    color: str = ""
+    models: int = 0
+
+
+class TagPut(msgspec.Struct, frozen=True, kw_only=True):
+    """A tag was made, or its name or colour changed."""
+
+    id: int
+    name: str
+    color: str
+    at: float
+
+
+class TagDropped(msgspec.Struct, frozen=True, kw_only=True):
+    """A tag was deleted, and taken off every model that had it."""
+
+    id: int
+    name: str
+    at: float
+
+
+class PendingAdded(msgspec.Struct, frozen=True, kw_only=True):
+    """Records of models whose content is not known yet were added, as many as one transaction had."""
+
+    source: str
+    count: int
+    first_id: int
+    last_id: int
+    at: float
+
+
+class PendingConflict(msgspec.Struct, frozen=True, kw_only=True):
+    """The file of a pending record has the content of a model that is described already: somebody has to choose."""
+
+    pending_id: int
+    sha256: str
+    path: str
+    at: float
+
+
+class PendingDropped(msgspec.Struct, frozen=True, kw_only=True):
+    """A pending record is gone: promoted, or deleted by a user's choice."""
+
+    pending_id: int
+    path: str
+    reason: Literal["promoted", "deleted"]
+    at: float
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the catalog, put (as it is now) or dropped (its key). Reals are text, to keep all their digits."""
+
+    op: Literal["put", "drop"]
+    table: str
+    row: msgspec.Raw
+
+
+class Changed(msgspec.Struct, frozen=True, kw_only=True):
+    """What one transaction did to the catalog's rows, in order; too many are in `history/<file>.json.gz` beside it."""
+
+    id: str
+    changes: tuple[Change, ...] = ()
+    file: str = ""
     at: float

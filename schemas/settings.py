@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from schemas.files import Digest
+
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 
@@ -54,9 +56,13 @@ class WatcherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class HasherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Files hashed side by side; 1 suits a rotational disk."""
+    """`parallel` files are hashed side by side, but one at a time from each rotational disk. `rotational` overrules
+    what the kernel says about the disks: yes for all of them, or no. `also` is computed of every file
+    beside its SHA-256."""
 
     parallel: Count = 2
+    rotational: Literal["auto", "yes", "no"] = "auto"
+    also: tuple[Digest, ...] = ()
 
 
 class GeneratorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

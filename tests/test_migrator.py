@@ -15,7 +15,7 @@ import anyio
 import msgspec
 import pytest
 
-from agents import migrator
+from agents import migrator, relay
 from agents.catalog.database import Database
 from agents.catalog.errors import CatalogTaken
 from agents.catalog.ledger import FileFact
@@ -46,6 +46,7 @@ from schemas.models import Model
 from tests.catalog.facts import CHECKPOINT, hashed, moved, removed, sha, stat
 from tests.conftest import QUICK, running
 
+SAID: tuple[Any, ...] = (MODEL_READY, MODEL_MISSING, MODEL_MOVED)
 ROWS: dict[type, Any] = {Hashed: FILE_HASHED, Settled: FILE_SETTLED, Moved: FILE_MOVED, Removed: FILE_REMOVED}
 
 
@@ -72,14 +73,14 @@ async def listed(bus: Bus, **which: Any) -> tuple[Model, ...]:
 
 
 async def history(bus: Bus, length: int) -> list[tuple[str, str]]:
-    """What the CATALOG stream holds, once it holds `length` messages: (ready, name), …"""
+    """What the CATALOG stream says of models, once it says `length` things: (ready, name), …"""
     await history_length(bus, length)
     return await stored(bus)
 
 
 async def history_length(bus: Bus, length: int) -> None:
     with anyio.fail_after(30):
-        while (await bus.js.stream_info("CATALOG")).state.messages < length:
+        while sum([sum((await bus.waiting("CATALOG", row.filter())).values()) for row in SAID]) < length:
             await anyio.lowlevel.checkpoint()
 
 
@@ -87,9 +88,10 @@ async def stored(bus: Bus) -> list[tuple[str, str]]:
     told = []
     for seq in range(1, (await bus.js.stream_info("CATALOG")).state.last_seq + 1):
         message = await bus.js.get_msg("CATALOG", seq)
-        [row] = [row for row in (MODEL_READY, MODEL_MISSING, MODEL_MOVED) if row.matches(message.subject or "")]
-        fact: Any = row.decode(message.data or b"")
-        told.append((row.template.split(".")[2], fact.model.name if row is MODEL_READY else fact.name))
+        for row in SAID:
+            if row.matches(message.subject or ""):
+                fact: Any = row.decode(message.data or b"")
+                told.append((row.template.split(".")[2], fact.model.name if row is MODEL_READY else fact.name))
     return told
 
 
@@ -145,8 +147,8 @@ async def test_what_was_committed_and_not_published_before_a_death_is_published_
         for n in range(3):
             await apply(db, [(f"m{n}", hashed(f"{n}.safetensors", f"content {n}"))], now=1.0)
         rows = await outgoing(db)
-    for row in rows[:2]:  # published, and then the relay died before it could forget them
-        await bus.publish_raw(MODEL_READY(**row.tokens), row.payload, msg_id=row.msg_id)
+    for row in rows[:4]:  # published, and then the relay died before it could forget them
+        await bus.publish_raw(relay.SAID[row.kind](**row.tokens), row.payload, msg_id=row.msg_id)
     async with bus.listen(MODEL_READY.filter()) as heard:  # a repeat would be heard here, known to the server or not
         async with running(migrating(bus, path)):
             assert await history(bus, 3) == [("ready", "0"), ("ready", "1"), ("ready", "2")]

@@ -4,7 +4,9 @@ Two connections and no more, because SQLite up to 3.51.2 can corrupt a WAL that 
 opened read-only and never checkpoints. Readers see what is committed, never the inside of a transaction.
 """
 
+import json
 import sqlite3
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -12,11 +14,15 @@ from typing import Any, Self
 
 import aiosqlite
 import anyio
+import anyio.to_thread
+import msgspec
 
+from agents.catalog import history
 from agents.catalog.errors import CatalogTooNew, CatalogUnusable
 from agents.catalog.sections import sections
 
 BUSY_TIMEOUT_MS = 5000
+_HISTORY = "history"
 
 Row = tuple[Any, ...]
 
@@ -28,7 +34,7 @@ class Statements:
         self._connection = connection
         self._queries = queries
 
-    async def rows(self, name: str, **values: Any) -> list[Row]:
+    async def rows(self, name: str, /, **values: Any) -> list[Row]:
         """Run one query; all its rows (none for one that returns nothing). Raises sqlite3.Error."""
         return [tuple(row) for row in await self._connection.execute_fetchall(self._queries[name], values)]
 
@@ -41,17 +47,28 @@ class Statements:
 class Database:
     """An open catalog. Its writer belongs to one thread; transactions queue for it."""
 
-    def __init__(self, writer: aiosqlite.Connection, reader: aiosqlite.Connection) -> None:
+    def __init__(
+        self,
+        writer: aiosqlite.Connection,
+        reader: aiosqlite.Connection,
+        folder: Path,
+        now: Callable[[], float],
+        changed: Callable[[], None],
+    ) -> None:
         queries = sections("queries.sql", "name")
         self._writer = writer
+        self._folder, self._now, self._changed = folder, now, changed
         self._statements = Statements(writer, queries)
         self._lock = anyio.Lock()
         self.committed = Statements(reader, queries)
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, path: Path, *, now: Callable[[], float]) -> AsyncIterator[Self]:
-        """Open the catalog at `path`, made or migrated as needed; `now` gives Unix seconds for the record of that.
+    async def open(
+        cls, path: Path, *, now: Callable[[], float], changed: Callable[[], None] = lambda: None
+    ) -> AsyncIterator[Self]:
+        """Open the catalog at `path`, made or migrated as needed; `now` gives Unix seconds for the record of that, and
+        `changed` is called when a transaction that changed its content is committed.
 
         Raises CatalogTooNew for a catalog of a newer version, CatalogUnusable for anything else that is no usable
         catalog.
@@ -62,6 +79,7 @@ class Database:
                 applied = await _recognise(writer, path)
                 await _prepare(writer, path)
                 await _migrate(writer, applied, now())
+                await history.begin(writer)
                 read_only = f"{path.absolute().as_uri()}?mode=ro"
                 reader = await stack.enter_async_context(_connected(read_only, uri=True))
                 await reader.execute_fetchall(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
@@ -70,14 +88,17 @@ class Database:
                     f"The catalog {path} can't be used ({error}). Make its folder writable and see that the disk is "
                     "not full; a file that is damaged or is no catalog has to be moved away, or restored from a backup."
                 ) from error
-            yield cls(writer, reader)
+            db = cls(writer, reader, path.parent / "history", now, changed)
+            await db._begin_history()
+            yield db
 
     @asynccontextmanager
     async def atomic(self) -> AsyncIterator[Statements]:
         """One writing transaction: committed (and on disk) when the block ends, undone when it raises or is cancelled.
+        What it changed is searched for anew, and told in the outbox.
 
-        Raises sqlite3.OperationalError when another process holds the file for more than five seconds, or the disk is
-        full. Not reentrant.
+        Raises sqlite3.OperationalError when another process holds the file for more than five seconds, or
+        sqlite3.OperationalError or OSError when the disk is full. Not reentrant.
         """
         async with self._lock:
             try:
@@ -87,11 +108,49 @@ class Database:
                     await self._writer.execute_fetchall("BEGIN IMMEDIATE")
                 yield self._statements
                 with anyio.CancelScope(shield=True):
+                    told = await self._tell_changes()
                     await self._writer.execute_fetchall("COMMIT")
             except BaseException:
                 with anyio.CancelScope(shield=True):
                     await self._writer.rollback()
                 raise
+        if told:
+            self._changed()
+
+    async def _tell_changes(self) -> bool:
+        """The end of a transaction: make the search fit, and put what changed, if anything, into the outbox as one
+        fact."""
+        notes = [(str(op), str(table), str(row)) for op, table, row in await self._statements.rows("changes")]
+        if not notes:
+            return False
+        sql = self._statements
+        await sql.rows("touch_models")
+        await sql.rows("unsearch")
+        await sql.rows("number_searched")
+        await sql.rows("search")
+        await sql.rows("forget_touched")
+        if any(table == "outputs" for _, table, _ in notes):
+            await sql.rows("unsearch_outputs")
+            await sql.rows("number_searched_outputs")
+            await sql.rows("search_outputs")
+        id = uuid.uuid4().hex
+        fact = await anyio.to_thread.run_sync(history.changed, id, notes, self._folder, self._now())
+        await sql.rows(
+            "add_outgoing",
+            kind="catalog.changed",
+            tokens=json.dumps({"id": id}),
+            payload=msgspec.json.encode(fact).decode(),
+            msg_id=id,
+        )
+        await sql.rows("forget_changes")
+        return True
+
+    async def _begin_history(self) -> None:
+        """The first time: note what is there already, from before there was a history."""
+        if await self.meta(_HISTORY) is None:
+            async with self.atomic() as sql:
+                await history.note_everything(self._writer)
+                await sql.rows("put_meta", key=_HISTORY, value="begun")
 
     async def meta(self, key: str) -> str | None:
         """What the catalog remembers about itself under this name. Raises sqlite3.Error."""

@@ -7,18 +7,16 @@ from typing import Any
 import msgspec
 
 from agents.catalog.database import Database, Row, Statements
-from agents.catalog.ledger import Entry, FileFact, Ledger, ModelFact, Place
+from agents.catalog.describing import apply_described
+from agents.catalog.ledger import Entry, FileFact, Ledger, Place
 from agents.catalog.names import fold, stem
-from agents.catalog.outbox import LARGEST_PAYLOAD
-from schemas.files import FilePath, Hashed, HashFailed, Identity, Moved, Refused, Removed, Settled, Stat
-from schemas.models import ModelMissing, ModelMoved, ModelReady
-
-KINDS: dict[type, str] = {ModelReady: "model.ready", ModelMissing: "model.missing", ModelMoved: "model.moved"}
+from agents.catalog.outbox import say
+from schemas.files import Described, FilePath, Hashed, HashFailed, Identity, Moved, Refused, Removed, Settled, Stat
 
 _identity = msgspec.json.Decoder(Identity)
 
 
-async def apply(db: Database, facts: Sequence[tuple[str, FileFact]], *, now: float) -> int:
+async def apply(db: Database, facts: Sequence[tuple[str, FileFact | Described]], *, now: float) -> int:
     """Apply facts, each with its message id, in order and in one transaction: all of them or none.
 
     A message id that was applied before changes nothing. What changed about models goes into the outbox as facts of
@@ -31,13 +29,20 @@ async def apply(db: Database, facts: Sequence[tuple[str, FileFact]], *, now: flo
     async with db.atomic() as sql:
         known = {id for (id,) in await sql.rows("applied_messages", ids=json.dumps([id for id, _ in facts]))}
         fresh = {id: fact for id, fact in facts if id not in known}
-        ledger = await _ledger(sql, fresh.values())
-        said = [(f"{id}.{n}", news) for id, fact in fresh.items() for n, news in enumerate(ledger.apply(fact))]
+        files = {id: fact for id, fact in fresh.items() if not isinstance(fact, Described)}
+        ledger = await _ledger(sql, files.values())
+        said = [(f"{id}.{n}", news) for id, fact in files.items() for n, news in enumerate(ledger.apply(fact))]
         await sql.many("put_model", [_model_values(entry) for entry in ledger.changed_entries.values()])
         await sql.many("put_path", [_path_values(place) for place in ledger.changed_places.values()])
-        await sql.many("add_outgoing", [_outgoing_values(msg_id, news) for msg_id, news in said])
+        await sql.many("put_digest", [row for fact in files.values() for row in _digest_values(fact)])
+        for msg_id, news in said:
+            await say(sql, news, msg_id)
+        count = len(said)
+        for id, fact in fresh.items():
+            if isinstance(fact, Described):
+                count += await apply_described(sql, fact, id)
         await sql.many("add_message", [{"message_id": id, "applied_at": now} for id in fresh])
-    return len(said)
+    return count
 
 
 async def places_of(db: Database, root: str) -> dict[FilePath, Place]:
@@ -55,30 +60,6 @@ async def forget_messages(db: Database, *, before: float) -> None:
     they come again: a state that is already there is not entered twice."""
     async with db.atomic() as sql:
         await sql.rows("forget_messages", before=before)
-
-
-def fitted(fact: ModelFact) -> bytes:
-    """The fact as JSON, small enough for the bus.
-
-    One that is too large is said without the header's metadata, then with as many paths as fit: whoever needs all of it
-    asks the catalog, which keeps it.
-    """
-    data = msgspec.json.encode(fact)
-    if len(data) > LARGEST_PAYLOAD and isinstance(fact, ModelReady):
-        slim = msgspec.structs.replace(fact.model.identity, metadata={}, trigger_words=())
-        fact = msgspec.structs.replace(fact, model=msgspec.structs.replace(fact.model, identity=slim))
-        data = msgspec.json.encode(fact)
-    while len(data) > LARGEST_PAYLOAD and not isinstance(fact, ModelMissing):
-        paths = fact.model.paths if isinstance(fact, ModelReady) else fact.paths
-        if not paths:
-            break
-        fewer = paths[: len(paths) * 9 // 10]
-        if isinstance(fact, ModelReady):
-            fact = msgspec.structs.replace(fact, model=msgspec.structs.replace(fact.model, paths=fewer))
-        else:
-            fact = msgspec.structs.replace(fact, paths=fewer)
-        data = msgspec.json.encode(fact)
-    return data
 
 
 async def _ledger(sql: Statements, facts: Iterable[FileFact]) -> Ledger:
@@ -132,6 +113,12 @@ def _model_values(entry: Entry) -> dict[str, Any]:
     }
 
 
+def _digest_values(fact: FileFact) -> list[dict[str, str]]:
+    if not isinstance(fact, Hashed):
+        return []
+    return [{"sha256": fact.sha256, "algorithm": name, "digest": digest} for name, digest in fact.digests.items()]
+
+
 def _path_values(place: Place) -> dict[str, Any]:
     return {
         "root": place.path.root,
@@ -146,14 +133,4 @@ def _path_values(place: Place) -> dict[str, Any]:
         "ctime_ns": place.stat.ctime_ns,
         "present": place.present,
         "seen_at": place.seen_at,
-    }
-
-
-def _outgoing_values(msg_id: str, fact: ModelFact) -> dict[str, Any]:
-    sha256 = fact.model.sha256 if isinstance(fact, ModelReady) else fact.sha256
-    return {
-        "kind": KINDS[type(fact)],
-        "tokens": json.dumps({"sha256": sha256}),
-        "payload": fitted(fact).decode(),
-        "msg_id": msg_id,
     }

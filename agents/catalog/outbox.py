@@ -4,10 +4,57 @@ import json
 
 import msgspec
 
-from agents.catalog.database import Database
+from agents.catalog.database import Database, Statements
+from schemas.models import (
+    ModelDescribed,
+    ModelMissing,
+    ModelMoved,
+    ModelPictured,
+    ModelPromoted,
+    ModelReady,
+    ModelTagged,
+    PendingAdded,
+    PendingConflict,
+    PendingDropped,
+    TagDropped,
+    TagPut,
+)
 
 LARGEST_PAYLOAD = 64 * 1024
 """Bytes of JSON that ride the bus at most."""
+
+Said = (
+    ModelReady
+    | ModelMissing
+    | ModelMoved
+    | ModelDescribed
+    | ModelTagged
+    | ModelPictured
+    | ModelPromoted
+    | TagPut
+    | TagDropped
+    | PendingAdded
+    | PendingConflict
+    | PendingDropped
+)
+
+KINDS: dict[type, tuple[str, str]] = {
+    ModelReady: ("model.ready", "sha256"),
+    ModelMissing: ("model.missing", "sha256"),
+    ModelMoved: ("model.moved", "sha256"),
+    ModelDescribed: ("model.described", "sha256"),
+    ModelTagged: ("model.tagged", "sha256"),
+    ModelPictured: ("model.pictured", "sha256"),
+    ModelPromoted: ("model.promoted", "sha256"),
+    TagPut: ("tag.put", "id"),
+    TagDropped: ("tag.dropped", "id"),
+    PendingAdded: ("pending.added", "first_id"),
+    PendingConflict: ("pending.conflict", "pending_id"),
+    PendingDropped: ("pending.dropped", "pending_id"),
+}
+"""What each fact is called in the outbox, and the field that its subject is made of."""
+
+_TOKENS = {"id": "number", "first_id": "number", "pending_id": "number"}
 
 
 class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +88,38 @@ async def published_up_to(db: Database, msg_id: str) -> None:
         await published(db, id)
 
 
-async def waiting(db: Database) -> int:
-    """How many messages wait to be published."""
-    [(count,)] = await db.committed.rows("count_outgoing")
-    return int(count)
+async def say(sql: Statements, fact: Said, msg_id: str) -> None:
+    """Put a fact into the outbox, within the transaction that makes it true. Raises sqlite3.Error."""
+    kind, token = KINDS[type(fact)]
+    value = getattr(fact.model if isinstance(fact, ModelReady) else fact, token)
+    await sql.rows(
+        "add_outgoing",
+        kind=kind,
+        tokens=json.dumps({_TOKENS.get(token, token): str(value)}),
+        payload=fitted(fact).decode(),
+        msg_id=msg_id,
+    )
+
+
+def fitted(fact: Said) -> bytes:
+    """The fact as JSON, small enough for the bus.
+
+    One that is too large is said without the header's metadata, then with as many of its paths as fit: whoever needs
+    all of it asks the catalog, which keeps it.
+    """
+    data = msgspec.json.encode(fact)
+    if len(data) > LARGEST_PAYLOAD and isinstance(fact, ModelReady):
+        slim = msgspec.structs.replace(fact.model.identity, metadata={}, trigger_words=())
+        fact = msgspec.structs.replace(fact, model=msgspec.structs.replace(fact.model, identity=slim))
+        data = msgspec.json.encode(fact)
+    while len(data) > LARGEST_PAYLOAD and isinstance(fact, ModelReady | ModelMoved):
+        paths = fact.model.paths if isinstance(fact, ModelReady) else fact.paths
+        if not paths:
+            break
+        fewer = paths[: len(paths) * 9 // 10]
+        if isinstance(fact, ModelReady):
+            fact = msgspec.structs.replace(fact, model=msgspec.structs.replace(fact.model, paths=fewer))
+        else:
+            fact = msgspec.structs.replace(fact, paths=fewer)
+        data = msgspec.json.encode(fact)
+    return data

@@ -59,9 +59,6 @@ SELECT id FROM outbox WHERE msg_id = :msg_id;
 -- name: delete_outgoing
 DELETE FROM outbox WHERE id <= :id;
 
--- name: count_outgoing
-SELECT count(*) FROM outbox;
-
 -- name: meta
 SELECT value FROM db_meta WHERE key = :key;
 
@@ -77,27 +74,143 @@ WITH wanted (sha256) AS (
     WHERE paths.sha256 IS NOT NULL
     UNION
     SELECT models.sha256 FROM models WHERE :prefix <> '' AND models.sha256 BETWEEN :prefix AND :prefix || 'g'
+    UNION
+    SELECT digests.sha256 FROM digests WHERE :prefix <> '' AND digest = :prefix
 )
-SELECT models.sha256, name, size, identity, created_at, loadable,
-    (SELECT json_group_array(json_array(root, rel, present)) FROM paths WHERE paths.sha256 = models.sha256) AS paths
-FROM wanted JOIN models ON models.sha256 = wanted.sha256
-ORDER BY models.folded, models.sha256;
+SELECT m.sha256, name, size, identity, created_at, loadable, lying, details, tags, digests, pictures
+FROM wanted JOIN whole_models AS m ON m.sha256 = wanted.sha256
+ORDER BY m.folded, m.sha256;
 
 -- name: usable_models
 -- Checkpoints that can be loaded and have a file, by name.
-SELECT sha256, name, size, identity, created_at, loadable,
-    (SELECT json_group_array(json_array(root, rel, present)) FROM paths WHERE paths.sha256 = models.sha256) AS paths
-FROM models
+SELECT sha256, name, size, identity, created_at, loadable, lying, details, tags, digests, pictures
+FROM whole_models AS models
 WHERE loadable
     AND EXISTS (SELECT 1 FROM paths WHERE paths.sha256 = models.sha256 AND present = 1)
 ORDER BY folded, sha256 LIMIT :limit;
 
 -- name: models
-SELECT sha256, name, size, identity, created_at, loadable,
-    (SELECT json_group_array(json_array(root, rel, present)) FROM paths WHERE paths.sha256 = models.sha256) AS paths
-FROM models
+SELECT sha256, name, size, identity, created_at, loadable, lying, details, tags, digests, pictures
+FROM whole_models AS models
 WHERE (:kind = '' OR kind = :kind)
     AND (:missing OR EXISTS (SELECT 1 FROM paths WHERE paths.sha256 = models.sha256 AND present = 1))
     AND (:after = '' OR (folded, sha256) > (SELECT folded, sha256 FROM models WHERE sha256 = :after))
 ORDER BY folded, sha256
 LIMIT :limit;
+
+-- name: changes
+SELECT op, tbl, content FROM temp.changes ORDER BY n;
+
+-- name: forget_changes
+DELETE FROM temp.changes;
+
+-- name: touch_models
+-- The models whose words may be others than those that are searched.
+INSERT INTO temp.touched
+SELECT json_extract(content, '$.sha256') FROM temp.changes WHERE tbl IN ('models', 'descriptions', 'model_tags')
+UNION
+SELECT model_tags.sha256 FROM temp.changes JOIN model_tags ON tag_id = json_extract(content, '$.id') WHERE tbl = 'tags';
+
+-- name: forget_touched
+DELETE FROM temp.touched;
+
+-- name: unsearch
+DELETE FROM search WHERE rowid IN (SELECT id FROM searched JOIN temp.touched USING (sha256));
+
+-- name: number_searched
+INSERT INTO searched (sha256)
+SELECT sha256 FROM temp.touched WHERE sha256 IN (SELECT sha256 FROM models) ON CONFLICT DO NOTHING;
+
+-- name: search
+INSERT INTO search (rowid, name, tags, words, description)
+SELECT id, name || ' ' || coalesce(json_extract(details, '$.title'), ''), tags,
+    coalesce(json_extract(details, '$.trigger_words'), '') || ' ' || json_extract(identity, '$.trigger_words'),
+    coalesce(json_extract(details, '$.description'), '') || ' ' || coalesce(json_extract(details, '$.notes'), '')
+FROM temp.touched JOIN searched USING (sha256) JOIN whole_models USING (sha256);
+
+-- name: number_searched_outputs
+INSERT INTO searched_outputs (job, n)
+SELECT json_extract(content, '$.job'), json_extract(content, '$.n') FROM temp.changes
+WHERE tbl = 'outputs' AND op = 'put' ON CONFLICT DO NOTHING;
+
+-- name: unsearch_outputs
+DELETE FROM search_outputs WHERE rowid IN (
+    SELECT s.id FROM temp.changes
+    JOIN searched_outputs AS s ON s.job = json_extract(content, '$.job') AND s.n = json_extract(content, '$.n')
+    WHERE tbl = 'outputs' AND op = 'drop'
+);
+
+-- name: search_outputs
+INSERT OR REPLACE INTO search_outputs (rowid, infotext)
+SELECT searched_outputs.id, outputs.infotext FROM temp.changes
+JOIN outputs ON outputs.job = json_extract(content, '$.job') AND outputs.n = json_extract(content, '$.n')
+JOIN searched_outputs ON searched_outputs.job = outputs.job AND searched_outputs.n = outputs.n
+WHERE tbl = 'outputs' AND op = 'put';
+
+-- name: put_digest
+INSERT INTO digests (sha256, algorithm, digest) SELECT :sha256, :algorithm, :digest
+WHERE EXISTS (SELECT 1 FROM models WHERE sha256 = :sha256)
+ON CONFLICT (sha256, algorithm) DO UPDATE SET digest = excluded.digest;
+
+-- name: model_name
+SELECT name FROM models WHERE sha256 = :sha256;
+
+-- name: description
+SELECT details FROM descriptions WHERE sha256 = :sha256 AND layer = :layer;
+
+-- name: put_description
+INSERT INTO descriptions (sha256, layer, details) VALUES (:sha256, :layer, :details)
+ON CONFLICT (sha256, layer) DO UPDATE SET details = excluded.details;
+
+-- name: drop_description
+DELETE FROM descriptions WHERE sha256 = :sha256 AND layer = :layer;
+
+-- name: tags_named
+SELECT id, name FROM tags WHERE name IN (SELECT value FROM json_each(:names));
+
+-- name: add_tag
+INSERT INTO tags (id, name, color, created_at) VALUES (:id, :name, :color, :created_at) RETURNING id;
+
+-- name: tags_of
+SELECT tags.name FROM model_tags JOIN tags ON tags.id = tag_id WHERE model_tags.sha256 = :sha256 ORDER BY tags.name;
+
+-- name: add_model_tag
+INSERT INTO model_tags (sha256, tag_id) VALUES (:sha256, :tag_id) ON CONFLICT DO NOTHING;
+
+-- name: has_image
+SELECT 1 FROM images WHERE sha256 = :sha256 AND source = :source;
+
+-- name: next_number
+-- The number that a new picture of a model gets; the next one gets another.
+UPDATE models SET numbered = numbered + 1 WHERE sha256 = :sha256 RETURNING numbered - 1;
+
+-- name: add_image
+INSERT INTO images
+    (sha256, number, seq, source, origin, state, original, width, height, bytes, error, created_at)
+VALUES (
+    :sha256, :number, (SELECT count(*) FROM images WHERE sha256 = :sha256), :source, :origin, 'waiting', :original,
+    0, 0, 0, '', :created_at
+);
+
+-- name: image_state
+SELECT state, original FROM images WHERE sha256 = :sha256 AND number = :number;
+
+-- name: image_ready
+UPDATE images SET state = 'ready', original = '', error = '', width = :width, height = :height, bytes = :bytes
+WHERE sha256 = :sha256 AND number = :number;
+
+-- name: image_failed
+UPDATE images SET state = 'failed', error = :error WHERE sha256 = :sha256 AND number = :number AND state = 'waiting';
+
+-- name: numbers_of
+SELECT number FROM images WHERE sha256 = :sha256 AND state = 'ready' ORDER BY seq;
+
+-- name: images_waiting
+-- Pictures to be encoded, in the order in which they came.
+SELECT sha256, number, original, source FROM images WHERE state = 'waiting' ORDER BY created_at, sha256, number
+LIMIT :limit;
+
+-- name: add_output
+INSERT INTO outputs (job, n, file, digest, width, height, bytes, seed, model, infotext, created_at)
+VALUES (:job, :n, :file, :digest, :width, :height, :bytes, :seed, :model, :infotext, :created_at)
+ON CONFLICT DO NOTHING;

@@ -10,7 +10,7 @@ from anyio import to_thread
 from agents.catalog.database import Database, Row
 from agents.catalog.names import file_name, fold, shown, stem
 from schemas.asks import Problem, ResolveReply
-from schemas.files import FilePath, Identity
+from schemas.files import Details, FilePath, Identity
 from schemas.models import Model
 
 LISTED = 10
@@ -21,6 +21,9 @@ _INFOTEXT = re.compile(r"\[([0-9A-Fa-f]{8,64})\]$")
 
 _identity = msgspec.json.Decoder(Identity)
 _paths = msgspec.json.Decoder(list[tuple[str, str, int]])
+_details = msgspec.json.Decoder(Details)
+_names = msgspec.json.Decoder(tuple[str, ...])
+_digests = msgspec.json.Decoder(dict[str, str])
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +75,7 @@ def meant_by(candidates: list[Candidate], name: str, prefix: str) -> list[Candid
         return any(same(name) in (same(rel), same(shown(rel))) for rel in one.known_as)
 
     def hashed(one: Candidate, same: Callable[[str], str]) -> bool:
-        return bool(prefix) and one.model.sha256.startswith(prefix)
+        return bool(prefix) and (one.model.sha256.startswith(prefix) or prefix in one.model.digests.values())
 
     for same in (str, fold):
         for reading in (called, at, hashed):
@@ -145,7 +148,7 @@ def _problem(reason: str, error: str) -> ResolveReply:
 
 
 def _candidate(row: Row) -> Candidate:
-    sha256, name, size, identity, created_at, loadable, paths = row
+    sha256, name, size, identity, created_at, loadable, paths, details, tags, digests, pictures = row
     lying = [(FilePath(root=root, rel=rel), present) for root, rel, present in _paths.decode(paths)]
     here = tuple(sorted(path for path, present in lying if present))
     model = Model(
@@ -156,6 +159,10 @@ def _candidate(row: Row) -> Candidate:
         paths=here,
         missing=not here,
         created_at=created_at,
+        details=_details.decode(details),
+        tags=_names.decode(tags),
+        digests=_digests.decode(digests),
+        pictures=pictures,
     )
     known_as = tuple(path.rel for path in here or sorted(path for path, _ in lying))
     return Candidate(model=model, loadable=bool(loadable), known_as=known_as)

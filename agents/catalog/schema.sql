@@ -81,3 +81,182 @@ CREATE TABLE outbox (
     payload TEXT NOT NULL CHECK (json_valid(payload)),
     msg_id TEXT NOT NULL UNIQUE CHECK (msg_id <> '')
 ) STRICT;
+
+-- version: 2
+
+-- How many numbers were given to pictures of a model: a number is in its files' names and is never given twice.
+ALTER TABLE models ADD COLUMN numbered INTEGER NOT NULL DEFAULT 0 CHECK (numbered >= 0);
+
+-- What is said of a model, by whom: schemas.models.Details as JSON, without what is empty. Field by field, what was edited
+-- here goes over what a legacy catalog said, and both over the files beside the model.
+CREATE TABLE descriptions (
+    sha256 TEXT NOT NULL REFERENCES models (sha256) ON DELETE CASCADE,
+    layer TEXT NOT NULL CHECK (layer IN ('sidecar', 'import', 'user')),
+    details TEXT NOT NULL CHECK (json_valid(details) AND json_type(details) = 'object'),
+    PRIMARY KEY (sha256, layer)
+) STRICT, WITHOUT ROWID;
+
+-- The other digests of a content, where they were asked for, as other tools write them.
+CREATE TABLE digests (
+    sha256 TEXT NOT NULL REFERENCES models (sha256) ON DELETE CASCADE,
+    algorithm TEXT NOT NULL CHECK (algorithm IN ('autov3', 'blake3', 'crc32')),
+    digest TEXT NOT NULL CHECK (digest <> ''),
+    PRIMARY KEY (sha256, algorithm)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX digests_by_digest ON digests (digest);
+
+-- Names are NFC-normalised and case-folded; ids of a legacy catalog are kept.
+CREATE TABLE tags (
+    id INTEGER PRIMARY KEY CHECK (id > 0),
+    name TEXT NOT NULL UNIQUE CHECK (name <> '' AND trim(name) = name),
+    color TEXT NOT NULL,
+    created_at REAL NOT NULL
+) STRICT;
+
+CREATE TABLE model_tags (
+    sha256 TEXT NOT NULL REFERENCES models (sha256) ON DELETE CASCADE,
+    tag_id INTEGER NOT NULL REFERENCES tags (id) ON DELETE CASCADE,
+    PRIMARY KEY (sha256, tag_id)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX model_tags_by_tag ON model_tags (tag_id);
+
+-- Pictures of a model, in the order of `seq` (0, 1, 2, …). `source` is the SHA-256 of the original's bytes, `original` its
+-- path in the data directory while it is needed: until the picture's three files are there, or for good when it can't be
+-- encoded (`failed`, with the sentence `error`).
+CREATE TABLE images (
+    sha256 TEXT NOT NULL REFERENCES models (sha256) ON DELETE CASCADE,
+    number INTEGER NOT NULL CHECK (number >= 0),
+    seq INTEGER NOT NULL CHECK (seq >= 0),
+    source TEXT NOT NULL CHECK (length(source) = 64 AND source NOT GLOB '*[^0-9a-f]*'),
+    origin TEXT NOT NULL CHECK (origin IN ('sidecar', 'import', 'upload')),
+    state TEXT NOT NULL CHECK (state IN ('waiting', 'ready', 'failed')),
+    original TEXT NOT NULL CHECK ((original = '') = (state = 'ready')),
+    width INTEGER NOT NULL CHECK (width >= 0),
+    height INTEGER NOT NULL CHECK (height >= 0),
+    bytes INTEGER NOT NULL CHECK (bytes >= 0),
+    error TEXT NOT NULL CHECK ((error <> '') = (state = 'failed')),
+    created_at REAL NOT NULL,
+    PRIMARY KEY (sha256, number),
+    UNIQUE (sha256, source),
+    CHECK (state <> 'ready' OR (width > 0 AND height > 0 AND bytes > 0))
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX images_by_state ON images (state) WHERE state <> 'ready';
+
+-- Models of a legacy catalog whose content is not known yet, and models found in the roots that nobody has hashed yet
+-- (`origin` scan; their ids begin at 2^40). `path` is as it was written; `root` and `rel` are where that lies now, if below a
+-- root. `legacy_id` is the id there, which is `id` too unless that was taken. `sha256` is the model that a promotion
+-- would go to, or goes to (`promoting`, until its pictures are encoded).
+CREATE TABLE pending_import (
+    id INTEGER PRIMARY KEY CHECK (id > 0),
+    legacy_id INTEGER,
+    path TEXT NOT NULL UNIQUE CHECK (path <> ''),
+    root TEXT,
+    rel TEXT,
+    folded TEXT NOT NULL CHECK (folded <> ''),
+    name TEXT NOT NULL,
+    size INTEGER CHECK (size >= 0),
+    details TEXT NOT NULL CHECK (json_valid(details) AND json_type(details) = 'object'),
+    origin TEXT NOT NULL CHECK (origin IN ('import', 'scan')),
+    state TEXT NOT NULL CHECK (state IN ('waiting', 'conflict', 'promoting')),
+    sha256 TEXT REFERENCES models (sha256) ON DELETE RESTRICT,
+    created_at REAL NOT NULL,
+    CHECK ((root IS NULL) = (rel IS NULL)),
+    CHECK ((sha256 IS NULL) = (state = 'waiting'))
+) STRICT;
+
+CREATE INDEX pending_by_place ON pending_import (root, rel) WHERE rel IS NOT NULL;
+CREATE INDEX pending_by_name ON pending_import (folded, size);
+CREATE INDEX pending_by_sha256 ON pending_import (sha256) WHERE sha256 IS NOT NULL;
+
+CREATE TABLE pending_model_tags (
+    pending_id INTEGER NOT NULL REFERENCES pending_import (id) ON DELETE CASCADE,
+    tag_id INTEGER NOT NULL REFERENCES tags (id) ON DELETE CASCADE,
+    PRIMARY KEY (pending_id, tag_id)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX pending_model_tags_by_tag ON pending_model_tags (tag_id);
+
+-- Originals kept in data/images/pending/<file>, in the order of `n`. `source` is the SHA-256 of the bytes.
+CREATE TABLE pending_images (
+    pending_id INTEGER NOT NULL REFERENCES pending_import (id) ON DELETE CASCADE,
+    n INTEGER NOT NULL CHECK (n >= 0),
+    file TEXT NOT NULL UNIQUE CHECK (file <> '' AND instr(file, '/') = 0),
+    source TEXT NOT NULL CHECK (length(source) = 64 AND source NOT GLOB '*[^0-9a-f]*'),
+    PRIMARY KEY (pending_id, n),
+    UNIQUE (pending_id, source)
+) STRICT, WITHOUT ROWID;
+
+-- The gallery: every generated picture. `model` is the SHA-256 of its checkpoint, which need not be in this catalog.
+CREATE TABLE outputs (
+    job TEXT NOT NULL CHECK (length(job) = 32 AND job NOT GLOB '*[^0-9a-f]*'),
+    n INTEGER NOT NULL CHECK (n >= 0),
+    file TEXT NOT NULL UNIQUE CHECK (file <> ''),
+    digest TEXT NOT NULL CHECK (length(digest) = 64),
+    width INTEGER NOT NULL CHECK (width > 0),
+    height INTEGER NOT NULL CHECK (height > 0),
+    bytes INTEGER NOT NULL CHECK (bytes > 0),
+    seed INTEGER NOT NULL,
+    model TEXT NOT NULL,
+    infotext TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    PRIMARY KEY (job, n)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX outputs_by_time ON outputs (created_at, job, n);
+
+-- Imports of legacy catalogs: how far each has come, and what it found. Not content: a history of this file.
+CREATE TABLE imports (
+    id TEXT PRIMARY KEY CHECK (length(id) = 32),
+    source TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('running', 'done', 'failed')),
+    cursor TEXT NOT NULL CHECK (json_valid(cursor)),
+    report TEXT NOT NULL CHECK (json_valid(report)),
+    began_at REAL NOT NULL,
+    ended_at REAL
+) STRICT, WITHOUT ROWID;
+
+-- Full-text search. Derived: written anew, within the same transaction, for every model and picture that it changes.
+CREATE TABLE searched (
+    id INTEGER PRIMARY KEY,
+    sha256 TEXT NOT NULL UNIQUE REFERENCES models (sha256) ON DELETE CASCADE
+) STRICT;
+
+CREATE VIRTUAL TABLE search USING fts5 (
+    name, tags, words, description, tokenize = "unicode61 remove_diacritics 2", prefix = '2 3'
+);
+
+CREATE TABLE searched_outputs (
+    id INTEGER PRIMARY KEY,
+    job TEXT NOT NULL,
+    n INTEGER NOT NULL,
+    UNIQUE (job, n)
+) STRICT;
+
+CREATE VIRTUAL TABLE search_outputs USING fts5 (infotext, tokenize = "unicode61 remove_diacritics 2", prefix = '2 3');
+
+-- A model with everything that hangs on it, lists as JSON.
+CREATE VIEW whole_models AS
+SELECT models.*,
+    (SELECT json_group_array(json_array(root, rel, present)) FROM paths WHERE paths.sha256 = models.sha256) AS lying,
+    (
+        SELECT json_patch(
+            json_patch(
+                coalesce(max(details) FILTER (WHERE layer = 'sidecar'), '{}'),
+                coalesce(max(details) FILTER (WHERE layer = 'import'), '{}')
+            ),
+            coalesce(max(details) FILTER (WHERE layer = 'user'), '{}')
+        )
+        FROM descriptions WHERE descriptions.sha256 = models.sha256
+    ) AS details,
+    (
+        SELECT json_group_array(name) FROM (
+            SELECT tags.name FROM model_tags JOIN tags ON tags.id = tag_id
+            WHERE model_tags.sha256 = models.sha256 ORDER BY tags.name
+        )
+    ) AS tags,
+    (SELECT json_group_object(algorithm, digest) FROM digests WHERE digests.sha256 = models.sha256) AS digests,
+    (SELECT count(*) FROM images WHERE images.sha256 = models.sha256 AND state = 'ready') AS pictures
+FROM models;

@@ -85,6 +85,14 @@ def picture(
             raise Broken(f"the picture can't be decoded: {error}") from error
 
 
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Width and height in px that a picture declares, turned as `picture` turns it. Raises UnknownFormat,
+    PictureTooLarge or Broken."""
+    with _opened(data) as image:
+        width, height = image.size
+        return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
 def _bytes(path: Path, limit: int) -> bytes:
     with path.open("rb") as file:
         return file.read(limit + 1)

@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from agents.images import files, infotext
+from agents.images.pixels import read_pixels
 from agents.images.tiers import TIERS, as_image, webp, webp_tiers
 from bus.errors import DarkroomError
 from schemas.images import Encode, ImageFormat, Picture, Pixels
@@ -37,7 +38,7 @@ def encode_pictures(job: Encode, data_dir: Path) -> tuple[Picture, ...]:
 
     Reads `work/<file>` and writes `outputs/<day>/<id>-<n>.<webp|png|jpg>` and `<id>-<n>_high|medium|low.webp`, all with
     infotext. A file that is there already is kept, so a run after a crash completes what is missing and reports the
-    same, and a run over a finished job needs no pixels. Raises BadName, files.BadPixels, PixelsGone, ValueError (a
+    same, and a run over a finished job needs no pixels. Raises BadName, BadPixels, PixelsGone, ValueError (a
     side over 16,383 px in WebP) and OSError (a full disk), each leaving complete files only.
     """
     _check_names(job)
@@ -55,7 +56,7 @@ def _encode_one(job: Encode, pixels: Pixels, data_dir: Path) -> Picture:
     missing = [name for name in (full, *tiers.values()) if not (data_dir / name).is_file()]
     if missing:
         try:
-            array = files.read_pixels(data_dir / "work" / pixels.file, width=pixels.width, height=pixels.height)
+            array = read_pixels(data_dir / "work" / pixels.file, width=pixels.width, height=pixels.height)
         except FileNotFoundError as error:
             raise PixelsGone(f"{pixels.file} is gone and {missing[0]} was never written") from error
         image = as_image(array)

@@ -47,8 +47,11 @@ def tier_sizes(width: int, height: int) -> dict[TierName, tuple[int, int]]:
     return {tier.name: (max(1, width * tier.percent // 100), max(1, height * tier.percent // 100)) for tier in TIERS}
 
 
-def webp_tiers(picture: Image.Image | Pixels, *, exif: bytes = b"") -> dict[TierName, bytes]:
-    """The WebP files of the three tiers of `picture`: an RGB or RGBA image, or uint8 H×W×3 or H×W×4, sRGB.
+def webp_tiers(
+    picture: Image.Image | Pixels, *, exif: bytes = b"", of: tuple[int, int] | None = None
+) -> dict[TierName, bytes]:
+    """The WebP files of the three tiers of `picture`: an RGB or RGBA image, or uint8 H×W×3 or H×W×4, sRGB; where it was
+    decoded smaller than it is, `of` is its own width and height.
 
     `exif` goes into every tier, and so does an ICC profile in the image's `info`. Alpha is kept. Raises ValueError for
     any other dtype, shape or mode.
@@ -75,7 +78,7 @@ def webp_tiers(picture: Image.Image | Pixels, *, exif: bytes = b"") -> dict[Tier
     if image.mode not in ("RGB", "RGBA"):
         raise ValueError(f"tiers are made of RGB or RGBA pictures, not {image.mode}")
     profile: bytes = image.info.get("icc_profile") or b""
-    sizes = tier_sizes(*image.size)
+    sizes = tier_sizes(*(of or image.size))
     files: dict[TierName, bytes] = {}
     for tier in TIERS:
         if image.size != sizes[tier.name]:

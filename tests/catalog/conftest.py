@@ -26,8 +26,9 @@ async def db(tmp_path: Path) -> AsyncIterator[Database]:
 
 
 async def said(db: Database) -> list[ModelFact]:
-    """Everything in the outbox, in order."""
-    return [msgspec.json.decode(row.payload, type=TYPES[row.kind]) for row in await outgoing(db, limit=100_000)]
+    """What the outbox says of models and their files, in order."""
+    told = await outgoing(db, limit=100_000)
+    return [msgspec.json.decode(row.payload, type=TYPES[row.kind]) for row in told if row.kind in TYPES]
 
 
 class Tell:

@@ -105,7 +105,7 @@ async def test_opening_again_migrates_nothing_and_keeps_everything(tmp_path: Pat
             await apply(db, [("m1", hashed("a.safetensors", "dream"))], now=1.0)
             assert len(await list_models(db)) == 1
     with contextlib.closing(sqlite3.connect(path)) as plain:
-        assert plain.execute("SELECT version, applied_at FROM migrations").fetchall() == [(1, 1.0)]
+        assert plain.execute("SELECT version, applied_at FROM migrations").fetchall() == [(1, 1.0), (2, 1.0)]
 
 
 async def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -115,16 +115,16 @@ async def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path, 
     known = sections("schema.sql", "version")
 
     def with_a_broken_one(file: str, marker: str) -> dict[str, str]:
-        broken = "CREATE TABLE tags (id INTEGER PRIMARY KEY) STRICT; CREATE TABLE models (again TEXT) STRICT;"
-        return {**known, "2": broken} if marker == "version" else sections(file, marker)
+        broken = "CREATE TABLE fresh (id INTEGER PRIMARY KEY) STRICT; CREATE TABLE models (again TEXT) STRICT;"
+        return {**known, "99": broken} if marker == "version" else sections(file, marker)
 
     monkeypatch.setattr(database, "sections", with_a_broken_one)
     with pytest.raises(CatalogUnusable, match="already exists"):
         async with Database.open(path, now=clock):
             pass
     with contextlib.closing(sqlite3.connect(path)) as plain:
-        assert plain.execute("SELECT max(version) FROM migrations").fetchone() == (1,)
-        assert plain.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'tags'").fetchone() == (0,)
+        assert plain.execute("SELECT max(version) FROM migrations").fetchone() == (2,)
+        assert plain.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'fresh'").fetchone() == (0,)
 
 
 async def test_a_catalog_of_a_newer_darkroom_is_refused(tmp_path: Path):
@@ -261,7 +261,8 @@ async def test_kills_at_any_moment_keep_what_was_committed_whole(tmp_path: Path)
             assert plain.execute("PRAGMA integrity_check").fetchone() == ("ok",)
             assert plain.execute("PRAGMA foreign_key_check").fetchall() == []
             counts = [
-                plain.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("inbox", "paths", "outbox")
+                plain.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+                for table in ("inbox", "paths", "outbox WHERE kind = 'model.ready'")
             ]
         assert len(set(counts)) == 1 and counts[0] in (3 * (last + 1), 3 * (last + 2)), (counts, last)
         begin = counts[0] // 3

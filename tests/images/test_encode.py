@@ -13,6 +13,7 @@ from PIL import Image
 from agents.images import encode, files
 from agents.images.encode import BadName, PixelsGone, encode_pictures
 from agents.images.infotext import read
+from agents.images.pixels import BadPixels
 from schemas.images import Encode, Pixels
 from tests.images.photos import photo
 
@@ -173,7 +174,7 @@ def test_two_pictures_can_not_take_one_name(tmp_path: Path) -> None:
 def test_pixels_of_another_size_than_the_job_says_are_refused(tmp_path: Path) -> None:
     asked = job(tmp_path)
     wider = msgspec.structs.replace(asked.pixels[0], width=88)
-    with pytest.raises(files.BadPixels):
+    with pytest.raises(BadPixels):
         encode_pictures(msgspec.structs.replace(asked, pixels=(wider,)), tmp_path)
     assert not (tmp_path / "outputs").exists()
 

@@ -1,0 +1,167 @@
+"""Describing: what is said of a model besides what its file is: details in layers, tags, and pictures.
+
+Everything here happens within a transaction of the caller's, which also says it to the world. A model's pictures are
+counted from 0 without gaps (`seq`); the number in their files' names is another one, which is never given twice, so
+that deleting and moving pictures renames no file.
+"""
+
+import json
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from agents.catalog.database import Database, Statements
+from agents.catalog.names import fold
+from agents.catalog.outbox import say
+from schemas.files import Described, Details
+from schemas.images import Encoded, PictureRefused
+from schemas.models import Layer, ModelDescribed, ModelPictured, ModelTagged, TagPut
+
+log = structlog.get_logger()
+
+PENDING = "images/pending/"
+"""Where originals of pending records are, below the data directory."""
+
+TAG_LENGTH = 200
+"""Characters of a tag's name at most."""
+
+
+def tag_name(text: str) -> str:
+    """A tag's name as it is kept: normalised, case-folded, with single spaces; empty when nothing is left."""
+    return " ".join(fold(unicodedata.normalize("NFC", text)).split())[:TAG_LENGTH].strip()
+
+
+async def apply_described(sql: Statements, fact: Described, id: str) -> int:
+    """What the files beside a model say becomes its sidecar layer; their tags and pictures are added to its own.
+    Returns how many facts that made."""
+    name = await model_name(sql, fact.sha256)
+    if name is None:
+        log.warning("sidecars of a model that is not known", rel=fact.path.rel, sha256=fact.sha256)
+        return 0
+    said = 0
+    if await put_layer(sql, fact.sha256, "sidecar", msgspec.to_builtins(fact.details)):
+        await say(sql, ModelDescribed(sha256=fact.sha256, name=name, layer="sidecar", at=fact.at), f"{id}.d")
+        said += 1
+    said += await add_tags(sql, fact.sha256, fact.tags, f"{id}.t", fact.at)
+    for preview in fact.previews:
+        await add_picture(sql, fact.sha256, preview.blob, f"blobs/{preview.blob}", "sidecar", fact.at)
+    return said
+
+
+async def model_name(sql: Statements, sha256: str) -> str | None:
+    """What a model is called, or None when there is no such model."""
+    return next((str(name) for (name,) in await sql.rows("model_name", sha256=sha256)), None)
+
+
+async def put_layer(sql: Statements, sha256: str, layer: Layer, details: dict[str, Any]) -> bool:
+    """Make `details` all that a layer says of a model; nothing removes the layer. Whether that changed anything."""
+    before = [json.loads(text) for (text,) in await sql.rows("description", sha256=sha256, layer=layer)]
+    if before == ([details] if details else []):
+        return False
+    if details:
+        await sql.rows("put_description", sha256=sha256, layer=layer, details=json.dumps(details, ensure_ascii=False))
+    else:
+        await sql.rows("drop_description", sha256=sha256, layer=layer)
+    return True
+
+
+async def layer_of(sql: Statements, sha256: str, layer: Layer) -> Details | None:
+    """What one layer says of a model; None when it says nothing."""
+    for (text,) in await sql.rows("description", sha256=sha256, layer=layer):
+        return msgspec.json.decode(text, type=Details)
+    return None
+
+
+async def tag_ids(sql: Statements, names: Iterable[str], msg_id: str, at: float) -> dict[str, int]:
+    """The ids of tags by their kept names, made where they do not exist yet."""
+    wanted = list(dict.fromkeys(name for name in map(tag_name, names) if name))
+    found = {str(name): int(id) for id, name in await sql.rows("tags_named", names=json.dumps(wanted))}
+    for name in wanted:
+        if name not in found:
+            [(id,)] = await sql.rows("add_tag", id=None, name=name, color="", created_at=at)
+            found[name] = int(id)
+            await say(sql, TagPut(id=int(id), name=name, color="", at=at), f"{msg_id}.{id}")
+    return found
+
+
+async def add_tags(sql: Statements, sha256: str, names: Iterable[str], msg_id: str, at: float) -> int:
+    """Put tags on a model, in addition to its own. Returns how many facts that made."""
+    ids = await tag_ids(sql, names, msg_id, at)
+    before = {name for (name,) in await sql.rows("tags_of", sha256=sha256)}
+    if not ids.keys() - before:
+        return 0
+    await sql.many("add_model_tag", [{"sha256": sha256, "tag_id": id} for id in ids.values()])
+    await say_tagged(sql, sha256, f"{msg_id}.s", at)
+    return 1
+
+
+async def say_tagged(sql: Statements, sha256: str, msg_id: str, at: float) -> None:
+    """The tags of a model changed: say all of them."""
+    name = await model_name(sql, sha256) or ""
+    tags = tuple(str(tag) for (tag,) in await sql.rows("tags_of", sha256=sha256))
+    await say(sql, ModelTagged(sha256=sha256, name=name, tags=tags, at=at), msg_id)
+
+
+async def add_picture(sql: Statements, sha256: str, source: str, original: str, origin: str, at: float) -> bool:
+    """Give a picture the model's next number, to be encoded from `original` (a path below the data directory). False
+    when the model has this very picture (by the SHA-256 `source` of its bytes) already."""
+    if await sql.rows("has_image", sha256=sha256, source=source):
+        return False
+    [(number,)] = await sql.rows("next_number", sha256=sha256)
+    values = {"sha256": sha256, "number": number, "source": source, "original": original, "origin": origin}
+    await sql.rows("add_image", **values, created_at=at)
+    return True
+
+
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """A picture that has still to be encoded; see schemas.images.EncodePicture."""
+
+    sha256: str
+    number: int
+    original: str
+    source: str
+
+
+async def images_waiting(db: Database, *, limit: int) -> list[Waiting]:
+    """Pictures to be encoded, oldest first. Raises sqlite3.Error."""
+    rows = await db.committed.rows("images_waiting", limit=limit)
+    return [
+        Waiting(sha256=sha, number=number, original=original, source=source) for sha, number, original, source in rows
+    ]
+
+
+async def picture_encoded(sql: Statements, fact: Encoded) -> list[str]:
+    """The files of pictures are there. Returns the paths, below the data directory, of originals now done with."""
+    done = []
+    for picture in fact.pictures:
+        key = {"sha256": fact.model, "number": picture.index}
+        for state, original in await sql.rows("image_state", **key):
+            if state != "ready":
+                size = {"width": picture.width, "height": picture.height, "bytes": picture.bytes}
+                await sql.rows("image_ready", **key, **size)
+                await say_pictured(sql, fact.model, f"{fact.id}.ready", fact.at)
+                done.append(str(original))
+    return done
+
+
+def forget_originals(data: Path, originals: Iterable[str]) -> None:
+    """Remove pending originals whose pictures are there, after that was committed; others have their own sweep."""
+    for original in originals:
+        if original.startswith(PENDING):
+            (data / original).unlink(missing_ok=True)
+
+
+async def picture_refused(sql: Statements, fact: PictureRefused) -> None:
+    """A picture can't be encoded: it keeps its place and its original, and says why."""
+    await sql.rows("image_failed", sha256=fact.sha256, number=fact.number, error=fact.error or "It can't be encoded.")
+
+
+async def say_pictured(sql: Statements, sha256: str, msg_id: str, at: float) -> None:
+    """The finished pictures of a model changed: say all of them, in order."""
+    name = await model_name(sql, sha256) or ""
+    numbers = tuple(int(number) for (number,) in await sql.rows("numbers_of", sha256=sha256))
+    await say(sql, ModelPictured(sha256=sha256, name=name, numbers=numbers, at=at), msg_id)

@@ -1,0 +1,138 @@
+"""History: every change of the catalog's content, row by row, gathered by the database itself while a transaction runs.
+
+Triggers that live in the writing connection note each row that is put or dropped in a table of content. When the
+transaction ends, the notes become one fact, evt.catalog.changed, in the outbox: whatever wrote the rows, nothing is
+left out, and a new catalog made of these facts alone is the same, row for row.
+"""
+
+import gzip
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+import msgspec
+
+from agents.images.files import place
+from schemas.models import Change, Changed
+
+TABLES = (
+    "models",
+    "paths",
+    "descriptions",
+    "digests",
+    "tags",
+    "model_tags",
+    "images",
+    "pending_import",
+    "pending_model_tags",
+    "pending_images",
+    "outputs",
+)
+"""Tables of content, those first that others refer to."""
+
+INLINE_BYTES = 48 * 1024
+"""Up to here the rows are in the fact itself; more are in a file beside the catalog, which the fact names."""
+
+_NOTE_SELECTED = "INSERT INTO temp.changes (op, tbl, content)"
+_NOTE = "INSERT INTO changes (op, tbl, content) VALUES"  # a temporary trigger finds it without its schema's name
+
+
+async def begin(writer: aiosqlite.Connection) -> None:
+    """Make the notes' table and the triggers, for as long as this connection is open."""
+    await writer.execute_fetchall("PRAGMA temp_store = MEMORY")
+    await writer.executescript(
+        "CREATE TEMP TABLE changes (n INTEGER PRIMARY KEY, op TEXT NOT NULL, tbl TEXT NOT NULL, content TEXT NOT NULL);"
+        "CREATE TEMP TABLE touched (sha256 TEXT PRIMARY KEY) WITHOUT ROWID;"
+    )
+    for table in TABLES:
+        columns = await columns_of(writer, table)
+        keys = [column for column in columns if column.is_key]
+        new, old = _object("NEW", columns), _object("OLD", keys)
+        differs = " OR ".join(f"OLD.{column.name} IS NOT NEW.{column.name}" for column in columns)
+        await writer.executescript(
+            f"CREATE TEMP TRIGGER note_insert_{table} AFTER INSERT ON main.{table} BEGIN"
+            f" {_NOTE} ('put', '{table}', {new}); END;"
+            f"CREATE TEMP TRIGGER note_update_{table} AFTER UPDATE ON main.{table} WHEN {differs} BEGIN"
+            f" {_NOTE} ('put', '{table}', {new}); END;"
+            f"CREATE TEMP TRIGGER note_delete_{table} AFTER DELETE ON main.{table} BEGIN"
+            f" {_NOTE} ('drop', '{table}', {old}); END;"
+        )
+
+
+async def note_everything(writer: aiosqlite.Connection) -> None:
+    """Note every row there is: for a catalog that has rows from before it had a history."""
+    for table in TABLES:
+        content = _object(table, await columns_of(writer, table))
+        await writer.execute_fetchall(f"{_NOTE_SELECTED} SELECT 'put', '{table}', {content} FROM {table}")
+
+
+class Column(msgspec.Struct, frozen=True):
+    """A column that holds something of its own; `is_key` says that it is part of what names its row."""
+
+    name: str
+    type: str
+    is_key: bool
+
+
+async def columns_of(connection: aiosqlite.Connection, table: str) -> list[Column]:
+    """The columns of a table, in order, but for generated ones. What names a row of `paths` is its path: what else
+    numbers its rows is of one file only."""
+    rows = await connection.execute_fetchall(f"PRAGMA table_xinfo({table})")
+    keys = {"root", "rel"} if table == "paths" else {name for _, name, _, _, _, key, _ in rows if key}
+    return [Column(name, type, name in keys) for _, name, type, _, _, _, hidden in rows if not hidden]
+
+
+def _object(row: str, columns: list[Column]) -> str:
+    """SQL for the row as JSON. Reals are text with all their digits: as numbers they would lose the last two."""
+    values = (
+        f"'{column.name}', "
+        + (f"printf('%!.17g', {row}.{column.name})" if column.type == "REAL" else f"{row}.{column.name}")
+        for column in columns
+    )
+    return f"json_object({', '.join(values)})"
+
+
+def changed(id: str, notes: list[tuple[str, str, str]], folder: Path, at: float) -> Changed:
+    """One transaction's notes (op, table, JSON of the row) as a fact; many are put into a file in `folder`, by their
+    own SHA-256. Raises OSError when that can't be written."""
+    rows = [Change(op=op, table=table, row=msgspec.Raw(content.encode())) for op, table, content in notes]  # type: ignore[arg-type]
+    if sum(len(content) for _, _, content in notes) <= INLINE_BYTES:
+        inline = Changed(id=id, changes=tuple(rows), at=at)
+        if len(msgspec.json.encode(inline)) <= INLINE_BYTES:
+            return inline
+    data = gzip.compress(msgspec.json.encode(rows), 3, mtime=0)
+    key = hashlib.sha256(data).hexdigest()
+    place(folder / f"{key}.json.gz", data)
+    return Changed(id=id, file=key, at=at)
+
+
+def changes_of(fact: Changed, folder: Path) -> list[Change]:
+    """The rows that a fact tells of. Raises OSError when its file is gone, ValueError when it is not what it was."""
+    if not fact.file:
+        return list(fact.changes)
+    data = (folder / f"{fact.file}.json.gz").read_bytes()
+    if hashlib.sha256(data).hexdigest() != fact.file:
+        raise ValueError(f"the history's file {fact.file}.json.gz is damaged")
+    return msgspec.json.decode(gzip.decompress(data), type=list[Change])
+
+
+async def replay(writer: aiosqlite.Connection, changes: list[Change]) -> None:
+    """Do to the rows of another catalog what was done to those of the first, in the same order."""
+    columns = {table: await columns_of(writer, table) for table in {change.table for change in changes}}
+    for change in changes:
+        row: dict[str, Any] = json.loads(bytes(change.row))
+        keys = [column.name for column in columns[change.table] if column.is_key]
+        if change.op == "drop":
+            where = " AND ".join(f"{name} = :{name}" for name in keys)
+            await writer.execute_fetchall(f"DELETE FROM {change.table} WHERE {where}", row)
+            continue
+        names = [column.name for column in columns[change.table] if column.name in row]
+        values, rest = ", ".join(f":{name}" for name in names), [name for name in names if name not in keys]
+        update = ", ".join(f"{name} = excluded.{name}" for name in rest)
+        await writer.execute_fetchall(
+            f"INSERT INTO {change.table} ({', '.join(names)}) VALUES ({values})"
+            f" ON CONFLICT ({', '.join(keys)}) DO {f'UPDATE SET {update}' if update else 'NOTHING'}",
+            row,
+        )

@@ -1,0 +1,86 @@
+"""Pictures of models: an original's bytes into three tiers, by the names that the catalog gave them.
+
+Synchronous, for a worker thread. Encoding the same bytes again gives the same files, so a run after a crash writes what
+is missing and reports the same.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+
+from agents.images import files
+from agents.images.decode import Broken, picture, upright_size
+from agents.images.tiers import TIERS, tier_sizes, webp_tiers
+from bus.errors import UserError
+from schemas.images import EncodePicture, Picture
+
+_ORIGINAL = re.compile(r"blobs/[0-9a-f]{64}|images/pending/[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_LARGEST_ORIGINAL = 64 * 2**20
+
+
+class BadJob(UserError):
+    """A job's names could lead out of their folders."""
+
+
+class NotTheOriginal(UserError):
+    """The original is gone, or has other bytes than when it was catalogued."""
+
+
+class NameTaken(UserError):
+    """Other pictures lie under this picture's names."""
+
+
+def picture_names(sha256: str, number: int) -> dict[str, str]:
+    """The three files of a model's picture by tier, below the data directory. Raises BadJob."""
+    if not _SHA256.fullmatch(sha256) or number < 0:
+        raise BadJob(f"{sha256!r} and {number!r} name no picture of a model")
+    return {tier.name: f"images/{sha256}_{number}_{tier.name}.webp" for tier in TIERS}
+
+
+def encode_picture(job: EncodePicture, data_dir: Path) -> Picture:
+    """Write the three tiers of one picture of a model, and say what was written.
+
+    Raises BadPicture (no picture that can be used, with its kin), NotTheOriginal, NameTaken, BadJob, all UserErrors,
+    and OSError (a full disk), leaving complete files only.
+    """
+    names = picture_names(job.sha256, job.number)
+    if not _ORIGINAL.fullmatch(job.original):
+        raise BadJob(f"{job.original!r} is no place for an original")
+    data = original_bytes(data_dir / job.original, job.source)
+    width, height = upright_size(data)
+    if not width * height:
+        raise Broken("the picture has no pixels")
+    high = tier_sizes(width, height)["high"]
+    image = picture(data, enough=high)
+    tiers = webp_tiers(image, of=(width, height))
+    for tier, encoded in tiers.items():
+        final = data_dir / names[tier]
+        if not files.place(final, encoded, names_too=False) and final.read_bytes() != encoded:
+            raise NameTaken(f"{final.name} is there already and is another picture")
+    files.sync_folder(data_dir / "images")
+    width, height = high
+    return Picture(
+        index=job.number,
+        seed=0,
+        width=width,
+        height=height,
+        file=names["high"],
+        bytes=sum(map(len, tiers.values())),
+        sha256=hashlib.sha256(tiers["high"]).hexdigest(),
+        tiers=names,
+    )
+
+
+def original_bytes(path: Path, source: str) -> bytes:
+    """The bytes of an original whose SHA-256 is `source`. Raises NotTheOriginal, Broken, or OSError."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LARGEST_ORIGINAL + 1)
+    except FileNotFoundError as error:
+        raise NotTheOriginal(f"{path.name}, the original, is gone") from error
+    if len(data) > _LARGEST_ORIGINAL:
+        raise Broken(f"the original has more than {_LARGEST_ORIGINAL >> 20} MiB")
+    if hashlib.sha256(data).hexdigest() != source:
+        raise NotTheOriginal(f"{path.name}, the original, has other bytes than it had")
+    return data

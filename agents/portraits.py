@@ -1,0 +1,105 @@
+"""Portraits: the pictures of models, asked of the encoder, a few at a time, and written down when they are there; and
+the gallery of what was generated.
+
+A picture that waits is a row of the catalog, so a kill loses none: what waits is asked for again at start, and a job
+that is queued already is taken for the same.
+"""
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import structlog
+from anyio import to_thread
+
+from agents.bell import Bell
+from agents.catalog.database import Database
+from agents.catalog.describing import Waiting, forget_originals, images_waiting, picture_encoded, picture_refused
+from agents.catalog.gallery import add_outputs
+from agents.diffusion.samplers import labels
+from agents.images.infotext import of_plan
+from bus.client import Bus
+from bus.consumer import Fact, enqueue
+from bus.errors import DarkroomError
+from bus.ids import digest_id
+from bus.subjects import IMAGE_ENCODED, IMAGE_REFUSED, JOB_PLANNED, PICTURE, Subject
+from schemas.images import Encoded, EncodePicture, PictureRefused
+
+log = structlog.get_logger()
+
+HEARD: tuple[Subject[Any], ...] = (IMAGE_ENCODED, IMAGE_REFUSED)
+UNDER_WAY = 32
+"""Pictures of models in the encoder's queue at most: generated ones must find room there at any time."""
+ASK_AGAIN_SECONDS = 600.0
+"""What was asked for and has not come since is asked for once more."""
+
+
+class Portraits:
+    """The pictures of one catalog, whose files lie below `data`."""
+
+    def __init__(self, bus: Bus, db: Database, data: Path, clock: Callable[[], float]) -> None:
+        self.bus, self.db, self.data, self.clock = bus, db, data, clock
+        self.asked: set[str] = set()
+
+    async def keep_asking(self, bell: Bell) -> None:
+        """Ask for what waits, oldest first, for ever."""
+        while True:
+            try:
+                waiting = await images_waiting(self.db, limit=UNDER_WAY)
+                self.asked &= {job_id(one) for one in waiting}
+                for one in waiting:
+                    await self._ask(one)
+            except (DarkroomError, sqlite3.Error) as error:
+                log.warning("pictures not asked for yet", error=str(error))
+                bell.ring()
+                await anyio.sleep(self.bus.settings.retry_delay)
+            with anyio.move_on_after(ASK_AGAIN_SECONDS) as patience:
+                await bell.wait()
+            if patience.cancelled_caught:
+                self.asked.clear()
+
+    async def _ask(self, one: Waiting) -> None:
+        if (id := job_id(one)) in self.asked:
+            return
+        job = EncodePicture(id=id, sha256=one.sha256, number=one.number, original=one.original, source=one.source)
+        await enqueue(self.bus, PICTURE, job, id=id)
+        self.asked.add(id)
+
+    async def hear(self, facts: list[Fact]) -> None:
+        """Write down what was encoded, and what could not be."""
+        outputs = [await self._with_infotext(fact.payload) for fact in facts if _is_generated(fact.payload)]
+        done: list[str] = []
+        async with self.db.atomic() as sql:
+            for fact in facts:
+                if isinstance(fact.payload, PictureRefused):
+                    log.warning("picture refused", sha256=fact.payload.sha256, error=fact.payload.error)
+                    await picture_refused(sql, fact.payload)
+                elif fact.payload.model:
+                    done += await picture_encoded(sql, fact.payload)
+            for encoded, model, texts in outputs:
+                await add_outputs(sql, encoded, model, texts)
+        await to_thread.run_sync(forget_originals, self.data, done)
+
+    async def _with_infotext(self, fact: Encoded) -> tuple[Encoded, str, list[str]]:
+        """A job's pictures, their checkpoint, and the text of each; without its plan, nothing tells either."""
+        stored = await self.bus.last(JOB_PLANNED, id=fact.id)
+        if stored is None:
+            return fact, "", [""] * len(fact.pictures)
+        plan = stored.payload
+        sampler, scheduler = labels(plan.sampler, plan.scheduler)
+        texts = [
+            of_plan(plan, seed=one.seed, width=one.width, height=one.height, sampler=sampler, scheduler=scheduler)
+            for one in fact.pictures
+        ]
+        return fact, plan.model.sha256, texts
+
+
+def job_id(one: Waiting) -> str:
+    """The same picture is the same job."""
+    return digest_id("picture", one.sha256, one.number, one.source)
+
+
+def _is_generated(payload: Encoded | PictureRefused) -> bool:
+    return isinstance(payload, Encoded) and not payload.model
