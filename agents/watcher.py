@@ -1,4 +1,5 @@
-"""Watcher: looks at the roots, lets a file in when it is complete, says evt.file.settled/moved/removed and job.hash.
+"""Watcher: looks at the roots, lets a file in when it is complete, says evt.file.settled/moved/removed and job.hash;
+tells what lies beside it (evt.file.described).
 
 A scan is the truth; events of the file system only wake it. What was seen and what has still to be said are in
 `data/files.sqlite3`, written together, so a kill at any moment loses nothing. It hears evt.file.hashed for its cache
@@ -20,6 +21,7 @@ import structlog
 from anyio import to_thread
 
 from agents.ingest import events, gate, judging, table
+from agents.ingest.beside import Describer
 from agents.ingest.files_db import FilesDb, Unsent
 from agents.ingest.fingerprint import verified
 from agents.ingest.glance import take_up
@@ -34,6 +36,7 @@ from bus.ids import digest_id
 from bus.subjects import (
     ASK_FILES,
     ASK_ROOT,
+    FILE_DESCRIBED,
     FILE_HASH_FAILED,
     FILE_HASHED,
     FILE_MOVED,
@@ -54,6 +57,7 @@ _SAID: dict[str, Subject[Any]] = {
     "moved": FILE_MOVED,
     "removed": FILE_REMOVED,
     "refused": FILE_REFUSED,
+    "described": FILE_DESCRIBED,
 }
 _BATCH = 256
 _LISTED = 1000
@@ -74,7 +78,7 @@ async def run(
     """Watch until cancelled. Ready when changes are heard and the first scan is in the table. Raises UserError."""
     _refuse_twins(roots)
     async with table.opened(data_dir / "files.sqlite3") as rows, anyio.create_task_group() as tasks:
-        watcher = Watcher(bus, rows, roots, settings)
+        watcher = Watcher(bus, rows, roots, settings, data_dir)
         heard = {root: anyio.Event() for root in roots}
         for root, event in heard.items():
             tasks.start_soon(watcher.hear_changes, root, event)
@@ -94,6 +98,7 @@ async def run(
         tasks.start_soon(watcher.keep_looking)
         tasks.start_soon(watcher.keep_judging)
         tasks.start_soon(watcher.keep_saying)
+        tasks.start_soon(watcher.describer.keep)
         task_status.started()
 
 
@@ -108,8 +113,11 @@ def _refuse_twins(roots: Mapping[str, str]) -> None:
 class Watcher:
     """The three loops (look, judge, say) and what wakes them."""
 
-    def __init__(self, bus: Bus, table: table.Table, roots: Mapping[str, str], settings: WatcherSettings) -> None:
+    def __init__(
+        self, bus: Bus, table: table.Table, roots: Mapping[str, str], settings: WatcherSettings, data: Path
+    ) -> None:
         self.bus, self.table, self.roots, self.settings = bus, table, dict(roots), settings
+        self.describer = Describer(table, self.roots, data, settings.stable, lambda: self.say_now.set())
         self.look_now, self.judge_now, self.say_now = anyio.Event(), anyio.Event(), anyio.Event()
         self.look_at = float("inf")
         self.loop = asyncio.get_running_loop()
@@ -140,7 +148,7 @@ class Watcher:
             elif self.due.get(id, 0.0) > soon:
                 del self.due[id]
                 self.judge_now.set()
-        if what.folders:
+        if what.folders or what.beside:
             self.look_at = time.monotonic() + _LOOK_TWICE
         if what.unknown or len(self.fresh) > events.MANY:
             self.fresh.clear()
@@ -199,6 +207,7 @@ class Watcher:
             self.stale = True
             self.judge_now.set()
             self.say_now.set()
+        self.describer.looked(scans)
         self.looks += 1
         return time.monotonic() - began
 
@@ -369,6 +378,7 @@ class Watcher:
                     db.remember(hashed.stat, hashed.sha256, hashed.identity, hashed_at=now)
 
         await self.table.do(remember)
+        self.describer.hashed()
 
     async def judge_failed(self, facts: list[Fact]) -> None:
         """A file that could not be hashed goes before the gate again; one that can't be read is refused."""

@@ -19,7 +19,7 @@ from watchfiles import Change, watch
 from agents.ingest.errors import EventsLost
 from agents.ingest.glance import lies_in_skipped
 from agents.ingest.mounts import is_remote
-from agents.ingest.names import why_ignored
+from agents.ingest.names import described_by, why_ignored
 from agents.ingest.paths import encode, is_inside
 from schemas.settings import WatcherSettings
 
@@ -32,11 +32,12 @@ MANY = 1000
 
 
 class Heard(msgspec.Struct, frozen=True, kw_only=True):
-    """The rels that changed. `folders` means that folders came, of whose content nothing may have been heard;
-    `unknown` that anything may have happened."""
+    """The rels that changed. `folders` means that folders came, of whose content nothing may have been heard; `beside`
+    that files that describe models changed; `unknown` that anything may have happened."""
 
     rels: frozenset[str] = frozenset()
     folders: bool = False
+    beside: bool = False
     unknown: bool = False
 
 
@@ -153,18 +154,21 @@ def sift(top: bytes, batch: Collection[tuple[Change, str]], besides: frozenset[b
     have been a folder.
     """
     rels: set[str] = set()
-    folders = False
+    folders = beside = False
     for change, path in batch:
         raw = os.fsencode(path)
         below = raw[len(top.rstrip(b"/")) + 1 :]
         if not is_inside(raw, top) or lies_in_skipped(below) or any(is_inside(raw, other) for other in besides):
             continue
-        if why_ignored(raw.rpartition(b"/")[2]) and change is not Change.deleted:
+        name = raw.rpartition(b"/")[2]
+        if described_by(name):
+            beside = True
+        if why_ignored(name) and change is not Change.deleted:
             if not Path(path).is_dir():
                 continue
             folders = True
         rels.add(encode(below))
-    return Heard(rels=frozenset(rels), folders=folders, unknown=len(batch) >= MANY)
+    return Heard(rels=frozenset(rels), folders=folders, beside=beside, unknown=len(batch) >= MANY)
 
 
 def identity_of(folder: str) -> tuple[int, int] | None:

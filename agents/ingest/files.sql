@@ -51,6 +51,28 @@ CREATE TABLE outbox (
     payload TEXT NOT NULL                       -- JSON
 ) STRICT;
 
+-- name: schema_2
+CREATE TABLE described (                        -- what was told of the files beside a model: of which content, and its mark
+    root TEXT NOT NULL,
+    rel TEXT NOT NULL,
+    sha256 TEXT NOT NULL,
+    mark TEXT NOT NULL,
+    PRIMARY KEY (root, rel)
+) STRICT, WITHOUT ROWID;
+
+ALTER TABLE outbox RENAME TO outbox_1;
+
+CREATE TABLE outbox (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,       -- the order in which to say it
+    kind TEXT NOT NULL CHECK (kind IN ('settled', 'moved', 'removed', 'refused', 'hash', 'described')),
+    message_id TEXT NOT NULL UNIQUE,
+    payload TEXT NOT NULL                       -- JSON
+) STRICT;
+
+INSERT INTO outbox SELECT * FROM outbox_1;
+
+DROP TABLE outbox_1;
+
 -- name: rows
 SELECT * FROM path ORDER BY root, rel;
 
@@ -148,6 +170,25 @@ WHERE NOT confirmed AND hashed_at <= :settled_before AND EXISTS (
     WHERE path.dev = hash.dev AND path.ino = hash.ino AND path.size = hash.size AND path.mtime_ns = hash.mtime_ns
         AND path.ctime_ns = hash.ctime_ns AND NOT path.gone AND path.root = :root
 );
+
+-- name: beside
+-- The files that are hashed and described, or were, with what was told of that.
+SELECT path.root, path.rel, path.key, hash.sha256, described.sha256 AS told, coalesce(described.mark, '') AS mark
+FROM path
+JOIN hash ON hash.dev = path.dev AND hash.ino = path.ino AND hash.size = path.size
+    AND hash.mtime_ns = path.mtime_ns AND hash.ctime_ns = path.ctime_ns
+LEFT JOIN described ON described.root = path.root AND described.rel = path.rel
+WHERE path.state = 'settled' AND NOT path.gone AND path.root = :root
+    AND (described.rel IS NOT NULL OR path.rel IN (SELECT value FROM json_each(:rels)))
+ORDER BY path.rel;
+
+-- name: describe
+INSERT INTO described (root, rel, sha256, mark) VALUES (:root, :rel, :sha256, :mark)
+ON CONFLICT (root, rel) DO UPDATE SET sha256 = excluded.sha256, mark = excluded.mark;
+
+-- name: prune_described
+DELETE FROM described
+WHERE NOT EXISTS (SELECT 1 FROM path WHERE path.root = described.root AND path.rel = described.rel);
 
 -- name: prune_paths
 DELETE FROM path WHERE gone AND NOT unmounted AND NOT told AND changed_at < :before;

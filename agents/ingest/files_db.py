@@ -5,6 +5,7 @@ transaction, so a kill between commit and publish loses nothing: the facts are s
 message ids. SQL lives in `files.sql`, by name.
 """
 
+import json
 import re
 import secrets
 import sqlite3
@@ -22,19 +23,20 @@ from agents.ingest.scan import Candidate
 from schemas import files
 from schemas.files import FilePath, Identity, Known, Stat
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CLOCK_GRAIN = 2.0
 """Seconds after which a file system's clock has certainly moved on: a hash is cached when the stat is still the
 same."""
 
-Message = files.Settled | files.Moved | files.Removed | files.Refused | files.Hash
-Kind = Literal["settled", "moved", "removed", "refused", "hash"]
+Message = files.Settled | files.Moved | files.Removed | files.Refused | files.Hash | files.Described
+Kind = Literal["settled", "moved", "removed", "refused", "hash", "described"]
 _TYPES: dict[Kind, type[Message]] = {
     "settled": files.Settled,
     "moved": files.Moved,
     "removed": files.Removed,
     "refused": files.Refused,
     "hash": files.Hash,
+    "described": files.Described,
 }
 _BIG = 1 << 64
 
@@ -48,6 +50,16 @@ class Unsent(msgspec.Struct, frozen=True, kw_only=True):
     message: Message
 
 
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """A hashed file, and what was told of the files beside it: as they were by `mark`, of the content `told`."""
+
+    path: FilePath
+    key: str
+    sha256: str
+    told: str
+    mark: str
+
+
 @contextmanager
 def opened(path: str | Path) -> Iterator["FilesDb"]:
     """The table in a file, made if need be. Raises WrongSchema or sqlite3.Error. To be used by the opening thread
@@ -58,7 +70,7 @@ def opened(path: str | Path) -> Iterator["FilesDb"]:
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 5000"):
             connection.execute(f"PRAGMA {pragma}")
         queries = _queries(Path(__file__).with_name("files.sql").read_text("utf-8"))
-        yield FilesDb(connection, queries, _prepare(connection, queries["schema"]))
+        yield FilesDb(connection, queries, _prepare(connection, queries["schema"], queries["schema_2"]))
     finally:
         connection.close()
 
@@ -186,6 +198,28 @@ class FilesDb:
         with self.atomic():
             self._run("remember", **_columns(stat), sha256=sha256, identity=text, hashed_at=hashed_at)
 
+    def beside(self, root: str, rels: Iterable[str]) -> list[Told]:
+        """Of the hashed files below a root, those of these rels, and those of which something was told before."""
+        return [
+            Told(
+                path=FilePath(root=root, rel=found["rel"]),
+                key=found["key"],
+                sha256=found["sha256"],
+                told=found["told"] or "",
+                mark=found["mark"],
+            )
+            for found in self._run("beside", root=root, rels=json.dumps([*rels]))
+        ]
+
+    def describe(self, fact: files.Described, mark: str) -> None:
+        """Says what is beside a model, and remembers that it was said."""
+        with self.atomic():
+            path = fact.path
+            self._run("describe", root=path.root, rel=path.rel, sha256=fact.sha256, mark=mark)
+            message_id = f"{self.instance}-described-{secrets.token_hex(8)}"
+            payload = msgspec.json.encode(fact).decode()
+            self._run("say", kind="described", message_id=message_id, payload=payload)
+
     def unsent(self, limit: int = 1000) -> list[Unsent]:
         """What has still to be published, oldest first."""
         return [
@@ -212,6 +246,7 @@ class FilesDb:
         """Forgets paths gone (not unmounted), and hashes of no path, since before that time."""
         with self.atomic():
             self._run("prune_paths", before=before)
+            self._run("prune_described")
             self._run("prune_hashes", before=before)
 
     def _apply(self, change: Change, now: float) -> None:
@@ -321,18 +356,20 @@ def _queries(text: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def _prepare(connection: sqlite3.Connection, schema: str) -> str:
-    """Makes the tables in a new file; gives the table's instance. Raises WrongSchema."""
+def _prepare(connection: sqlite3.Connection, *schemas: str) -> str:
+    """Makes the tables in a new file, and brings an older one up to date; gives the table's instance. Raises
+    WrongSchema."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version == 0:
+        if version > SCHEMA_VERSION:
+            raise WrongSchema
+        for schema in schemas[version:]:
             for statement in schema.split(";\n"):
                 connection.execute(statement)
+        if version == 0:
             connection.execute("INSERT INTO meta (instance) VALUES (?)", (secrets.token_hex(16),))
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        elif version != SCHEMA_VERSION:
-            raise WrongSchema
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     except BaseException:
         connection.execute("ROLLBACK")
         raise

@@ -20,6 +20,21 @@ TEMPORARY_SUFFIXES = (
 )
 """Endings of names under which a browser or downloader writes, and of the control files it keeps beside its target."""
 
+PREVIEW_SUFFIXES = (
+    b".preview.png",
+    b".preview.jpg",
+    b".preview.jpeg",
+    b".preview.webp",
+    b".png",
+    b".jpg",
+    b".jpeg",
+    b".webp",
+)
+"""Of pictures beside a model, in the order in which they are shown."""
+
+SIDECAR_SUFFIXES = (b".civitai.info", b".json", *PREVIEW_SUFFIXES)
+"""What other programs add to a model's name, less its extension, for files that describe it; longer ones first."""
+
 _SYNCTHING = (b".syncthing.", b"~syncthing~")
 
 
@@ -35,6 +50,15 @@ def why_ignored(name: bytes) -> str:
     if not lower.endswith(MODEL_SUFFIXES):
         return "not a model's extension: " + ", ".join(suffix.decode() for suffix in MODEL_SUFFIXES)
     return ""
+
+
+def described_by(name: bytes) -> bytes:
+    """The name, without its extension, of the model that the file `name` would say something of; nothing when it is no
+    sidecar."""
+    for suffix in SIDECAR_SUFFIXES:
+        if name.endswith(suffix):
+            return name[: -len(suffix)]
+    return b""
 
 
 def is_skipped_folder(name: bytes) -> bool:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from agents.ingest.names import controlled_by, is_skipped_folder, why_ignored
+from agents.ingest.names import controlled_by, described_by, is_skipped_folder, why_ignored
 from agents.ingest.paths import encode, is_inside, stat_of
 from schemas.files import Stat
 
@@ -37,7 +37,8 @@ class Scan(msgspec.Struct, frozen=True, kw_only=True):
     """What lies in the root `root` (its name).
 
     `state` "gone" means the folder itself is missing or its disk is, "unreadable" that nothing can be said.
-    `candidates` is by rel. `controlled` are the rels that a control file or temporary name beside them calls
+    `candidates` is by rel; so are `marks`, of the files beside those that have some: another mark is another content
+    of theirs. `controlled` are the rels that a control file or temporary name beside them calls
     unfinished. `unread` are the rels (folders, or files) of which nothing is known this time, so nothing below them
     may be called gone. `devices` are the device numbers of the folders walked: a file of another device is not gone,
     its disk is.
@@ -46,6 +47,7 @@ class Scan(msgspec.Struct, frozen=True, kw_only=True):
     root: str
     state: Literal["present", "gone", "unreadable"]
     candidates: dict[str, Candidate] = {}
+    marks: dict[str, str] = {}
     controlled: frozenset[str] = frozenset()
     unread: tuple[str, ...] = ()
     devices: frozenset[int] = frozenset()
@@ -76,6 +78,7 @@ def scan(root: str, folder: str | bytes, besides: frozenset[bytes] = frozenset()
         root=root,
         state="present",
         candidates=walk.candidates,
+        marks=walk.marks,
         controlled=frozenset(walk.controlled & walk.candidates.keys()),
         unread=tuple(walk.unread),
         devices=frozenset(walk.devices),
@@ -90,6 +93,7 @@ class _Walk:
         self.top, self.besides = top, besides
         self.folders: list[tuple[bytes, str]] = []
         self.candidates: dict[str, Candidate] = {}
+        self.marks: dict[str, str] = {}
         self.controlled: set[str] = set()
         self.unread: list[str] = []
         self.devices: set[int] = set()
@@ -98,6 +102,8 @@ class _Walk:
     def enter(self, path: bytes, rel: str) -> None:
         """Looks at every name in one folder. Raises OSError when the folder itself can't be read."""
         prefix = rel + "/" if rel else ""
+        beside: dict[bytes, list[os.DirEntry[bytes]]] = {}
+        models: list[bytes] = []
         with os.scandir(path) as entries:
             self.devices.add(os.lstat(path).st_dev)
             for entry in entries:
@@ -110,7 +116,13 @@ class _Walk:
                 elif entry.is_symlink():
                     self.link(entry, prefix + encode(name))
                 elif not why_ignored(name):
+                    models.append(name)
                     self.file(entry, prefix + encode(name))
+                elif stem := described_by(name):
+                    beside.setdefault(stem, []).append(entry)
+        for name in models:
+            if found := beside.get(name.rpartition(b".")[0]):
+                self.mark(prefix + encode(name), found)
 
     def file(self, entry: os.DirEntry[bytes], rel: str) -> None:
         """A name that may be a model."""
@@ -120,6 +132,18 @@ class _Walk:
             self.failed(rel, error)
             return
         self.candidates[rel] = Candidate(rel, stat_of(result), result.st_nlink)
+
+    def mark(self, rel: str, found: list[os.DirEntry[bytes]]) -> None:
+        """The files beside a model, by all that tells one content of theirs from another without reading it."""
+        parts = []
+        for entry in sorted(found, key=lambda entry: entry.name):
+            try:
+                result = entry.stat(follow_symlinks=False)
+            except OSError:
+                continue  # it has just vanished, and will be missed at the next scan
+            parts.append(f"{encode(entry.name)} {result.st_ino} {result.st_size} {result.st_mtime_ns}")
+        if parts:
+            self.marks[rel] = "/".join(parts)
 
     def link(self, entry: os.DirEntry[bytes], rel: str) -> None:
         """A symbolic link: its file is a candidate, the gate judges where it lies; its folder is at most a problem."""

@@ -15,6 +15,8 @@ from typing import Any
 
 import msgspec
 
+from agents.ingest.names import PREVIEW_SUFFIXES
+
 JSON_BYTES = 1 << 20
 TEXT_LENGTH = 8_000
 """Characters of a description or note that are kept."""
@@ -23,9 +25,6 @@ HTML_LENGTH = 8 * TEXT_LENGTH
 NAME_LENGTH = 200
 WORDS = 64
 WORD_LENGTH = 120
-PREVIEW_SUFFIXES = (".preview.png", ".preview.jpg", ".preview.jpeg", ".preview.webp", ".png", ".jpg", ".jpeg", ".webp")
-"""In the order in which they are shown."""
-
 _OPEN_SAFELY = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _BREAKS = re.compile(r"<(?:br|/p|/li|/h[1-6]|/div)\b[^<>]*>", re.IGNORECASE)
@@ -57,7 +56,7 @@ def read_sidecars(path: str | bytes | Path) -> Sidecars:
     problems: list[str] = []
     own, own_problems = _parsed(_beside(stem, ".json"), problems)
     theirs, their_problems = _parsed(_beside(stem, ".civitai.info"), problems)
-    previews = tuple(file for suffix in PREVIEW_SUFFIXES if _is_file(file := _beside(stem, suffix)))
+    previews = tuple(file for suffix in map(os.fsdecode, PREVIEW_SUFFIXES) if _is_file(file := _beside(stem, suffix)))
     merged = {
         field: getattr(own, field) or getattr(theirs, field)
         for field in ("name", "description", "notes", "base_model", "trigger_words", "tags", "source_url")

@@ -1,0 +1,34 @@
+"""Blobs: bytes kept in `data/blobs` under their own SHA-256, until nothing refers to them any more."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from agents.images.files import place
+
+FOLDER = "blobs"
+
+
+def put(data: Path, content: bytes) -> str:
+    """Keep bytes, durably; returns their key, the SHA-256 in hex. What is there already is as good as new. Raises
+    OSError."""
+    key = hashlib.sha256(content).hexdigest()
+    blob = data / FOLDER / key
+    if not place(blob, content):
+        os.utime(blob)
+    return key
+
+
+def sweep(data: Path, used: Collection[str], *, before: float) -> int:
+    """Remove the blobs put before that time (seconds since 1970) that are not `used` (by key). The number removed."""
+    removed = 0
+    with contextlib.suppress(FileNotFoundError), os.scandir(data / FOLDER) as entries:
+        for entry in entries:
+            if len(entry.name) == 64 and entry.name not in used:
+                with contextlib.suppress(FileNotFoundError):
+                    if entry.stat(follow_symlinks=False).st_mtime < before:
+                        Path(entry.path).unlink()
+                        removed += 1
+    return removed

@@ -1,0 +1,205 @@
+"""Beside: when what lies beside a model is new, holds still, and is to be told; and reading it for that.
+
+A model is told of once its content is known, so that what is said is said of a content, wherever that moves later.
+"""
+
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import anyio
+import msgspec
+import structlog
+from anyio import to_thread
+
+from agents.images import blobs
+from agents.ingest.errors import IngestError
+from agents.ingest.files_db import FilesDb, Told
+from agents.ingest.paths import resolve
+from agents.ingest.scan import Scan
+from agents.ingest.sidecars import Sidecars, read_sidecars
+from agents.ingest.table import Table
+from schemas.files import Described, Details, Preview
+
+log = structlog.get_logger()
+
+PREVIEWS = 8
+PREVIEW_BYTES = 16 << 20
+LARGEST_FACT = 48 << 10
+"""Bytes of JSON; of a longer one the texts are cut."""
+_BATCH = 32
+_AGAIN = 5.0
+
+
+class Due(msgspec.Struct, frozen=True, kw_only=True):
+    """A model of which something is to be told, and the mark of what lies beside it now (empty: nothing any more)."""
+
+    model: Told
+    mark: str
+
+
+class Beside:
+    """The marks of what lies beside the models, and since when each is what it is (seconds of a clock that never goes
+    back)."""
+
+    def __init__(self, stable: float) -> None:
+        self.stable = stable
+        self.marks: dict[str, dict[str, tuple[str, float]]] = {}
+
+    def look(self, scans: Iterable[Scan], now: float) -> bool:
+        """Take in what scans saw; whether any mark is another one. Of a root that is away nothing is said."""
+        changed = False
+        for one in scans:
+            if one.state != "present":
+                continue
+            before = self.marks.get(one.root, {})
+            after: dict[str, tuple[str, float]] = {}
+            for rel, mark in one.marks.items():
+                known = before.get(rel)
+                after[rel] = known if known is not None and known[0] == mark else (mark, now)
+            changed |= after != before
+            self.marks[one.root] = after
+        return changed
+
+    def settles_in(self, now: float) -> float:
+        """Seconds until the next mark has held still for long enough; infinite when all have."""
+        since = (at for marks in self.marks.values() for _, at in marks.values())
+        return min((at + self.stable - now for at in since if at + self.stable > now), default=float("inf"))
+
+    def due(self, db: FilesDb, now: float) -> list[Due]:
+        """What is to be told: marks that hold still and were not told of this content."""
+        found = []
+        for root, marks in [*self.marks.items()]:
+            still = {rel: mark for rel, (mark, since) in marks.items() if now - since >= self.stable}
+            for model in db.beside(root, still):
+                rel = model.path.rel
+                if rel in marks and rel not in still:
+                    continue
+                mark = still.get(rel, "")
+                if (mark, model.sha256 if mark else "") != (model.mark, model.told if model.mark else ""):
+                    found.append(Due(model=model, mark=mark))
+        return found
+
+
+class Describer:
+    """Tells what lies beside the models of these roots; `say` is called when there is something in the outbox."""
+
+    def __init__(
+        self, table: Table, roots: Mapping[str, str], data: Path, stable: float, say: Callable[[], None]
+    ) -> None:
+        self.table, self.roots, self.data, self.say = table, roots, data, say
+        self.beside = Beside(stable)
+        self.wake = anyio.Event()
+
+    def looked(self, scans: Iterable[Scan]) -> None:
+        """Take in what scans saw."""
+        if self.beside.look(scans, time.monotonic()):
+            self.wake.set()
+
+    def hashed(self) -> None:
+        """The content of more files is known."""
+        if any(self.beside.marks.values()):
+            self.wake.set()
+
+    async def keep(self) -> None:
+        """Tell what is due, for ever; what can't be kept (a full disk) is tried again."""
+        while True:
+            self.wake = anyio.Event()
+            try:
+                due = await self.table.do(lambda db: self.beside.due(db, time.monotonic()))
+                for start in range(0, len(due), _BATCH):
+                    await self._tell(due[start : start + _BATCH])
+            except OSError as error:
+                log.warning("sidecars not told yet", error=str(error))
+                await anyio.sleep(_AGAIN)
+                continue
+            with anyio.move_on_after(self.beside.settles_in(time.monotonic())):
+                await self.wake.wait()
+
+    async def _tell(self, due: list[Due]) -> None:
+        at = time.time()
+
+        def read() -> list[Described]:
+            return [describe(one, self.roots[one.model.path.root], self.data, at) for one in due]
+
+        facts = await to_thread.run_sync(read)
+
+        def write(db: FilesDb) -> None:
+            with db.atomic():
+                for one, fact in zip(due, facts, strict=True):
+                    db.describe(fact, one.mark)
+
+        await self.table.do(write)
+        for fact in facts:
+            if fact.problems:
+                log.warning("not everything beside a model can be used", rel=fact.path.rel, problems=fact.problems)
+        self.say()
+
+
+def describe(due: Due, folder: str, data: Path, at: float) -> Described:
+    """Read what lies beside a model below the root's `folder`, its pictures into the blobs of the data directory. What
+    can't be read or used is a problem in a sentence. Raises OSError when the blobs can't be written."""
+    path = due.model.path
+    try:
+        found = read_sidecars(resolve(folder, path.rel)) if due.mark else Sidecars()
+    except (IngestError, OSError) as error:
+        found = Sidecars(problems=(str(error),))
+    previews, problems = [], list(found.problems)
+    for file in found.previews[:PREVIEWS]:
+        picture, problem = _picture(file)
+        if problem:
+            problems.append(problem)
+        else:
+            previews.append(Preview(name=file.name.encode("utf-8", "replace").decode(), blob=blobs.put(data, picture)))
+    details = Details(
+        title=found.name,
+        description=found.description,
+        notes=found.notes,
+        base_model=found.base_model,
+        source_url=found.source_url,
+        trigger_words=found.trigger_words,
+        nsfw=found.nsfw,
+    )
+    fact = Described(
+        key=due.model.key,
+        path=path,
+        sha256=due.model.sha256,
+        details=details,
+        tags=found.tags,
+        previews=tuple(previews),
+        problems=tuple(problems[:20]),
+        at=at,
+    )
+    return _fitted(fact)
+
+
+def _picture(file: Path) -> tuple[bytes, str]:
+    """The bytes of a picture, or why they are not used. No link is followed, nothing but a file is read."""
+    shown = file.name.encode("utf-8", "replace").decode()
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                return b"", f"{shown} is no file and is not shown."
+            if status.st_size > PREVIEW_BYTES:
+                return b"", f"{shown} is larger than {PREVIEW_BYTES >> 20} MiB and is not shown."
+            with os.fdopen(os.dup(fd), "rb") as reading:
+                return reading.read(PREVIEW_BYTES), ""
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return b"", f"{shown} can't be read ({error.strerror})."
+
+
+def _fitted(fact: Described) -> Described:
+    """The fact with its texts cut until it rides the bus."""
+    length = max(len(fact.details.description), len(fact.details.notes))
+    while len(msgspec.json.encode(fact)) > LARGEST_FACT and length > 1:
+        length //= 2
+        details = fact.details
+        cut = msgspec.structs.replace(details, description=details.description[:length], notes=details.notes[:length])
+        fact = msgspec.structs.replace(fact, details=cut)
+    return fact
