@@ -112,10 +112,13 @@ async def scan(settings: Settings, as_json: bool) -> int:
     async with running_bus(settings, start=(CATALOGUING,)) as bus:
         began = time.monotonic()
         states = await scanning.look(bus, settings, quiet=as_json)
+        mended = await scanning.compare(bus)
         seconds = time.monotonic() - began
     if as_json:
-        say(msgspec.json.encode({"seconds": round(seconds, 3), "roots": states}).decode())
+        say(msgspec.json.encode({"seconds": round(seconds, 3), "mended": mended, "roots": states}).decode())
     else:
+        if mended:
+            say(f"the catalog differed from the folders: {mended:,} difference{'s' * (mended != 1)} mended")
         for state in states:
             ready = state.files - state.refused - state.waiting
             writing = f"{state.waiting:,} still being written, " if state.waiting else ""

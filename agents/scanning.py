@@ -9,8 +9,8 @@ import anyio
 
 from bus.client import Bus
 from bus.errors import NoAnswer, UserError
-from bus.subjects import ASK_ROOT
-from schemas.asks import RootState, ScanRoot
+from bus.subjects import ASK_COMPARE, ASK_ROOT
+from schemas.asks import Compare, Compared, RootState, ScanRoot
 from schemas.settings import Settings
 
 _ASK_AGAIN = 0.1
@@ -20,6 +20,19 @@ async def look(bus: Bus, settings: Settings, *, quiet: bool) -> list[RootState]:
     """Have every root looked at, wait for what is found, and say how they are. Raises UserError without a watcher."""
     wanted = {root: (await _ask(bus, root, look=True)).look for root in settings.roots}
     return await _followed(bus, wanted, settings.watcher.stable + 1, quiet=quiet)
+
+
+async def compare(bus: Bus) -> int:
+    """Have the catalog compared with the watchers' tables; how many differences were mended. Raises UserError when no
+    migrator answers."""
+    try:
+        now = asked = await bus.ask(ASK_COMPARE, Compare(again=True), Compared, timeout=10)
+        while now.done < asked.number:
+            await anyio.sleep(_ASK_AGAIN)
+            now = await bus.ask(ASK_COMPARE, Compare(), Compared, timeout=10)
+    except NoAnswer as error:
+        raise UserError("no catalog answers: is a migrator running?") from error
+    return now.mended - asked.mended
 
 
 async def _ask(bus: Bus, root: str, *, look: bool = False) -> RootState:

@@ -2,12 +2,14 @@
 
 import functools
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import anyio
 import pytest
 
-from agents import desk, hasher, migrator, watcher
+from agents import desk, hasher, migrator, scanning, watcher
 from agents.diffusion.tiny import write_tiny_checkpoint
 from bus.client import Bus
 from bus.subjects import ASK_FILES, FILE_HASHED, TICK_AGENT
@@ -67,6 +69,22 @@ async def test_a_catalog_restored_from_a_backup_is_made_alike_without_hashing(
         await bus.tick(TICK_AGENT, ALIVE, name="watcher", instance="new")
         await until(bus, {"second", "third"})
         assert await bus.waiting("FILES", FILE_HASHED.filter()) == hashed
+
+
+async def test_differences_are_mended_when_somebody_asks(bus: Bus, data: Path):
+    write_tiny_checkpoint(data / "models" / "first.safetensors", seed=1)
+    async with running(*agents(bus, data)):
+        await until(bus, {"first"})
+        with anyio.fail_after(20):
+            while await ask_known(bus) != {"first"}:
+                await bus.flush()
+        assert await scanning.compare(bus) == 0
+        with closing(sqlite3.connect(data / "catalog.db")) as other:  # as if an older copy had been put in its place
+            other.execute("UPDATE paths SET present = 0")
+            other.commit()
+        await until(bus, set())
+        assert await scanning.compare(bus) == 1
+        await until(bus, {"first"})
 
 
 async def ask_known(bus: Bus) -> set[str]:
