@@ -8,10 +8,11 @@ published in order. A kill anywhere between the two repeats nothing and loses no
 
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import anyio
@@ -26,6 +27,7 @@ from agents.bell import Bell
 from agents.catalog.database import Database
 from agents.catalog.errors import CatalogTaken
 from agents.catalog.models import apply, forget_messages
+from agents.catalog.promoting import list_pending, promote_present
 from agents.catalog.resolve import list_models, resolve
 from agents.portraits import Portraits
 from agents.relay import relay
@@ -37,6 +39,8 @@ from bus.subjects import (
     ASK_COMPARE,
     ASK_HELLO,
     ASK_MODELS,
+    ASK_PENDING,
+    ASK_PROMOTE,
     ASK_RESOLVE,
     DEAD,
     EVENTS_OF_IMAGES,
@@ -50,8 +54,19 @@ from bus.subjects import (
     FILE_SETTLED,
     Subject,
 )
-from schemas.asks import Hello, ListModels, ModelList, Nothing, ResolveModel, ResolveReply
+from schemas.asks import (
+    Hello,
+    ListModels,
+    ListPending,
+    ModelList,
+    Nothing,
+    PendingList,
+    ResolveModel,
+    ResolveReply,
+    Strategy,
+)
 from schemas.models import Model
+from schemas.settings import MigratorSettings
 
 log = structlog.get_logger()
 
@@ -76,12 +91,14 @@ ANSWER_BYTES = 900_000
 REMEMBERED_SECONDS = 30 * 24 * 3600.0
 """How long the inbox remembers a message; a repeat that comes later finds its effect in the state."""
 _FOLLOWED = "files_followed"
+_DEFAULTS = MigratorSettings()
 
 
 async def run(
     bus: Bus,
     path: Path,
-    roots: Iterable[str] = (),
+    roots: Mapping[str, str] = MappingProxyType({}),
+    settings: MigratorSettings = _DEFAULTS,
     *,
     clock: Callable[[], float] = time.time,
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
@@ -105,7 +122,8 @@ async def run(
             await forget_messages(db, before=clock() - REMEMBERED_SECONDS)
             afresh = await db.meta(_FOLLOWED) is None
             tasks.start_soon(relay, bus, db, to_say)
-            files, images = partial(_hear_files, bus, db, clock), Portraits(bus, db, path.parent, clock)
+            files = partial(_hear_files, bus, db, clock, settings.conflicts)
+            images = Portraits(bus, db, path.parent, clock)
             await tasks.start(partial(follow, bus, FILES, HEARD, NAME, files, pattern=EVERYTHING, afresh=afresh))
             await db.put_meta(_FOLLOWED, "yes")
             # Until the catalog has heard all there is, "no such model" would be a lie that ends jobs.
@@ -116,15 +134,20 @@ async def run(
             )
             alike = Alike(bus, db, frozenset(roots), clock, partial(_catch_up, bus))
             tasks.start_soon(alike.keep)
+            tasks.start_soon(images.keep_tidy)
+            await promote_present(db, settings.conflicts, clock())
             await tasks.start(bus.answer, ASK_COMPARE, alike.asked)
+            await tasks.start(bus.answer, ASK_PROMOTE, images.promote)
             for subject, reply in ANSWERS.items():
                 await tasks.start(bus.answer, subject, partial(reply, db))
             log.info("catalog ready", path=str(path), instance=instance)
             task_status.started()
 
 
-async def _hear_files(bus: Bus, db: Database, clock: Callable[[], float], facts: list[Fact]) -> None:
-    await _apply(bus, db, facts, clock)
+async def _hear_files(
+    bus: Bus, db: Database, clock: Callable[[], float], strategy: Strategy, facts: list[Fact]
+) -> None:
+    await _apply(bus, db, facts, clock, strategy)
 
 
 async def _which(db: Database, ask: ResolveModel) -> ResolveReply:
@@ -137,7 +160,20 @@ async def _models(db: Database, ask: ListModels) -> msgspec.Raw:
     return listing(page, limit, ANSWER_BYTES)
 
 
-ANSWERS: dict[Subject[Any], Callable[..., Awaitable[Any]]] = {ASK_RESOLVE: _which, ASK_MODELS: _models}
+async def _pending(db: Database, ask: ListPending) -> PendingList:
+    limit = max(1, min(ask.limit, LISTED))
+    records = await list_pending(db, after=ask.after, limit=limit + 1)
+    page = records[:limit]
+    while len(encode(page)) > ANSWER_BYTES and len(page) > 1:
+        page = page[: len(page) // 2]
+    return PendingList(records=page, more=len(page) < len(records))
+
+
+ANSWERS: dict[Subject[Any], Callable[..., Awaitable[Any]]] = {
+    ASK_RESOLVE: _which,
+    ASK_MODELS: _models,
+    ASK_PENDING: _pending,
+}
 """What is asked of the catalog, and who answers from it."""
 
 
@@ -156,16 +192,16 @@ def listing(models: tuple[Model, ...], limit: int, room: int) -> msgspec.Raw:
     return msgspec.Raw(data)
 
 
-async def _apply(bus: Bus, db: Database, facts: list[Fact], clock: Callable[[], float]) -> int:
+async def _apply(bus: Bus, db: Database, facts: list[Fact], clock: Callable[[], float], strategy: Strategy) -> int:
     """Apply facts, all at once where possible. One that no row can hold (a path out of its root, say) becomes a dead
     letter and the others go on. Returns how many facts went into the outbox."""
     # A fact holds the time it was true: the same words again, by whatever way, are the same fact.
     told = [(digest_id(fact.row.template, encode(fact.payload)), fact.payload) for fact in facts]
     try:
-        return await apply(db, told, now=clock())
+        return await apply(db, told, now=clock(), strategy=strategy)
     except (sqlite3.IntegrityError, OverflowError) as error:
         if len(told) > 1:
-            return sum([await _apply(bus, db, [fact], clock) for fact in facts])
+            return sum([await _apply(bus, db, [fact], clock, strategy) for fact in facts])
         id, payload = told[0]
         why = " ".join(str(error).split())[:1000]
         log.error("impossible fact", fact=facts[0].row.template, error=why)

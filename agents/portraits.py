@@ -6,6 +6,7 @@ that is queued already is taken for the same.
 """
 
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,26 @@ from anyio import to_thread
 
 from agents.bell import Bell
 from agents.catalog.database import Database
-from agents.catalog.describing import Waiting, forget_originals, images_waiting, picture_encoded, picture_refused
+from agents.catalog.describing import (
+    Waiting,
+    forget_originals,
+    images_waiting,
+    originals_used,
+    picture_encoded,
+    picture_refused,
+    pictures_used,
+)
 from agents.catalog.gallery import add_outputs
+from agents.catalog.promoting import drop_promoted, promote_chosen, unused_originals
 from agents.diffusion.samplers import labels
 from agents.images.infotext import of_plan
+from agents.images.pictures import tidy
 from bus.client import Bus
 from bus.consumer import Fact, enqueue
 from bus.errors import DarkroomError
 from bus.ids import digest_id
 from bus.subjects import IMAGE_ENCODED, IMAGE_REFUSED, JOB_PLANNED, PICTURE, Subject
+from schemas.asks import Outcomes, Promote
 from schemas.images import Encoded, EncodePicture, PictureRefused
 
 log = structlog.get_logger()
@@ -32,6 +44,7 @@ log = structlog.get_logger()
 HEARD: tuple[Subject[Any], ...] = (IMAGE_ENCODED, IMAGE_REFUSED)
 UNDER_WAY = 32
 """Pictures of models in the encoder's queue at most: generated ones must find room there at any time."""
+TIDY_SECONDS = 3600.0
 ASK_AGAIN_SECONDS = 600.0
 """What was asked for and has not come since is asked for once more."""
 
@@ -73,14 +86,40 @@ class Portraits:
         done: list[str] = []
         async with self.db.atomic() as sql:
             for fact in facts:
-                if isinstance(fact.payload, PictureRefused):
+                if _is_refused(fact):
                     log.warning("picture refused", sha256=fact.payload.sha256, error=fact.payload.error)
                     await picture_refused(sql, fact.payload)
                 elif fact.payload.model:
                     done += await picture_encoded(sql, fact.payload)
             for encoded, model, texts in outputs:
                 await add_outputs(sql, encoded, model, texts)
-        await to_thread.run_sync(forget_originals, self.data, done)
+            models = {fact.payload.sha256 if _is_refused(fact) else fact.payload.model for fact in facts} - {""}
+            done += await drop_promoted(sql, models, self.clock())
+        await self.forget(done)
+
+    async def promote(self, ask: Promote) -> Outcomes:
+        """Promote the pending records that somebody chose."""
+        outcomes, originals = await promote_chosen(self.db, ask.ids, ask.strategy, self.clock())
+        await self.forget(originals)
+        return Outcomes(outcomes=outcomes)
+
+    async def keep_tidy(self) -> None:
+        """Every hour, remove pictures and originals that nothing in the catalog needs: what a kill left behind."""
+        while True:
+            try:
+                originals = frozenset(await originals_used(self.db))
+                pictures = frozenset(await pictures_used(self.db))
+                removed = await to_thread.run_sync(tidy, self.data, originals, pictures, time.time())
+                if removed:
+                    log.info("unused pictures removed", files=removed)
+            except OSError as error:
+                log.warning("pictures not tidied", error=str(error))
+            await anyio.sleep(TIDY_SECONDS)
+
+    async def forget(self, originals: list[str]) -> None:
+        """Remove those pending originals that nothing needs any more."""
+        unused = await unused_originals(self.db, originals)
+        await to_thread.run_sync(forget_originals, self.data, unused)
 
     async def _with_infotext(self, fact: Encoded) -> tuple[Encoded, str, list[str]]:
         """A job's pictures, their checkpoint, and the text of each; without its plan, nothing tells either."""
@@ -99,6 +138,10 @@ class Portraits:
 def job_id(one: Waiting) -> str:
     """The same picture is the same job."""
     return digest_id("picture", one.sha256, one.number, one.source)
+
+
+def _is_refused(fact: Fact) -> bool:
+    return isinstance(fact.payload, PictureRefused)
 
 
 def _is_generated(payload: Encoded | PictureRefused) -> bool:

@@ -32,7 +32,7 @@ _LAG_EVERY = 0.05
 AGENTS: dict[str, Callable[[Settings], tuple[Any, ...]]] = {
     "watcher": lambda s: (Path(s.data_dir), s.roots, s.watcher),
     "hasher": lambda s: (s.roots, s.hasher),
-    "migrator": lambda s: (Path(s.data_dir) / "catalog.db", tuple(s.roots)),
+    "migrator": lambda s: (Path(s.data_dir) / "catalog.db", s.roots, s.migrator),
     "preprocess": lambda s: (s.limits,),
     "generator": lambda s: (Path(s.data_dir), s.roots, s.generator),
     "encoder": lambda s: (Path(s.data_dir), s.encoder),

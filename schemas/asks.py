@@ -1,9 +1,11 @@
 """Asks: short requests and their replies."""
 
+from typing import Literal
+
 import msgspec
 
-from schemas.files import FilePath, Known, Stat
-from schemas.models import Model
+from schemas.files import Details, FilePath, Known, Stat
+from schemas.models import ImportReport, Model
 
 
 class Nothing(msgspec.Struct, frozen=True, kw_only=True):
@@ -15,6 +17,23 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
     reason: str
     error: str
+
+
+class AskImport(msgspec.Struct, frozen=True, kw_only=True):
+    """How far is the import of a legacy catalog with this job id?"""
+
+    id: str
+
+
+class ImportState(msgspec.Struct, frozen=True, kw_only=True):
+    """An import: `unknown` (not begun here, or never asked for), `running`, `done` or `failed`, and its report so far."""
+
+    id: str
+    state: Literal["unknown", "running", "done", "failed"]
+    source: str = ""
+    report: ImportReport = ImportReport()
+    began_at: float | None = None
+    ended_at: float | None = None
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,3 +138,61 @@ class FileList(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[ListedFile, ...]
     at: float
     more: bool = False
+
+
+Strategy = Literal["report", "override", "merge", "ignore", "delete"]
+"""What becomes of a pending record whose model is described already."""
+
+
+class ListPending(msgspec.Struct, frozen=True, kw_only=True):
+    """Pending records by id: a page of at most `limit`, after the one with the id `after`."""
+
+    after: int = 0
+    limit: int = 200
+
+
+class PendingRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A model whose content is not known yet. `path` is as its catalog wrote it, `place` where that lies below a root;
+    `sha256` is the model it would go to (state conflict) or goes to (promoting); `images` counts its pictures."""
+
+    id: int
+    legacy_id: int | None = None
+    path: str
+    place: FilePath | None = None
+    name: str
+    size: int | None = None
+    details: Details = Details()
+    origin: Literal["import", "scan"]
+    state: Literal["waiting", "conflict", "promoting"]
+    sha256: str | None = None
+    tags: tuple[str, ...] = ()
+    images: int = 0
+
+
+class PendingList(msgspec.Struct, frozen=True, kw_only=True):
+    """Pending records; `more` follow after the last."""
+
+    records: tuple[PendingRecord, ...]
+    more: bool = False
+
+
+class Promote(msgspec.Struct, frozen=True, kw_only=True):
+    """Promote these pending records now, where their files are hashed."""
+
+    ids: tuple[int, ...]
+    strategy: Strategy = "report"
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one pending record; `waiting` means that its file is not hashed yet."""
+
+    id: int
+    outcome: Literal["promoted", "conflict", "ignored", "deleted", "waiting", "unknown"]
+    sha256: str | None = None
+    error: str = ""
+
+
+class Outcomes(msgspec.Struct, frozen=True, kw_only=True):
+    """One for each id that was asked for, in that order."""
+
+    outcomes: tuple[Outcome, ...]

@@ -12,7 +12,7 @@ Digest = Literal["autov3", "blake3", "crc32"]
 """What can be had of a file from the same read as its SHA-256."""
 
 
-class FilePath(msgspec.Struct, frozen=True, kw_only=True, order=True):
+class FilePath(msgspec.Struct, frozen=True, kw_only=True, order=True, gc=False):
     """A configured root's name and the path below it: UTF-8, '/' between parts, with the percent sign and every byte
     that is not UTF-8 written %XX."""
 
@@ -20,7 +20,7 @@ class FilePath(msgspec.Struct, frozen=True, kw_only=True, order=True):
     rel: str
 
 
-class Stat(msgspec.Struct, frozen=True, kw_only=True):
+class Stat(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What identifies one version of a file's content without reading it."""
 
     dev: int

@@ -65,6 +65,13 @@ class HasherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     also: tuple[Digest, ...] = ()
 
 
+class MigratorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What becomes of a pending record when its file turns out to hold a model that is described already: `report` it
+    and leave it, `ignore` (leave it), `delete` it, `merge` (fill what is empty) or `override`."""
+
+    conflicts: Literal["report", "override", "merge", "ignore", "delete"] = "report"
+
+
 class GeneratorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One device. `threads` 0 leaves torch's choice. A warm model is kept for at most `affinity_jobs` jobs or
     `affinity_seconds` while others wait. `previews` a second; 0 turns them off."""
@@ -107,6 +114,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     http: HttpSettings = HttpSettings()
     watcher: WatcherSettings = WatcherSettings()
     hasher: HasherSettings = HasherSettings()
+    migrator: MigratorSettings = MigratorSettings()
     generator: GeneratorSettings = GeneratorSettings()
     encoder: EncoderSettings = EncoderSettings()
     limits: LimitSettings = LimitSettings()

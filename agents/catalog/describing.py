@@ -135,7 +135,7 @@ async def images_waiting(db: Database, *, limit: int) -> list[Waiting]:
 
 
 async def picture_encoded(sql: Statements, fact: Encoded) -> list[str]:
-    """The files of pictures are there. Returns the paths, below the data directory, of originals now done with."""
+    """The files of pictures are there. Returns the originals (paths below the data directory) that they needed."""
     done = []
     for picture in fact.pictures:
         key = {"sha256": fact.model, "number": picture.index}
@@ -148,8 +148,19 @@ async def picture_encoded(sql: Statements, fact: Encoded) -> list[str]:
     return done
 
 
+async def originals_used(db: Database) -> list[str]:
+    """The originals (paths below the data directory) that pictures and pending records need. Raises sqlite3.Error."""
+    return [str(path) for (path,) in await db.committed.rows("originals_used")]
+
+
+async def pictures_used(db: Database) -> list[tuple[str, int]]:
+    """Every picture there is or will be: its model and its number. Raises sqlite3.Error."""
+    return [(str(sha256), int(number)) for sha256, number in await db.committed.rows("pictures_used")]
+
+
 def forget_originals(data: Path, originals: Iterable[str]) -> None:
-    """Remove pending originals whose pictures are there, after that was committed; others have their own sweep."""
+    """Remove pending originals that nothing needs any more, after that was committed; blobs have a sweep of their
+    own."""
     for original in originals:
         if original.startswith(PENDING):
             (data / original).unlink(missing_ok=True)

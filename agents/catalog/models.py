@@ -11,17 +11,22 @@ from agents.catalog.describing import apply_described
 from agents.catalog.ledger import Entry, FileFact, Ledger, Place
 from agents.catalog.names import fold, stem
 from agents.catalog.outbox import say
+from agents.catalog.promoting import promote_placed
+from schemas.asks import Strategy
 from schemas.files import Described, FilePath, Hashed, HashFailed, Identity, Moved, Refused, Removed, Settled, Stat
 
 _identity = msgspec.json.Decoder(Identity)
 
 
-async def apply(db: Database, facts: Sequence[tuple[str, FileFact | Described]], *, now: float) -> int:
+async def apply(
+    db: Database, facts: Sequence[tuple[str, FileFact | Described]], *, now: float, strategy: Strategy = "report"
+) -> int:
     """Apply facts, each with its message id, in order and in one transaction: all of them or none.
 
     A message id that was applied before changes nothing. What changed about models goes into the outbox as facts of
     their own, whose message ids are made of the id of the fact that caused them. `now` (Unix seconds) is when the inbox
-    says it happened. Returns how many facts went into the outbox.
+    says it happened. Pending records of files whose content is known now are promoted; `strategy` is for those whose
+    model is described already. Returns how many facts went into the outbox.
 
     Raises sqlite3.IntegrityError, or OverflowError for a number over 63 bits, for a fact that no true watcher or hasher
     says, and sqlite3.OperationalError when the file can't be written.
@@ -41,6 +46,12 @@ async def apply(db: Database, facts: Sequence[tuple[str, FileFact | Described]],
         for id, fact in fresh.items():
             if isinstance(fact, Described):
                 count += await apply_described(sql, fact, id)
+        placed = [
+            (place.path, place.stat.size, place.sha256)
+            for place in ledger.changed_places.values()
+            if place.present and place.sha256
+        ]
+        count += await promote_placed(sql, placed, strategy, now)
         await sql.many("add_message", [{"message_id": id, "applied_at": now} for id in fresh])
     return count
 

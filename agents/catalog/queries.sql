@@ -214,3 +214,177 @@ LIMIT :limit;
 INSERT INTO outputs (job, n, file, digest, width, height, bytes, seed, model, infotext, created_at)
 VALUES (:job, :n, :file, :digest, :width, :height, :bytes, :seed, :model, :infotext, :created_at)
 ON CONFLICT DO NOTHING;
+
+-- name: layers_of
+SELECT layer, details FROM descriptions WHERE sha256 = :sha256;
+
+-- name: pending_of_files
+-- Waiting records of files [root, rel, folded name, size, sha256]: by place, or, where that holds no file, by name and size.
+SELECT p.id, p.path, json_extract(f.value, '$[4]') AS sha256, json_extract(f.value, '$[1]') AS rel, 1 AS by_place
+FROM json_each(:files) AS f
+JOIN pending_import AS p ON p.root = json_extract(f.value, '$[0]') AND p.rel = json_extract(f.value, '$[1]')
+WHERE p.state = 'waiting'
+UNION ALL
+SELECT p.id, p.path, json_extract(f.value, '$[4]'), json_extract(f.value, '$[1]'), 0
+FROM json_each(:files) AS f
+JOIN pending_import AS p ON p.folded = json_extract(f.value, '$[2]') AND p.size = json_extract(f.value, '$[3]')
+WHERE p.state = 'waiting'
+    AND NOT EXISTS (SELECT 1 FROM paths WHERE paths.root = p.root AND paths.rel = p.rel AND present = 1);
+
+-- name: hashed_files_pending
+-- Hashed files that waiting records could be of, by path.
+SELECT root, rel, size, sha256 FROM paths
+WHERE present = 1 AND sha256 IS NOT NULL AND (root, rel) > (:root, :rel)
+    AND (
+        EXISTS (SELECT 1 FROM pending_import AS p WHERE p.root = paths.root AND p.rel = paths.rel AND state = 'waiting')
+        OR EXISTS (
+            SELECT 1 FROM pending_import AS p
+            WHERE p.size = paths.size AND p.state = 'waiting' AND p.folded LIKE paths.folded || '%'
+        )
+    )
+ORDER BY root, rel LIMIT :limit;
+
+-- name: pending_details
+SELECT path, details FROM pending_import WHERE id = :id;
+
+-- name: pending_state
+SELECT state, sha256 FROM pending_import WHERE id = :id;
+
+-- name: files_of_pending
+-- The contents of the files that a record could be of: of the one at its place, else of those with its name and size.
+SELECT paths.sha256, 1 AS by_place FROM pending_import AS p JOIN paths ON paths.root = p.root AND paths.rel = p.rel
+WHERE p.id = :id AND present = 1 AND paths.sha256 IS NOT NULL
+UNION
+SELECT paths.sha256, 0 FROM pending_import AS p
+JOIN paths ON paths.size = p.size AND paths.folded = substr(p.folded, 1, length(paths.folded))
+WHERE p.id = :id AND present = 1 AND paths.sha256 IS NOT NULL
+    AND substr(p.folded, length(paths.folded) + 1) GLOB '.[^.]*'
+ORDER BY by_place DESC;
+
+-- name: unused_originals
+-- Of these paths of pending originals, those that no record and no picture needs any more.
+SELECT value FROM json_each(:originals)
+WHERE NOT EXISTS (SELECT 1 FROM images WHERE original = value)
+    AND NOT EXISTS (SELECT 1 FROM pending_images WHERE 'images/pending/' || file = value);
+
+-- name: pending_promoting
+UPDATE pending_import SET state = 'promoting', sha256 = :sha256 WHERE id = :id;
+
+-- name: pending_conflict
+UPDATE pending_import SET state = 'conflict', sha256 = :sha256
+WHERE id = :id AND (state <> 'conflict' OR sha256 <> :sha256) RETURNING id;
+
+-- name: pending_done
+-- Records promoted to these models whose pictures are all there, or can't be made.
+SELECT id, path FROM pending_import AS p
+WHERE state = 'promoting' AND sha256 IN (SELECT value FROM json_each(:sha256s)) AND NOT EXISTS (
+    SELECT 1 FROM pending_images AS mine
+    JOIN images ON images.sha256 = p.sha256 AND images.source = mine.source
+    WHERE mine.pending_id = p.id AND images.state = 'waiting'
+);
+
+-- name: drop_pending
+DELETE FROM pending_import WHERE id = :id;
+
+-- name: untag_model
+DELETE FROM model_tags WHERE sha256 = :sha256;
+
+-- name: tags_of_pending
+INSERT INTO model_tags (sha256, tag_id) SELECT :sha256, tag_id FROM pending_model_tags WHERE pending_id = :id
+ON CONFLICT DO NOTHING;
+
+-- name: originals_used
+SELECT original FROM images WHERE original <> ''
+UNION ALL SELECT 'images/pending/' || file FROM pending_images;
+
+-- name: pictures_used
+SELECT sha256, number FROM images;
+
+-- name: pictures_of_pending
+SELECT file, source FROM pending_images WHERE pending_id = :id ORDER BY n;
+
+-- name: pending
+SELECT id, legacy_id, path, root, rel, name, size, details, origin, state, sha256,
+    (
+        SELECT json_group_array(tags.name) FROM pending_model_tags JOIN tags ON tags.id = tag_id WHERE pending_id = p.id
+    ) AS tags,
+    (SELECT count(*) FROM pending_images WHERE pending_id = p.id) AS images
+FROM pending_import AS p WHERE id > :after ORDER BY id LIMIT :limit;
+
+-- name: import_state
+SELECT source, state, cursor, report, began_at, ended_at FROM imports WHERE id = :id;
+
+-- name: put_import
+INSERT INTO imports (id, source, state, cursor, report, began_at, ended_at)
+VALUES (:id, :source, :state, :cursor, :report, :began_at, :ended_at)
+ON CONFLICT (id) DO UPDATE SET
+    state = excluded.state, cursor = excluded.cursor, report = excluded.report, ended_at = excluded.ended_at;
+
+-- name: changed_rows
+-- How many rows the statement before this one changed itself.
+SELECT changes();
+
+-- name: tags_met
+SELECT id, name, color FROM tags
+WHERE id IN (SELECT value FROM json_each(:ids)) OR name IN (SELECT value FROM json_each(:names));
+
+-- name: largest_tag
+SELECT coalesce(max(id), 0) FROM tags;
+
+-- name: color_tag
+UPDATE tags SET color = :color WHERE id = :id;
+
+-- name: models_met
+-- Which of these contents are catalogued, and what an import said of them before.
+SELECT models.sha256, coalesce(details, '{}') FROM json_each(:sha256s) AS wanted
+JOIN models ON models.sha256 = wanted.value
+LEFT JOIN descriptions ON descriptions.sha256 = models.sha256 AND layer = 'import';
+
+-- name: import_model
+INSERT INTO models (sha256, name, folded, size, identity, created_at)
+VALUES (:sha256, :name, :folded, :size, :identity, :created_at);
+
+-- name: link_models
+INSERT INTO model_tags (sha256, tag_id) SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]')
+FROM json_each(:links) WHERE true ON CONFLICT DO NOTHING;
+
+-- name: link_pending
+INSERT INTO pending_model_tags (pending_id, tag_id) SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]')
+FROM json_each(:links) WHERE true ON CONFLICT DO NOTHING;
+
+-- name: pending_met
+-- Records of these paths, each with its pictures.
+SELECT id, path, state, details, size, root,
+    (SELECT json_group_array(json_array(n, source)) FROM pending_images WHERE pending_id = p.id)
+FROM pending_import AS p WHERE path IN (SELECT value FROM json_each(:paths));
+
+-- name: pending_ids_met
+SELECT id FROM pending_import WHERE id IN (SELECT value FROM json_each(:ids));
+
+-- name: largest_pending
+SELECT coalesce(max(id), 0) FROM pending_import;
+
+-- name: import_pending
+INSERT INTO pending_import
+    (id, legacy_id, path, root, rel, folded, name, size, details, origin, state, sha256, created_at)
+VALUES
+    (:id, :legacy_id, :path, :root, :rel, :folded, :name, :size, :details, 'import', 'waiting', NULL, :created_at);
+
+-- name: fill_pending
+-- A record that is there already gets what it lacks; nothing that it says is changed.
+UPDATE pending_import SET
+    legacy_id = coalesce(legacy_id, :legacy_id), root = coalesce(root, :root), rel = coalesce(rel, :rel),
+    name = iif(name = '', :name, name), size = coalesce(size, :size), details = :details, origin = 'import'
+WHERE id = :id;
+
+-- name: add_pending_image
+INSERT INTO pending_images (pending_id, n, file, source) VALUES (:pending_id, :n, :file, :source);
+
+-- name: pending_originals
+-- The pending originals that somebody still needs.
+SELECT file FROM pending_images
+UNION SELECT substr(original, 16) FROM images WHERE original GLOB 'images/pending/*';
+
+-- name: imported_paths
+-- Where the models that an import has described lay.
+SELECT DISTINCT path.value FROM descriptions, json_each(details, '$.extra.legacy_paths') AS path WHERE layer = 'import';

@@ -168,7 +168,7 @@ CREATE TABLE pending_import (
 ) STRICT;
 
 CREATE INDEX pending_by_place ON pending_import (root, rel) WHERE rel IS NOT NULL;
-CREATE INDEX pending_by_name ON pending_import (folded, size);
+CREATE INDEX pending_by_name ON pending_import (size, folded);
 CREATE INDEX pending_by_sha256 ON pending_import (sha256) WHERE sha256 IS NOT NULL;
 
 CREATE TABLE pending_model_tags (

@@ -4,18 +4,25 @@ Synchronous, for a worker thread. Encoding the same bytes again gives the same f
 is missing and reports the same.
 """
 
+import contextlib
 import hashlib
+import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
-from agents.images import files
+from agents.images import blobs, files
 from agents.images.decode import Broken, picture, upright_size
 from agents.images.tiers import TIERS, tier_sizes, webp_tiers
 from bus.errors import UserError
 from schemas.images import EncodePicture, Picture
 
 _ORIGINAL = re.compile(r"blobs/[0-9a-f]{64}|images/pending/[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_PICTURE = re.compile(r"([0-9a-f]{64})_([0-9]+)_(?:high|medium|low)\.webp")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+KEEP_BLOBS = 48 * 3600.0
+KEEP_LOOSE = 3600.0
+"""Seconds that blobs, and files which the catalog does not know, are kept: it may be about to."""
 _LARGEST_ORIGINAL = 64 * 2**20
 
 
@@ -84,3 +91,26 @@ def original_bytes(path: Path, source: str) -> bytes:
     if hashlib.sha256(data).hexdigest() != source:
         raise NotTheOriginal(f"{path.name}, the original, has other bytes than it had")
     return data
+
+
+def tidy(data: Path, originals: Collection[str], pictures: Collection[tuple[str, int]], now: float) -> int:
+    """Remove what no catalog needs any more: files of pictures that are not among `pictures` (model, number), pending
+    originals not among `originals` (paths below `data`), and blobs that are not, once they are old enough that nobody
+    can be about to mention them. The number removed; `now` is seconds since 1970. Raises OSError."""
+    removed = blobs.sweep(data, {path.rpartition("/")[2] for path in originals}, before=now - KEEP_BLOBS)
+
+    def is_loose(folder: str, name: str) -> bool:
+        if folder == "images/pending":
+            return f"{folder}/{name}" not in originals
+        found = _PICTURE.fullmatch(name)
+        return found is not None and (found[1], int(found[2])) not in pictures
+
+    for folder in ("images", "images/pending"):
+        with contextlib.suppress(FileNotFoundError), os.scandir(data / folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    is_old = entry.stat(follow_symlinks=False).st_mtime < now - KEEP_LOOSE
+                    if is_old and entry.is_file(follow_symlinks=False) and is_loose(folder, entry.name):
+                        Path(entry.path).unlink()
+                        removed += 1
+    return removed

@@ -1,0 +1,214 @@
+"""Promotion: a pending record whose file's content is known becomes what is said of the model with that content.
+
+The first transaction moves what the record says, its tags and the places of its pictures, all at once; the record
+stays, `promoting`, while the encoder makes the pictures' files. The second one, when the last of them is there, drops
+it. What a kill leaves is either of the two, and both go on by themselves.
+"""
+
+import json
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from agents.catalog import describing
+from agents.catalog.database import Database, Statements
+from agents.catalog.names import file_name, fold
+from agents.catalog.outbox import say
+from schemas.asks import Outcome, PendingRecord, Strategy
+from schemas.files import Details, FilePath
+from schemas.models import ModelPromoted, PendingConflict, PendingDropped
+
+_details = msgspec.json.Decoder(Details)
+
+AT_ONCE = 256
+"""Records looked at in one transaction."""
+
+
+async def promote_placed(
+    sql: Statements, placed: Iterable[tuple[FilePath, int, str]], strategy: Strategy, at: float
+) -> int:
+    """Promote the records that files now known (path, bytes, SHA-256) are of; how many were."""
+    wanted = [[path.root, path.rel, fold(file_name(path.rel)), size, sha256] for path, size, sha256 in placed]
+    if not wanted:
+        return 0
+    matched: dict[int, tuple[str, str]] = {}
+    rivals: dict[str, list[tuple[int, str]]] = {}
+    for id, legacy_path, sha256, rel, by_place in await sql.rows("pending_of_files", files=json.dumps(wanted)):
+        if by_place:
+            matched[int(id)] = (str(sha256), str(rel))
+        else:
+            rivals.setdefault(f"{sha256}/{rel}", []).append((int(id), str(legacy_path)))
+    for key, records in rivals.items():
+        sha256, _, rel = key.partition("/")
+        id = nearest(records, rel)
+        if id is not None and id not in matched:
+            matched[id] = (sha256, rel)
+    for id, (sha256, _) in matched.items():
+        await promote(sql, id, sha256, strategy, at)
+    return len(matched)
+
+
+def nearest(records: Sequence[tuple[int, str]], rel: str) -> int | None:
+    """Which of the records (id, legacy path), all with the name and size of the file at `rel`, it is of: the one whose
+    folders, from the file up, are most like it. None when two are as near: a guess could be wrong for good. Pure."""
+
+    def alike(path: str) -> int:
+        ours, theirs = reversed(fold(rel).split("/")), reversed(fold(path).replace("\\", "/").split("/"))
+        same = 0
+        for one, other in zip(ours, theirs, strict=False):
+            if one != other:
+                break
+            same += 1
+        return same
+
+    ranked = sorted(((alike(path), id) for id, path in records), reverse=True)
+    if len(ranked) > 1 and ranked[0][0] == ranked[1][0]:
+        return None
+    return ranked[0][1] if ranked else None
+
+
+async def promote_present(db: Database, strategy: Strategy, at: float) -> int:
+    """Promote every waiting record whose file is hashed already; how many were. In transactions of AT_ONCE files."""
+    promoted, after = 0, ("", "")
+    while True:
+        async with db.atomic() as sql:
+            rows = await sql.rows("hashed_files_pending", root=after[0], rel=after[1], limit=AT_ONCE)
+            placed = [(FilePath(root=root, rel=rel), int(size), str(sha256)) for root, rel, size, sha256 in rows]
+            promoted += await promote_placed(sql, placed, strategy, at)
+        if len(rows) < AT_ONCE:
+            return promoted
+        after = (rows[-1][0], rows[-1][1])
+
+
+async def promote(sql: Statements, id: int, sha256: str, strategy: Strategy, at: float) -> Outcome:
+    """Make what a record says part of the model. Where that is described already, by an import or a user, the strategy
+    decides: report it, leave the record (ignore), delete it, merge (fill what is empty), or override."""
+    for path, text in await sql.rows("pending_details", id=id):
+        details: dict[str, Any] = json.loads(text)
+        before = {
+            layer: json.loads(said) for layer, said in await sql.rows("layers_of", sha256=sha256) if layer != "sidecar"
+        }
+        if before and strategy in ("report", "ignore", "delete"):
+            return await _not_promoted(sql, id, str(path), sha256, strategy, at)
+        if before and strategy == "override":
+            details = {**before.get("import", {}), **details}
+            user = {key: value for key, value in before.get("user", {}).items() if key not in details}
+            await describing.put_layer(sql, sha256, "user", user)
+        elif before:
+            details = _merged(before.get("import", {}), details)
+        await describing.put_layer(sql, sha256, "import", details)
+        await _move_tags(sql, id, sha256, replace=bool(before) and strategy == "override", at=at)
+        await _move_pictures(sql, id, sha256, at)
+        name = await describing.model_name(sql, sha256) or ""
+        fact = ModelPromoted(sha256=sha256, name=name, pending_id=id, strategy=strategy if before else "", at=at)
+        await say(sql, fact, uuid.uuid4().hex)
+        await sql.rows("pending_promoting", id=id, sha256=sha256)
+        await drop_promoted(sql, [sha256], at)
+        return Outcome(id=id, outcome="promoted", sha256=sha256)
+    return Outcome(id=id, outcome="unknown", error="There is no such pending record.")
+
+
+async def _not_promoted(sql: Statements, id: int, path: str, sha256: str, strategy: Strategy, at: float) -> Outcome:
+    if strategy == "delete":
+        await sql.rows("drop_pending", id=id)
+        await say(sql, PendingDropped(pending_id=id, path=path, reason="deleted", at=at), uuid.uuid4().hex)
+        return Outcome(id=id, outcome="deleted", sha256=sha256)
+    if strategy == "ignore":
+        return Outcome(id=id, outcome="ignored", sha256=sha256)
+    if await sql.rows("pending_conflict", id=id, sha256=sha256):
+        await say(sql, PendingConflict(pending_id=id, sha256=sha256, path=path, at=at), uuid.uuid4().hex)
+    error = "The model is described already: choose merge, override, ignore or delete."
+    return Outcome(id=id, outcome="conflict", sha256=sha256, error=error)
+
+
+def _merged(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """Ours, with what is empty in it taken from theirs; of what has no field of its own, too."""
+    merged = {**theirs, **{key: value for key, value in ours.items() if value not in ("", [], {}, None)}}
+    if "extra" in ours and "extra" in theirs:
+        merged["extra"] = {**theirs["extra"], **ours["extra"]}
+    return merged
+
+
+async def _move_tags(sql: Statements, id: int, sha256: str, *, replace: bool, at: float) -> None:
+    before = await sql.rows("tags_of", sha256=sha256)
+    if replace:
+        await sql.rows("untag_model", sha256=sha256)
+    await sql.rows("tags_of_pending", id=id, sha256=sha256)
+    if before != await sql.rows("tags_of", sha256=sha256):
+        await describing.say_tagged(sql, sha256, uuid.uuid4().hex, at)
+
+
+async def _move_pictures(sql: Statements, id: int, sha256: str, at: float) -> None:
+    for file, source in await sql.rows("pictures_of_pending", id=id):
+        await describing.add_picture(sql, sha256, str(source), f"{describing.PENDING}{file}", "import", at)
+
+
+async def drop_promoted(sql: Statements, sha256s: Iterable[str], at: float) -> list[str]:
+    """Drop the records that were promoted to these models and have no picture left to be encoded. Returns their
+    originals, which may be done with (see `unused_originals`)."""
+    originals = []
+    for id, path in await sql.rows("pending_done", sha256s=json.dumps([*sha256s])):
+        originals += [f"{describing.PENDING}{file}" for file, _ in await sql.rows("pictures_of_pending", id=id)]
+        await sql.rows("drop_pending", id=id)
+        fact = PendingDropped(pending_id=int(id), path=str(path), reason="promoted", at=at)
+        await say(sql, fact, uuid.uuid4().hex)
+    return originals
+
+
+async def unused_originals(db: Database, originals: Iterable[str]) -> list[str]:
+    """Those of these paths (below the data directory) that nothing in the catalog needs any more."""
+    return [str(path) for (path,) in await db.committed.rows("unused_originals", originals=json.dumps([*originals]))]
+
+
+async def promote_chosen(
+    db: Database, ids: Sequence[int], strategy: Strategy, at: float
+) -> tuple[tuple[Outcome, ...], list[str]]:
+    """Promote these records with the strategy that somebody chose, each for itself. What became of each, and originals
+    that may be done with."""
+    outcomes, originals = [], []
+    for id in ids:
+        async with db.atomic() as sql:
+            originals += [f"{describing.PENDING}{file}" for file, _ in await sql.rows("pictures_of_pending", id=id)]
+            outcomes.append(await _chosen(sql, id, strategy, at))
+    return tuple(outcomes), originals
+
+
+async def _chosen(sql: Statements, id: int, strategy: Strategy, at: float) -> Outcome:
+    for state, sha256 in await sql.rows("pending_state", id=id):
+        if state == "promoting":
+            return Outcome(id=id, outcome="promoted", sha256=sha256)
+        if sha256 is None:
+            found = await sql.rows("files_of_pending", id=id)
+            if not found:
+                return Outcome(id=id, outcome="waiting", error="Its file is not there, or not hashed yet.")
+            if not found[0][1] and len(found) > 1:
+                return Outcome(id=id, outcome="waiting", error="Several files could be its own; keep one of them.")
+            sha256 = found[0][0]
+        return await promote(sql, id, str(sha256), strategy, at)
+    return Outcome(id=id, outcome="unknown", error="There is no such pending record.")
+
+
+async def list_pending(db: Database, *, after: int, limit: int) -> tuple[PendingRecord, ...]:
+    """Pending records by id, after one. Raises sqlite3.Error."""
+    found = []
+    for row in await db.committed.rows("pending", after=after, limit=limit):
+        id, legacy_id, path, root, rel, name, size, details, origin, state, sha256, tags, images = row
+        found.append(
+            PendingRecord(
+                id=id,
+                legacy_id=legacy_id,
+                path=path,
+                place=FilePath(root=root, rel=rel) if rel is not None else None,
+                name=name,
+                size=size,
+                details=_details.decode(details),
+                origin=origin,
+                state=state,
+                sha256=sha256,
+                tags=tuple(json.loads(tags)),
+                images=images,
+            )
+        )
+    return tuple(found)
