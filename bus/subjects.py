@@ -122,7 +122,7 @@ TAG_DROPPED = Subject("evt.tag.dropped.<number>", models.TagDropped, "CATALOG")
 PENDING_ADDED = Subject("evt.pending.added.<number>", models.PendingAdded, "CATALOG")
 PENDING_CONFLICT = Subject("evt.pending.conflict.<number>", models.PendingConflict, "CATALOG")
 PENDING_DROPPED = Subject("evt.pending.dropped.<number>", models.PendingDropped, "CATALOG")
-CATALOG_CHANGED = Subject("evt.catalog.changed.<id>", models.Changed, "CATALOG")
+CATALOG_CHANGED = Subject("evt.catalog.changed", models.Changed, "CATALOG")
 
 # Facts about jobs. An attempt at each kind of job is counted by its own noun.
 JOB_PLANNED = Subject("evt.job.planned.<id>", jobs.Plan, "EVENTS")

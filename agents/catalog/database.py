@@ -4,7 +4,6 @@ Two connections and no more, because SQLite up to 3.51.2 can corrupt a WAL that 
 opened read-only and never checkpoints. Readers see what is committed, never the inside of a transaction.
 """
 
-import json
 import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -22,6 +21,13 @@ from agents.catalog.errors import CatalogTooNew, CatalogUnusable
 from agents.catalog.sections import sections
 
 BUSY_TIMEOUT_MS = 5000
+CACHE_KIB = 64 * 1024
+"""Of the writing connection: contents are random numbers, so that a large transaction changes pages all over the file,
+and each that does not fit is written and read again."""
+
+CHECKPOINT_PAGES = 8192
+"""Pages of 4 KiB in the write-ahead log before they are moved into the file: many of them change again meanwhile."""
+
 _HISTORY = "history"
 
 Row = tuple[Any, ...]
@@ -51,13 +57,14 @@ class Database:
         self,
         writer: aiosqlite.Connection,
         reader: aiosqlite.Connection,
-        folder: Path,
+        path: Path,
         now: Callable[[], float],
         changed: Callable[[], None],
     ) -> None:
         queries = sections("queries.sql", "name")
         self._writer = writer
-        self._folder, self._now, self._changed = folder, now, changed
+        self.path, self._now, self._changed = path, now, changed
+        self._folder = path.parent / "history"
         self._statements = Statements(writer, queries)
         self._lock = anyio.Lock()
         self.committed = Statements(reader, queries)
@@ -88,7 +95,7 @@ class Database:
                     f"The catalog {path} can't be used ({error}). Make its folder writable and see that the disk is "
                     "not full; a file that is damaged or is no catalog has to be moved away, or restored from a backup."
                 ) from error
-            db = cls(writer, reader, path.parent / "history", now, changed)
+            db = cls(writer, reader, path, now, changed)
             await db._begin_history()
             yield db
 
@@ -138,7 +145,7 @@ class Database:
         await sql.rows(
             "add_outgoing",
             kind="catalog.changed",
-            tokens=json.dumps({"id": id}),
+            tokens="{}",
             payload=msgspec.json.encode(fact).decode(),
             msg_id=id,
         )
@@ -198,6 +205,8 @@ async def _prepare(writer: aiosqlite.Connection, path: Path) -> None:
     await writer.execute_fetchall(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     await writer.execute_fetchall("PRAGMA synchronous = FULL")
     await writer.execute_fetchall("PRAGMA foreign_keys = ON")
+    await writer.execute_fetchall(f"PRAGMA cache_size = -{CACHE_KIB}")
+    await writer.execute_fetchall(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     [(mode,)] = await writer.execute_fetchall("PRAGMA journal_mode = WAL")
     if mode != "wal":
         raise CatalogUnusable(f"The file system of {path} can't hold a write-ahead log: put data_dir on a local disk.")

@@ -7,7 +7,7 @@ left out, and a new catalog made of these facts alone is the same, row for row.
 
 import gzip
 import hashlib
-import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +77,16 @@ class Column(msgspec.Struct, frozen=True):
 
 
 async def columns_of(connection: aiosqlite.Connection, table: str) -> list[Column]:
-    """The columns of a table, in order, but for generated ones. What names a row of `paths` is its path: what else
-    numbers its rows is of one file only."""
-    rows = await connection.execute_fetchall(f"PRAGMA table_xinfo({table})")
-    keys = {"root", "rel"} if table == "paths" else {name for _, name, _, _, _, key, _ in rows if key}
-    return [Column(name, type, name in keys) for _, name, type, _, _, _, hidden in rows if not hidden]
+    """The columns of a table, in order, but for generated ones."""
+    return columns_from(table, await connection.execute_fetchall(f"PRAGMA table_xinfo({table})"))
+
+
+def columns_from(table: str, rows: Iterable[Any]) -> list[Column]:
+    """`columns_of` for the rows of PRAGMA table_xinfo. What names a row of `paths` is its path: what else numbers its
+    rows is of one file only."""
+    found = [(name, type, bool(key)) for _, name, type, _, _, key, hidden in rows if not hidden]
+    keys = {"root", "rel"} if table == "paths" else {name for name, _, is_key in found if is_key}
+    return [Column(name, type, name in keys) for name, type, _ in found]
 
 
 def _object(row: str, columns: list[Column]) -> str:
@@ -116,23 +121,3 @@ def changes_of(fact: Changed, folder: Path) -> list[Change]:
     if hashlib.sha256(data).hexdigest() != fact.file:
         raise ValueError(f"the history's file {fact.file}.json.gz is damaged")
     return msgspec.json.decode(gzip.decompress(data), type=list[Change])
-
-
-async def replay(writer: aiosqlite.Connection, changes: list[Change]) -> None:
-    """Do to the rows of another catalog what was done to those of the first, in the same order."""
-    columns = {table: await columns_of(writer, table) for table in {change.table for change in changes}}
-    for change in changes:
-        row: dict[str, Any] = json.loads(bytes(change.row))
-        keys = [column.name for column in columns[change.table] if column.is_key]
-        if change.op == "drop":
-            where = " AND ".join(f"{name} = :{name}" for name in keys)
-            await writer.execute_fetchall(f"DELETE FROM {change.table} WHERE {where}", row)
-            continue
-        names = [column.name for column in columns[change.table] if column.name in row]
-        values, rest = ", ".join(f":{name}" for name in names), [name for name in names if name not in keys]
-        update = ", ".join(f"{name} = excluded.{name}" for name in rest)
-        await writer.execute_fetchall(
-            f"INSERT INTO {change.table} ({', '.join(names)}) VALUES ({values})"
-            f" ON CONFLICT ({', '.join(keys)}) DO {f'UPDATE SET {update}' if update else 'NOTHING'}",
-            row,
-        )

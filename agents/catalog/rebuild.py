@@ -1,0 +1,147 @@
+"""Rebuilding: a new catalog made of the history alone, and two catalogs compared row for row.
+
+Synchronous, with connections of its own, for a worker thread: the live catalog is only read.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agents.catalog.history import TABLES, Column, columns_from
+from agents.catalog.sections import sections
+from schemas.models import Change
+
+SHOWN = 20
+"""Rows of a table that are named where they differ."""
+
+
+class Differences(msgspec.Struct, frozen=True, kw_only=True):
+    """One table of two catalogs: the rows in each, how many are in one only or differ, and the first of their keys."""
+
+    table: str
+    live: int
+    rebuilt: int
+    missing: int = 0
+    extra: int = 0
+    different: int = 0
+    keys: tuple[str, ...] = ()
+
+    @property
+    def same(self) -> bool:
+        """Is every row the same?"""
+        return not (self.missing or self.extra or self.different)
+
+
+class Rebuilt:
+    """A catalog under way, made by doing again what the history tells."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._columns = {table: columns_in(connection, table) for table in TABLES}
+
+    def replay(self, changes: Iterable[Change]) -> None:
+        """One transaction of the history. Raises sqlite3.Error when it does not fit what was before it, and ValueError
+        for a table that is none."""
+        with self._connection:
+            self._connection.execute("BEGIN")
+            for change in changes:
+                if change.table not in self._columns:
+                    raise ValueError(f"the history tells of a table {change.table!r}, which this version does not know")
+                row: dict[str, Any] = json.loads(bytes(change.row))
+                self._connection.execute(self._statement(change, row), row)
+
+    def _statement(self, change: Change, row: dict[str, Any]) -> str:
+        columns = self._columns[change.table]
+        keys = [column.name for column in columns if column.is_key]
+        if change.op == "drop":
+            return f"DELETE FROM {change.table} WHERE {' AND '.join(f'{name} = :{name}' for name in keys)}"
+        names = [column.name for column in columns if column.name in row]
+        update = ", ".join(f"{name} = excluded.{name}" for name in names if name not in keys)
+        return (
+            f"INSERT INTO {change.table} ({', '.join(names)}) VALUES ({', '.join(f':{name}' for name in names)})"
+            f" ON CONFLICT ({', '.join(keys)}) DO {f'UPDATE SET {update}' if update else 'NOTHING'}"
+        )
+
+    def make_searchable(self) -> None:
+        """Write the search anew, for every model and every picture of the gallery."""
+        queries = sections("queries.sql", "name")
+        with self._connection:
+            self._connection.execute("BEGIN")
+            self._connection.execute("CREATE TEMP TABLE touched AS SELECT sha256 FROM models")
+            self._connection.execute(
+                "CREATE TEMP TABLE changes AS SELECT 'put' AS op, 'outputs' AS tbl,"
+                " json_object('job', job, 'n', n) AS content FROM outputs"
+            )
+            for name in ("number_searched", "search", "number_searched_outputs", "search_outputs"):
+                self._connection.execute(queries[name])
+
+
+@contextmanager
+def rebuilt(path: Path) -> Iterator[Rebuilt]:
+    """A catalog in a file that holds the tables and nothing else yet. Raises sqlite3.Error."""
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as connection:
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA synchronous = OFF")  # until it is whole
+        yield Rebuilt(connection)
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+@contextmanager
+def read_only(path: Path) -> Iterator[sqlite3.Connection]:
+    """A catalog's file as it is at this moment, and stays for as long as the body runs. Raises sqlite3.Error."""
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    with closing(sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)) as connection:
+        connection.execute("BEGIN")
+        connection.execute("SELECT count(*) FROM migrations").fetchone()
+        yield connection
+
+
+def columns_in(connection: sqlite3.Connection, table: str) -> list[Column]:
+    """The columns of a table that hold something of their own."""
+    return columns_from(table, connection.execute(f"PRAGMA table_xinfo({table})").fetchall())
+
+
+def compare(live: sqlite3.Connection, other: sqlite3.Connection) -> list[Differences]:
+    """Every table of content, row for row. Raises sqlite3.Error."""
+    return [_compare(table, live, other) for table in TABLES]
+
+
+def _compare(table: str, live: sqlite3.Connection, other: sqlite3.Connection) -> Differences:
+    columns = columns_in(live, table)
+    keys = [n for n, column in enumerate(columns) if column.is_key]
+    listed = ", ".join(column.name for column in columns)
+    ours, theirs = _rows(live, table, listed, keys), _rows(other, table, listed, keys)
+    left = right = missing = extra = different = 0
+    named: list[str] = []
+    key: tuple[Any, ...] | None
+    one, two = next(ours, None), next(theirs, None)
+    while one is not None or two is not None:
+        if two is None or (one is not None and one[0] < two[0]):
+            assert one is not None
+            missing, left, key, one = missing + 1, left + 1, one[0], next(ours, None)
+        elif one is None or two[0] < one[0]:
+            extra, right, key, two = extra + 1, right + 1, two[0], next(theirs, None)
+        else:
+            left, right, key = left + 1, right + 1, one[0] if one[1] != two[1] else None
+            different += key is not None
+            one, two = next(ours, None), next(theirs, None)
+        if key is not None and len(named) < SHOWN:
+            named.append(" ".join(map(str, key)))
+    return Differences(
+        table=table, live=left, rebuilt=right, missing=missing, extra=extra, different=different, keys=tuple(named)
+    )
+
+
+def _rows(
+    connection: sqlite3.Connection, table: str, listed: str, keys: list[int]
+) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...]]]:
+    """The rows of a table as (key, row), in the order of their keys."""
+    order = ", ".join(str(n + 1) for n in keys)
+    for row in connection.execute(f"SELECT {listed} FROM {table} ORDER BY {order}"):
+        yield tuple(row[n] for n in keys), tuple(row)
