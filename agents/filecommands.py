@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from agents.ingest.errors import ChangedWhileHashing, IngestError
+from agents.ingest.errors import ChangedWhileHashing, HeaderUnread, IngestError
 from agents.ingest.hashing import Algorithm, Digests, Progress, hash_file
 from agents.ingest.headers import identify
 from agents.ingest.names import MODEL_SUFFIXES
 from agents.ingest.paths import encode, stat_of
+from agents.ingest.reading import Cores
 from agents.ingest.sidecars import Sidecars, read_sidecars
 from bus.errors import UserError
 from schemas.files import Identity, Stat
@@ -46,11 +47,11 @@ class Hashes(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def hash_files(names: Sequence[str], parallel: int, as_json: bool) -> int:
     """Hashes of files, in the order given, `parallel` read side by side; 1 when some could not be hashed."""
-    stop = threading.Event()
+    stop, cores = threading.Event(), Cores()
     status, found = 0, []
     algorithms = _algorithms() if as_json else ("sha256",)
     with ThreadPoolExecutor(parallel, "hash") as pool, _Bar(names, shown=sys.stderr.isatty()) as bar, _pipe():
-        work = [pool.submit(_hashed, name, algorithms, bar, stop) for name in names]
+        work = [pool.submit(_hashed, name, algorithms, bar, stop, cores) for name in names]
         try:
             for name, future in zip(names, work, strict=True):
                 try:
@@ -78,7 +79,9 @@ def sum_line(sha256: str, name: bytes) -> bytes:
     return b"\\" * (escaped != name) + sha256.encode() + b"  " + escaped + b"\n"
 
 
-def _hashed(name: str, algorithms: tuple[Algorithm, ...], bar: "_Bar", stop: threading.Event) -> tuple[Digests, int]:
+def _hashed(
+    name: str, algorithms: tuple[Algorithm, ...], bar: "_Bar", stop: threading.Event, cores: Cores
+) -> tuple[Digests, int]:
     """In a thread. Digests and size in bytes; raises UserError or IngestError."""
     expected = _regular(name)
     meter = bar.meter(expected.size)
@@ -89,6 +92,7 @@ def _hashed(name: str, algorithms: tuple[Algorithm, ...], bar: "_Bar", stop: thr
             on_progress=meter.told,
             cancelled=stop.is_set,
             algorithms=algorithms,
+            cores=cores,
         )
     except ChangedWhileHashing as error:
         raise UserError("It was written while it was read; try again when that has ended.") from error
@@ -115,7 +119,7 @@ def inspect_files(names: Sequence[str], as_json: bool) -> int:
             try:
                 size = _regular(name).size
                 identity = _identified(name)
-            except (UserError, OSError) as error:
+            except (UserError, OSError, HeaderUnread) as error:
                 _write(sys.stderr.fileno(), _complaint(name, error))
                 status = 1
                 continue

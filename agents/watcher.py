@@ -60,6 +60,7 @@ _SAID: dict[str, Subject[Any]] = {
     "described": FILE_DESCRIBED,
 }
 _BATCH = 256
+_LOOK_SECONDS = 0.25
 _LISTED = 1000
 _TOLD = 20
 _FORGET = 90 * 24 * 3600.0
@@ -264,8 +265,8 @@ class Watcher:
                 await self._read_waiting()
             now = time.monotonic()
             due = [row for id, row in self.waiting.items() if self.due.get(id, 0.0) <= now]
-            for start in range(0, len(due), _BATCH):
-                await self._judge(due[start : start + _BATCH])
+            while due:
+                due = due[await self._judge(due[:_BATCH]) :]
                 self.say_now.set()
             if self.stale:
                 continue
@@ -287,18 +288,22 @@ class Watcher:
         self.tracks = {id: track for id, track in self.tracks.items() if id in self.waiting}
         self.due = {id: at for id, at in self.due.items() if id in self.waiting}
 
-    async def _judge(self, rows: list[Row]) -> None:
-        """One look at each of these files, and the gate's word on it, written down."""
+    async def _judge(self, rows: list[Row]) -> int:
+        """One look at each of the first of these files, and the gate's word on it, written down; how many. What takes
+        long to look at (a large header) holds up none that was looked at before it."""
         places = judging.places(self.roots, self.remote)
 
         def look() -> list[judging.Judged]:
-            return [
-                judging.judge(row, places[row.path.root], self.tracks.get(row.id), self.settings, time.monotonic())
-                for row in rows
-            ]
+            until, seen = time.monotonic() + _LOOK_SECONDS, []
+            for row in rows:
+                now = time.monotonic()
+                if seen and now > until:
+                    break
+                seen.append(judging.judge(row, places[row.path.root], self.tracks.get(row.id), self.settings, now))
+            return seen
 
         def write(db: FilesDb) -> frozenset[int]:
-            self.judged.update(row.id for row in rows)
+            self.judged.update(one.row.id for one in judged)
             return judging.write(judged, db, time.time())
 
         judged = await to_thread.run_sync(look)
@@ -318,6 +323,7 @@ class Watcher:
                     self.stale = True
                 case _:
                     self._decided(one.row)
+        return len(judged)
 
     def _decided(self, row: Row) -> None:
         for known in (self.waiting, self.tracks, self.due):

@@ -48,5 +48,9 @@ class Unfinished(BadHeader):
     """The file ends before its own header does."""
 
 
+class HeaderUnread(IngestError):
+    """The file's header could not be read this time: the machine is too busy. It is tried again."""
+
+
 class WrongSchema(IngestError):
     """The watcher's table was written by a newer version; run that version, or move the table away to start afresh."""

@@ -153,6 +153,9 @@ COMPONENTS = (
 )
 """Where the bytes of a file belong, by how a key begins."""
 
+PARTS = tuple(part for _, parts in COMPONENTS for part in parts)
+"""Every such beginning."""
+
 
 class Keys:
     """The names in a tensor table, sorted, so that a beginning is found without looking at them all."""

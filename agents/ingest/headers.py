@@ -2,18 +2,21 @@
 
 A header of up to 1 MiB is decoded here; a larger one (16 MiB at most) in a child process with limits, so that it
 holds up no event loop and takes no memory that matters. Bad content becomes an Identity with a problem; only the
-disk raises.
+disk raises, and a machine too busy to look.
 """
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+from errno import EIO
 from pathlib import Path
 
 import msgspec
 
 from agents.ingest import gguf
-from agents.ingest.errors import BadHeader, Unfinished
+from agents.ingest.errors import BadHeader, HeaderUnread, Unfinished
 from agents.ingest.identity import identify_table
 from agents.ingest.tensors import read_length, read_table
 from schemas.files import Identity
@@ -21,9 +24,14 @@ from schemas.files import Identity
 CHILD_OVER_BYTES = 1 << 20
 """Headers longer than this are decoded in a child."""
 
-CHILD_SECONDS = 20.0
-CHILD_MEMORY_BYTES = 384 << 20
-"""Address space; what is resident stays well below."""
+CHILD_SECONDS = 2
+"""Seconds of processor time for one header; the largest legal one takes 0.7 (a core of 2020 or so)."""
+
+CHILD_PATIENCE = 20.0
+"""Seconds on the wall, after which a busy machine is given time to recover: that says nothing about the file."""
+
+CHILD_MEMORY_BYTES = 160 << 20
+"""Address space; the child of the largest legal header has 105 MiB of it in memory."""
 
 _OPEN_SAFELY = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _PICKLE = (
@@ -34,18 +42,26 @@ _TOO_MUCH = (
     "This file's header takes more time or memory to read than any model's; it is not opened. Download it again."
 )
 
+_ENDED_BY_OTHERS = frozenset((-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP))
+"""Exit statuses of a child that the user or a system short of memory ended; its own time limit is another signal."""
+
+_one_child = threading.Lock()
+"""Several large headers at once are decoded one after the other: each child takes memory."""
+
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
-    """What a safetensors header came to: the length the file must have, and what is in it. With `bad`, only that."""
+    """What a safetensors header came to: the length the file must have, and what is in it. With `bad` or `errno` (the
+    disk's), only that."""
 
     file_size: int = 0
     identity: Identity = Identity()
     bad: str = ""
     unfinished: bool = False
+    errno: int = 0
 
 
 def identify(path: str | bytes) -> Identity:
-    """What the file at a real path is, by its extension and header. Raises OSError."""
+    """What the file at a real path is, by its extension and header. Raises OSError or HeaderUnread."""
     fd = os.open(path, _OPEN_SAFELY)
     try:
         return identify_fd(fd, os.fsencode(path))
@@ -54,7 +70,7 @@ def identify(path: str | bytes) -> Identity:
 
 
 def identify_fd(fd: int, name: bytes) -> Identity:
-    """What an open file is; of `name` only the extension counts. Raises OSError."""
+    """What an open file is; of `name` only the extension counts. Raises OSError or HeaderUnread."""
     lower = name.lower()
     if lower.endswith(b".gguf"):
         return gguf.identify(fd)
@@ -70,67 +86,83 @@ def identify_fd(fd: int, name: bytes) -> Identity:
 
 
 def expected_size(fd: int) -> int:
-    """The length in bytes that an open safetensors file must have. Raises BadHeader, Unfinished or OSError."""
+    """The length in bytes that an open safetensors file must have. Raises BadHeader, Unfinished, HeaderUnread or
+    OSError."""
     if read_length(fd) > CHILD_OVER_BYTES:
-        return read(fd).file_size
+        return read(fd, length_only=True).file_size
     return read_table(fd).file_size
 
 
-def read(fd: int) -> Reading:
-    """What an open safetensors file's header says. Raises BadHeader, Unfinished or OSError."""
+def read(fd: int, *, length_only: bool = False) -> Reading:
+    """What an open safetensors file's header says. Raises BadHeader, Unfinished, HeaderUnread or OSError."""
     length = read_length(fd)
     if length <= CHILD_OVER_BYTES:
-        return _read_here(fd)
+        return _read_here(fd, length_only)
     if os.fstat(fd).st_size < length:
         raise Unfinished(f"The file ends within its header of {length:,} bytes; copy or download it again.")
-    reading = _read_in_child(fd)
+    reading = _read_in_child(fd, length_only)
     if reading.bad:
         raise (Unfinished if reading.unfinished else BadHeader)(reading.bad)
     return reading
 
 
-def _read_here(fd: int) -> Reading:
+def _read_here(fd: int, length_only: bool) -> Reading:
     table = read_table(fd)
+    if length_only:
+        return Reading(file_size=table.file_size)
     return Reading(file_size=table.file_size, identity=identify_table(table))
 
 
-def _read_in_child(fd: int) -> Reading:
-    """The reading of a child that gets the open file and nothing else, and may fail in any way it likes."""
+def _read_in_child(fd: int, length_only: bool) -> Reading:
+    """The reading of a child that gets the open file and nothing else, and may fail in any way it likes.
+
+    What the child says is a verdict on the file, and so is that it fails; that it is ended, or has no time to run, is
+    none. Raises HeaderUnread or OSError.
+    """
     here = str(Path(__file__).resolve().parents[2])
-    program = f"import sys; sys.path.insert(0, {here!r}); from agents.ingest.headers import main; main()"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", program],
-            stdin=fd,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=CHILD_SECONDS,
-            check=True,
-        )
-        return msgspec.json.decode(done.stdout, type=Reading)
-    except (subprocess.SubprocessError, msgspec.MsgspecError):
+    program = f"import sys; sys.path.insert(0, {here!r}); from agents.ingest.headers import main; main({length_only})"
+    with _one_child:
+        try:
+            done = subprocess.run(
+                [sys.executable, "-I", "-c", program],
+                stdin=fd,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                timeout=CHILD_PATIENCE,
+            )
+        except (subprocess.TimeoutExpired, OSError) as error:
+            raise HeaderUnread from error
+    if done.returncode in _ENDED_BY_OTHERS:
+        raise HeaderUnread
+    if done.returncode:
         return Reading(bad=_TOO_MUCH)
+    reading = msgspec.json.decode(done.stdout, type=Reading)
+    if reading.errno:
+        raise OSError(reading.errno, os.strerror(reading.errno))
+    return reading
 
 
-def main() -> None:
+def main(length_only: bool) -> None:
     """The child: reads the header of the file that is its standard input, and writes a Reading to its output."""
     import gc
     import resource
 
     gc.disable()  # nothing is thrown away here, and looking for it takes half the time
-    for limit, value in (
-        (resource.RLIMIT_AS, CHILD_MEMORY_BYTES),
-        (resource.RLIMIT_CPU, int(CHILD_SECONDS)),
-        (resource.RLIMIT_CORE, 0),
+    for limit, soft, hard in (
+        (resource.RLIMIT_AS, CHILD_MEMORY_BYTES, CHILD_MEMORY_BYTES),
+        (resource.RLIMIT_CPU, CHILD_SECONDS, CHILD_SECONDS + 1),  # at the hard one, it would be killed like by others
+        (resource.RLIMIT_CORE, 0, 0),
     ):
         try:
-            resource.setrlimit(limit, (value, value))
+            resource.setrlimit(limit, (soft, hard))
         except (ValueError, OSError):
-            continue  # not on this system; the time limit of the parent holds
+            continue  # not on this system; the patience of the parent holds
     try:
-        reading = _read_here(0)
+        reading = _read_here(0, length_only)
     except BadHeader as error:
         reading = Reading(bad=str(error), unfinished=isinstance(error, Unfinished))
+    except OSError as error:
+        reading = Reading(errno=error.errno or EIO)
     except MemoryError:
         reading = Reading(bad=_TOO_MUCH)
     os.write(1, msgspec.json.encode(reading))

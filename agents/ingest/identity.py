@@ -1,5 +1,6 @@
 """Identity: a tensor table and its metadata, made into what the catalog says of a model. Pure."""
 
+from math import prod
 from typing import Literal
 
 from agents.ingest import families
@@ -31,7 +32,7 @@ def identify_table(table: Table) -> Identity:
         family=family,
         variant=_variant(tensors, table.metadata, channels),
         dtypes=_dtypes(tensors),
-        parameters=sum(tensor.elements for tensor in tensors.values()),
+        parameters=sum(prod(tensor.shape) for tensor in tensors.values()),
         components=_components(tensors, kind),
         metadata=bounded(table.metadata),
         trigger_words=trigger_words(table.metadata) if kind in ("lora", "embedding") else (),
@@ -132,16 +133,19 @@ def _dtypes(tensors: Tensors) -> tuple[str, ...]:
     """Number formats by falling share of the bytes."""
     sizes: dict[str, int] = {}
     for tensor in tensors.values():
-        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.end - tensor.begin
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.size
     return tuple(sorted(sizes, key=lambda dtype: (-sizes[dtype], dtype)))
 
 
 def _components(tensors: Tensors, kind: Kind) -> dict[str, int]:
     """Bytes per component; what belongs to none is the file's own kind."""
     sizes: dict[str, int] = {}
+    own = _own_name(kind)
     for key, tensor in tensors.items():
-        name = next((name for name, parts in families.COMPONENTS if key.startswith(parts)), _own_name(kind))
-        sizes[name] = sizes.get(name, 0) + tensor.end - tensor.begin
+        name = own
+        if key.startswith(families.PARTS):
+            name = next(name for name, parts in families.COMPONENTS if key.startswith(parts))
+        sizes[name] = sizes.get(name, 0) + tensor.size
     return dict(sorted(sizes.items()))
 
 

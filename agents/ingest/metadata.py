@@ -9,6 +9,10 @@ METADATA_BYTES = 32 << 10
 """All keys and values together, as JSON."""
 
 _VALUE_BYTES = 8 << 10
+_LEAST_BYTES = len('"":"",')
+_COUNTED = 4 << 20
+"""Characters of tag counts at most; those of a training set of 10,000 pictures are one million or so."""
+
 _WORDS = 24
 _WORD_LENGTH = 120
 _BULKY = frozenset(("modelspec.thumbnail", "ss_bucket_info", "ss_tag_frequency", "ss_dataset_dirs", "ss_datasets"))
@@ -23,6 +27,8 @@ def bounded(metadata: dict[str, str]) -> dict[str, str]:
     kept: dict[str, str] = {}
     room = METADATA_BYTES
     for key in sorted(metadata, key=_rank):
+        if room < _LEAST_BYTES:
+            break
         key, value = _clean(key), _clean(metadata[key])
         cost = (
             len(json.dumps(key, ensure_ascii=False).encode()) + len(json.dumps(value, ensure_ascii=False).encode()) + 2
@@ -36,7 +42,8 @@ def bounded(metadata: dict[str, str]) -> dict[str, str]:
 def trigger_words(metadata: dict[str, str]) -> tuple[str, ...]:
     """Words that call up what a LoRA was trained on: the author's own phrases, else the commonest training tags."""
     own = metadata.get("modelspec.trigger_phrase", "") or metadata.get("ss_trigger_words", "")
-    words = own.split(",") if own else _commonest(metadata.get("ss_tag_frequency", ""))
+    counted = metadata.get("ss_tag_frequency", "")
+    words = own.split(",") if own else _commonest(counted if len(counted) <= _COUNTED else "")
     cleaned = (_clean(word).strip()[:_WORD_LENGTH] for word in words)
     return tuple(dict.fromkeys(word for word in cleaned if word))[:_WORDS]
 

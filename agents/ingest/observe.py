@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from agents.ingest import gate, headers
-from agents.ingest.errors import BadHeader, OutsideRoot, Unfinished
+from agents.ingest.errors import BadHeader, HeaderUnread, OutsideRoot, Unfinished
 from agents.ingest.names import control_names
 from agents.ingest.paths import encode, join, resolve, stat_of
 from schemas.files import Stat
@@ -122,7 +122,7 @@ def has_holes(fd: int, size: int) -> bool | None:
 
 
 def _header(fd: int, path: bytes) -> tuple[gate.Header, int | None]:
-    """What the file's own header says of its length."""
+    """What the file's own header says of its length; nothing, when it could not be read this time."""
     if not path.lower().endswith(b".safetensors"):
         return "none", None
     try:
@@ -131,6 +131,8 @@ def _header(fd: int, path: bytes) -> tuple[gate.Header, int | None]:
         return "partial", None
     except BadHeader:
         return "foreign", None
+    except HeaderUnread:
+        return "none", None
 
 
 def _control_file(path: bytes) -> str:

@@ -16,7 +16,7 @@ from schemas.files import FilePath, Stat
 State = Literal["waiting", "settled", "refused"]
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class Row(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What the table remembers of one path.
 
     `state` is the gate's last word on it. `told` means that others were told of a file here and not yet of its end.

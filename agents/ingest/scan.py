@@ -19,7 +19,8 @@ _VANISHED = frozenset((errno.ENOENT, errno.ENOTDIR))
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
-    """A path that may be a model by its name. `stat` is that of the file a link leads to; `links` counts hard links."""
+    """A path that may be a model by its name. `stat` is that of the file a link leads to, or of the link itself where
+    that is out of the root: it is never taken for a file that is known. `links` counts hard links."""
 
     rel: str
     stat: Stat
@@ -124,10 +125,10 @@ class _Walk:
             if found := beside.get(name.rpartition(b".")[0]):
                 self.mark(prefix + encode(name), found)
 
-    def file(self, entry: os.DirEntry[bytes], rel: str) -> None:
+    def file(self, entry: os.DirEntry[bytes], rel: str, *, follow: bool = True) -> None:
         """A name that may be a model."""
         try:
-            result = entry.stat(follow_symlinks=True)
+            result = entry.stat(follow_symlinks=follow)
         except OSError as error:
             self.failed(rel, error)
             return
@@ -153,7 +154,7 @@ class _Walk:
             return  # it leads nowhere: there is nothing to miss
         if not is_folder:
             if not why_ignored(entry.name):
-                self.file(entry, rel)
+                self.file(entry, rel, follow=is_inside(os.path.realpath(entry.path), self.top))
         elif not is_skipped_folder(entry.name):
             real = os.path.realpath(entry.path)
             if real != self.top and not is_inside(real, self.top):

@@ -4,11 +4,13 @@ Format: https://github.com/huggingface/safetensors#format. What the library woul
 of what it accepts (duplicate keys, headers over 16 MiB).
 """
 
-import json
+import math
 import os
+import re
 import struct
-from operator import attrgetter
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import msgspec
 
 from agents.ingest.errors import BadHeader, Unfinished
 
@@ -30,16 +32,32 @@ BITS = {
 
 _MAX = 1 << 62
 _MAX_RANK = 64
+_ESCAPE = re.compile(rb"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX)]
+if TYPE_CHECKING:
+    Dtype = str
+else:
+    Dtype = Literal[tuple(BITS)]  # and not any text: a decoder makes one object of each, not one for each tensor
 
 
-class Tensor(NamedTuple):
-    """One entry: offsets are bytes from the end of the header. `elements` is their number."""
+class Tensor(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """One entry. `data_offsets` are where it begins and ends, in bytes from the end of the header."""
 
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-    elements: int
+    dtype: Dtype
+    shape: Annotated[tuple[Count, ...], msgspec.Meta(max_length=_MAX_RANK)]
+    data_offsets: tuple[Count, Count]
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return self.data_offsets[1] - self.data_offsets[0]
+
+
+_ENTRIES = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_TENSOR = msgspec.json.Decoder(Tensor)
+_METADATA = msgspec.json.Decoder(dict[str, str])
+_WRONG = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Table(NamedTuple):
@@ -88,91 +106,91 @@ def read_table(fd: int) -> Table:
 
 def parse(raw: bytes) -> Table:
     """The table that a header's JSON describes. Raises BadHeader; never anything else, whatever the bytes."""
-    try:
-        top = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_pairs, parse_float=_no_number, parse_constant=_no_number
-        )
-    except RecursionError:
-        raise BadHeader("This is no safetensors file: its header is nested too deeply.") from None
-    except UnicodeDecodeError as error:
-        raise BadHeader("This is no safetensors file: its header is not UTF-8.") from error
-    except ValueError as error:
-        raise BadHeader(f"This is no safetensors file: its header can't be read ({_short(error)}).") from error
-    if not isinstance(top, dict):
-        raise BadHeader("This is no safetensors file: its header is not an object.")
-    metadata = _metadata(top.pop("__metadata__", {}))
-    for name, tensor in top.items():
-        if not isinstance(tensor, Tensor):
-            raise BadHeader(f"The header is damaged: {_short(name)} is no tensor. Download the file again.")
-    if not top:
+    entries, metadata = _entries(raw)
+    tensors = _tensors(entries)
+    if not tensors:
         raise BadHeader("The file is a safetensors file without a single tensor: there is no model in it.")
-    return Table(top, metadata, LENGTH_BYTES + len(raw) + _contiguous_end(top))
+    if _colons(raw) != _colons_of(tensors, metadata):  # a decoder keeps the last of two that have one name
+        raise BadHeader("The header is damaged: a name comes twice in it. Download the file again.")
+    return Table(tensors, metadata or {}, LENGTH_BYTES + len(raw) + _contiguous_end(tensors))
 
 
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Tensor:
-    """One JSON object: a tensor when it has a tensor's three keys, else a dict. Keys may not come twice."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        double = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise BadHeader(f"The header is damaged: {_short(double)} comes twice in it. Download the file again.")
-    if len(found) == 3 and "data_offsets" in found and "dtype" in found and "shape" in found:
-        return _tensor(found["dtype"], found["shape"], found["data_offsets"])
-    return found
+def _entries(raw: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, str] | None]:
+    """The entries by name, none of them decoded, and the metadata, if there is any. Raises BadHeader."""
+    at = ""
+    try:
+        entries = _ENTRIES.decode(raw)
+        at = "__metadata__"
+        found = entries.pop(at, None)
+        return entries, None if found is None else _METADATA.decode(found)
+    except _WRONG as error:
+        raise _bad(error, at) from error
 
 
-def _tensor(dtype: Any, shape: Any, offsets: Any) -> Tensor:
-    """One entry, its length in bytes checked against its shape."""
-    if not (isinstance(dtype, str) and dtype in BITS):
-        raise BadHeader(
-            f"The header names a number format that does not exist: {_short(dtype)}. A newer one is needed."
-        )
-    if not (_are_counts(shape) and _are_counts(offsets) and len(offsets) == 2):
-        raise BadHeader("The header is damaged: a shape or an offset is no number. Download the file again.")
-    count = 1
-    for length in shape:
-        count *= length
-        if count > _MAX:
-            raise BadHeader("The header is damaged: a tensor in it is larger than any disk. Download the file again.")
-    begin, end = offsets
-    if end - begin != -(-count * BITS[dtype] // 8):
-        raise BadHeader("The header is damaged: a tensor's shape and its length differ. Download the file again.")
-    return Tensor(dtype, tuple(shape), begin, end, count)
+def _tensors(entries: dict[str, msgspec.Raw]) -> dict[str, Tensor]:
+    """The entries decoded, in their own dictionary: of a quarter of a million, a second one would cost. Raises
+    BadHeader."""
+    tensors: dict[str, Any] = entries
+    decode, prod, name = _TENSOR.decode, math.prod, ""
+    try:
+        for name, entry in entries.items():
+            tensors[name] = tensor = decode(entry)
+            begin, end = tensor.data_offsets
+            elements = prod(tensor.shape)
+            if elements > _MAX or end - begin != -(-elements * BITS[tensor.dtype] // 8):
+                raise BadHeader(
+                    f"The header is damaged: the shape and the length of {_short(name)} differ. "
+                    "Download the file again."
+                )
+    except _WRONG as error:
+        raise _bad(error, name) from error
+    return tensors
 
 
-def _are_counts(value: Any) -> bool:
-    """Whether this is a list of whole numbers from 0 to 2⁶², and not too many."""
-    if not isinstance(value, list) or len(value) > _MAX_RANK:
-        return False
-    for number in value:  # noqa: SIM110 - a large header has a million of these, and a loop takes half the time
-        if type(number) is not int or not 0 <= number <= _MAX:
-            return False
-    return True
+def _bad(error: Exception, name: str) -> BadHeader:
+    """What is wrong with a header, by what its decoder said of the entry `name` (or of all)."""
+    where = f" at {_short(name)}" if name else ""
+    match error:
+        case RecursionError():
+            return BadHeader(f"This is no safetensors file: its header is nested too deeply{where}.")
+        case UnicodeDecodeError():
+            return BadHeader(f"This is no safetensors file: its header is not UTF-8{where}.")
+        case msgspec.ValidationError():
+            why = f"{_short(str(error))}{where}"
+            return BadHeader(f"The header is damaged, or of a newer format ({why}). Download the file again.")
+    return BadHeader(f"This is no safetensors file: its header can't be read ({_short(str(error))}{where}).")
+
+
+def _colons(raw: bytes) -> int:
+    """How many colons a JSON text holds, those spelled as an escape included."""
+    escaped = 0
+    if b"\\u003a" in raw or b"\\u003A" in raw:
+        escaped = sum(found[1] in (b"u003a", b"u003A") for found in _ESCAPE.finditer(raw))
+    return raw.count(b":") + escaped
+
+
+def _colons_of(tensors: dict[str, Tensor], metadata: dict[str, str] | None) -> int:
+    """How many it must hold, if no name comes twice: one after every name, and those in the texts."""
+    after_names = len(tensors) * (1 + len(Tensor.__struct_fields__))
+    in_texts = sum(name.count(":") for name in tensors)
+    if metadata is not None:
+        after_names += 1 + len(metadata)
+        in_texts += sum(name.count(":") + text.count(":") for name, text in metadata.items())
+    return after_names + in_texts
 
 
 def _contiguous_end(tensors: dict[str, Tensor]) -> int:
     """Where the last tensor ends, in bytes from the header's end. They must follow one another without gap or
     overlap."""
-    end = 0
-    for tensor in sorted(tensors.values(), key=attrgetter("begin", "end")):
-        if tensor.begin != end:
-            what = "overlap" if tensor.begin < end else "leave a gap"
+    at = 0
+    for begin, end in sorted(tensor.data_offsets for tensor in tensors.values()):
+        if begin != at:
+            what = "overlap" if begin < at else "leave a gap"
             raise BadHeader(f"The header is damaged: two tensors in it {what}. Download the file again.")
-        end = tensor.end
-    return end
+        at = end
+    return at
 
 
-def _metadata(value: Any) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise BadHeader("The header is damaged: its metadata is not made of texts. Download the file again.")
-    return value
-
-
-def _no_number(text: str) -> NoReturn:
-    raise BadHeader(f"The header is damaged: {_short(text)} is no size. Download the file again.")
-
-
-def _short(value: object, limit: int = 80) -> str:
+def _short(text: str, limit: int = 80) -> str:
     """Anything of a file's own, fit for a sentence: printable and not long."""
-    text = value if isinstance(value, str) else str(value)
-    return repr(text[:limit]) if isinstance(value, str) else text[:limit]
+    return repr(text[:limit])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from agents.ingest import gate, mounts, observe
+from agents.ingest.errors import HeaderUnread
 from agents.ingest.paths import encode
 from schemas.settings import WatcherSettings
 from tests.ingest.making import model, put
@@ -27,6 +28,19 @@ def test_a_whole_model_is_proven_at_the_first_look(tmp_path: Path) -> None:
     seen = look(tmp_path, "a.safetensors")
     assert (seen.lease, seen.holes, seen.header, seen.expected) == ("free", False, "whole", path.stat().st_size)
     assert verdict(seen) == gate.Settled(proof="complete")
+
+
+def test_a_file_whose_header_a_busy_machine_cannot_read_has_to_hold_still_instead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(fd: int) -> int:
+        raise HeaderUnread
+
+    put(tmp_path / "a.safetensors", model())
+    monkeypatch.setattr(observe.headers, "expected_size", busy)
+    seen = look(tmp_path, "a.safetensors")
+    assert (seen.header, seen.expected) == ("none", None)
+    assert isinstance(verdict(seen), gate.Wait)
 
 
 def test_an_open_writer_holds_a_file_back_until_it_closes(tmp_path: Path) -> None:

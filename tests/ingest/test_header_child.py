@@ -1,0 +1,133 @@
+"""Headers over 1 MiB, which a child reads: in little time and memory, and its end says nothing about the file."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agents.ingest import headers
+from agents.ingest.errors import HeaderUnread
+from agents.ingest.tensors import HEADER_LIMIT
+from schemas.files import Identity
+from tests.ingest.hostile import entry, many
+from tests.ingest.making import SD15, encoded, model, put
+
+UNET = "model.diffusion_model."
+
+
+def identify(folder: Path, content: bytes) -> Identity:
+    return headers.identify(str(put(folder / "a.safetensors", content)))
+
+
+MEASURE = """
+import resource, sys
+from agents.ingest import headers
+headers.identify(sys.argv[1])
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
+"""
+
+
+TENSOR = b'"t.lora_up.weight":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+
+
+def full(piece: bytes, before: bytes = b"{", behind: bytes = b"}") -> bytes:
+    """A header of 16 MiB, filled with as many numbered pieces as fit."""
+    pieces, size = [], len(before) + len(behind)
+    while (size := size + len(numbered := piece % len(pieces)) + 1) <= HEADER_LIMIT:
+        pieces.append(numbered)
+    return encoded(before + b",".join(pieces) + behind)
+
+
+def tag_counts() -> bytes:
+    """A header of nearly 16 MiB, all of it the tags of one training set."""
+    tags = json.dumps(json.dumps({"a": {f"{number:x}": 1 for number in range(1_200_000)}}))
+    return encoded(b'{"__metadata__":{"ss_tag_frequency":' + tags.encode() + b"}," + TENSOR + b"}")
+
+
+COSTLY = {
+    "tensors": lambda: many(1 << 30, HEADER_LIMIT),
+    "tensors whose place is looked up": lambda: full(
+        b'"diffusion_model.%x":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    ),
+    "no tensors": lambda: full(b'"%x":{}'),
+    "metadata": lambda: full(b'"%x":""', b"{" + TENSOR + b',"__metadata__":{', b"}}"),
+    "tags": tag_counts,
+}
+
+
+@pytest.mark.parametrize("made", COSTLY.values(), ids=COSTLY.keys())
+def test_16_mib_of_anything_are_read_in_a_child_that_stays_small(tmp_path: Path, made: Callable[[], bytes]) -> None:
+    path = put(tmp_path / "a.safetensors", made())
+    top = Path(__file__).parents[2]
+    command = [sys.executable, "-c", MEASURE, str(path)]
+    measured = subprocess.run(command, cwd=top, capture_output=True, check=True, text=True)
+    processor_seconds, resident = measured.stdout.split()
+    assert float(processor_seconds) < 2  # of its own time: a busy machine is not its fault
+    assert int(resident) <= headers.CHILD_MEMORY_BYTES  # which leaves room for the agent itself in 256 MiB
+
+
+def test_a_legal_header_of_16_mib_is_read_to_its_end(tmp_path: Path) -> None:
+    found = identify(tmp_path, many(1 << 30, HEADER_LIMIT))
+    assert found.parameters > 200_000
+
+
+def test_1_2_million_tensors_are_not_even_read(tmp_path: Path) -> None:
+    found = identify(tmp_path, many(1_200_000, 1 << 30))
+    assert found.kind == "unknown" and "limit" in found.problem
+
+
+def test_a_large_header_says_the_same_in_the_child(tmp_path: Path) -> None:
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(SD15, (2, 2, 1, 1))
+    shapes |= {f"{UNET}middle_block.{number}.{'x' * 100}": (1,) for number in range(8000)}
+    content = model(shapes, {"modelspec.title": "Größe"})
+    assert len(content) > headers.CHILD_OVER_BYTES
+    found = identify(tmp_path, content)
+    assert (found.kind, found.family, found.metadata) == ("checkpoint", "sd15", {"modelspec.title": "Größe"})
+    with (tmp_path / "a.safetensors").open("rb") as file:
+        assert headers.expected_size(file.fileno()) == len(content)
+
+
+def test_a_large_bad_header_brings_its_sentence_from_the_child(tmp_path: Path) -> None:
+    padding = " " * (2 << 20)
+    found = identify(
+        tmp_path, encoded((json.dumps({"a": entry(0, 8), "b": entry(4, 12)}) + padding).encode(), bytes(12))
+    )
+    assert "overlap" in found.problem
+
+
+ENDLESS = """
+import sys; sys.path.insert(0, sys.argv[1])
+from agents.ingest import headers
+headers.CHILD_SECONDS = 1
+headers._read_here = lambda *_: all(not number for number in iter(int, 1))  # it never comes to an end
+headers.main(False)
+"""
+
+
+def child_is(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Headers are read by a shell script instead."""
+    program = put(folder / "child", f"#!/bin/sh\n{script}\n".encode())
+    program.chmod(0o755)
+    monkeypatch.setattr(headers.sys, "executable", str(program))
+
+
+def test_a_child_that_needs_too_much_time_is_a_problem_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "endless.py", ENDLESS.encode())
+    child_is(tmp_path, monkeypatch, f"exec {sys.executable} {tmp_path}/endless.py {Path(__file__).parents[2]}")
+    assert "more time or memory" in identify(tmp_path, many(1 << 20, 2 << 20)).problem
+
+
+@pytest.mark.parametrize("script", ["kill -9 $$", "exec sleep 60"])
+def test_a_child_that_is_killed_or_gets_no_time_says_nothing_about_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    child_is(tmp_path, monkeypatch, script)
+    monkeypatch.setattr(headers, "CHILD_PATIENCE", 0.5)
+    with pytest.raises(HeaderUnread, match="tried again"):
+        identify(tmp_path, many(1 << 20, 2 << 20))
