@@ -294,7 +294,8 @@ class Watcher:
         places = judging.places(self.roots, self.remote)
 
         def look() -> list[judging.Judged]:
-            until, seen = time.monotonic() + _LOOK_SECONDS, []
+            until = time.monotonic() + _LOOK_SECONDS
+            seen: list[judging.Judged] = []
             for row in rows:
                 now = time.monotonic()
                 if seen and now > until:

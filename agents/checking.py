@@ -1,0 +1,118 @@
+"""`darkroom verify` and `darkroom rebuild`: is the catalog what the disk and its own history say?"""
+
+import sqlite3
+import sys
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+from anyio import to_thread
+
+from agents.catalog import verify as verifying
+from agents.catalog.verify import Checked, Place, Problem
+from agents.commands import running_bus, say
+from agents.ingest.errors import IngestError
+from agents.ingest.hashing import hash_file
+from agents.ingest.paths import resolve, stat_of
+from agents.rebuilding import rebuild as make_anew
+from agents.service import find, locked
+from bus.client import Bus, connect
+from bus.errors import UserError
+from bus.server import local_server
+from schemas.settings import Settings
+
+SHOWN = 50
+
+
+async def verify(settings: Settings, quick: bool, as_json: bool) -> int:
+    """Check every file that the catalog refers to (`quick`: models by size alone); the status is 1 when one is not as
+    it says. Raises UserError."""
+    data = Path(settings.data_dir)
+    catalog = data / "catalog.db"
+    if not await to_thread.run_sync(catalog.is_file):
+        raise UserError(f"{catalog} is not there: name the data directory with --data")
+    try:
+        checked = await to_thread.run_sync(_check, settings, catalog, data, quick)
+    except sqlite3.Error as error:
+        raise UserError(f"{catalog} can't be read as a catalog ({error}): restore a backup, or rebuild it") from error
+    if as_json:
+        say(msgspec.json.encode(checked).decode())
+    else:
+        _show(checked)
+    return 1 if checked.problems else 0
+
+
+def _check(settings: Settings, catalog: Path, data: Path, quick: bool) -> Checked:
+    def models(places: list[Place]) -> list[Problem]:
+        with ThreadPoolExecutor(settings.hasher.parallel) as pool:
+            told = pool.map(lambda place: _model(settings, place, quick), places)
+            return [problem for problem in told if problem is not None]
+
+    return verifying.check(catalog, data, models)
+
+
+def _model(settings: Settings, place: Place, quick: bool) -> Problem | None:
+    folder = settings.roots.get(place.root)
+    try:
+        path = Path(_text(resolve(folder, place.rel))) if folder is not None else None
+        problem = verifying.model_problem(place, settings.roots, (lambda _: place.sha256) if quick else _digest, path)
+    except IngestError as error:
+        problem = str(error)
+    return Problem(about="model", name=f"{place.root}/{place.rel}", error=problem) if problem else None
+
+
+def _digest(path: Path) -> str:
+    return hash_file(str(path), expected=stat_of(path.stat())).sha256
+
+
+def _text(path: bytes) -> str:
+    return path.decode(sys.getfilesystemencoding(), "surrogateescape")
+
+
+def _show(checked: Checked) -> None:
+    for problem in checked.problems[:SHOWN]:
+        say(f"{problem.about} {problem.name}: {problem.error}")
+    if (more := len(checked.problems) - SHOWN) > 0:
+        say(f"and {more:,} more (see --json)")
+    counted = ", ".join(f"{count:,} {name}{'s' * (count != 1)}" for name, count in sorted(checked.counts.items()))
+    say(f"{counted}: {len(checked.problems):,} problem{'s' * (len(checked.problems) != 1)}")
+
+
+@asynccontextmanager
+async def _any_bus(settings: Settings) -> AsyncIterator[Bus]:
+    """The bus of the running service; where none runs, the data directory's own, for as long as the body runs."""
+    data = Path(settings.data_dir)
+    if settings.nats_url or find(data):
+        async with running_bus(settings) as bus:
+            yield bus
+        return
+    with locked(data), local_server(data / "nats", port=0, store_bytes=settings.bus.store_bytes) as server:
+        async with connect(server.url, settings.bus, name="cli") as bus:
+            yield bus
+
+
+async def rebuild(settings: Settings, output: Path | None, as_json: bool) -> int:
+    """Make the catalog anew of its history and compare it with the live one; the status is 1 when they differ."""
+    live = Path(settings.data_dir) / "catalog.db"
+    target = output or live.with_name("catalog.rebuilt.db")
+    async with _any_bus(settings) as bus:
+        found = await make_anew(bus, live, target)
+    if as_json:
+        say(msgspec.json.encode(found).decode())
+        return 0 if found.same else 1
+    for table in found.tables:
+        if not table.same:
+            say(
+                f"{table.table}: {table.missing:,} rows are missing in the new one, {table.extra:,} are only there, "
+                f"{table.different:,} differ: {', '.join(table.keys)}"
+            )
+    rows = sum(table.live for table in found.tables)
+    verdict = (
+        f"{rows:,} rows compared, {'all the same' if found.same else 'not the same'}"
+        if found.tables
+        else (f"there is no {live} to compare it with: stop Darkroom and rename it to that to use it")
+    )
+    say(f"{found.path}: made of {found.transactions:,} transactions in {found.seconds:.1f} s; {verdict}")
+    return 0 if found.same else 1
