@@ -1,5 +1,7 @@
 """Hasher: hears job.hash for the roots it can see, reads each file once, says evt.file.hashed and tick.hash.
 
+Other digests than SHA-256 are computed from the same read, where the job or the setting `hasher.also` asks for them.
+
 Hashing runs in threads; a file that changes meanwhile is reported as changed and will settle again. No torch here.
 """
 
@@ -20,23 +22,26 @@ import structlog
 from anyio import to_thread
 from msgspec import structs
 
-from agents.ingest.errors import ChangedWhileHashing, Gone, HashCancelled, IngestError
-from agents.ingest.hashing import Progress, hash_file, named
+from agents.ingest.disks import Turns
+from agents.ingest.errors import ChangedWhileHashing, Gone, HashCancelled, HeaderUnread, IngestError
+from agents.ingest.hashing import Progress, hash_file, named, why_not
 from agents.ingest.headers import identify
 from agents.ingest.paths import resolve
+from agents.ingest.reading import Cores
 from bus.client import Bus
 from bus.consumer import serve
-from bus.errors import Undecodable
+from bus.errors import Retry, Undecodable, UserError
 from bus.subjects import DEAD, FILE_HASH_FAILED, FILE_HASHED, HASH, TICK_HASH
 from bus.work import Delivery, Work
-from schemas.files import Hash, Hashed, HashFailed, Identity
+from schemas.files import Hash, Hashed, HashFailed
 from schemas.settings import HasherSettings
 from schemas.ticks import HashTick
 
 log = structlog.get_logger()
 
 _AHEAD = 4
-"""Jobs on their way to and from the bus for each file that is read: small files take less time than that does."""
+"""Jobs on their way to and from the bus for each file that is read: small files take less time than that does. With 2,
+a burst of small files takes half as long again, and the loop wakes no sooner (p99 1.2 against 1.4 ms)."""
 
 
 async def run(
@@ -46,9 +51,13 @@ async def run(
     *,
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Hash until cancelled. Ready when jobs for every root can arrive."""
+    """Hash until cancelled. Ready when jobs for every root can arrive. Raises UserError for a digest nobody can compute
+    here."""
+    for digest in settings.also:
+        if why := why_not(digest):
+            raise UserError(f"setting hasher.also: {why}")
     async with anyio.create_task_group() as tasks:
-        hasher = Hasher(bus, roots, settings.parallel, tasks)
+        hasher = Hasher(bus, roots, settings, tasks)
         tasks.start_soon(hasher.stop_on_shutdown)
         for root in roots:
             work = Work(HASH, hasher.hash, ended=_never, give_up=hasher.give_up)
@@ -74,9 +83,13 @@ async def _never(delivery: Delivery) -> bool:
 class Hasher:
     """What the threads share: the roots, how many files are read side by side, and the word to stop."""
 
-    def __init__(self, bus: Bus, roots: Mapping[str, str], parallel: int, tasks: anyio.abc.TaskGroup) -> None:
-        self.bus, self.roots, self.tasks = bus, roots, tasks
-        self.limiter = anyio.CapacityLimiter(parallel)
+    def __init__(
+        self, bus: Bus, roots: Mapping[str, str], settings: HasherSettings, tasks: anyio.abc.TaskGroup
+    ) -> None:
+        self.bus, self.roots, self.tasks, self.also = bus, roots, tasks, settings.also
+        self.limiter = anyio.CapacityLimiter(settings.parallel)
+        self.turns = Turns(settings.rotational)
+        self.cores = Cores()
         self.shutdown = threading.Event()
 
     async def stop_on_shutdown(self) -> None:
@@ -88,13 +101,13 @@ class Hasher:
 
     async def hash(self, job: Hash, delivery: Delivery) -> None:
         """Hash one file and say what it is, or why it could not be done."""
-        began = time.monotonic()
         try:
-            sha256, identity = await to_thread.run_sync(
-                self._read, job, asyncio.get_running_loop(), limiter=self.limiter
-            )
+            async with self.turns.turn((job.path.root, job.stat.dev), functools.partial(self._path, job)):
+                fact = await to_thread.run_sync(self._read, job, asyncio.get_running_loop(), limiter=self.limiter)
         except HashCancelled:
             await anyio.sleep_forever()  # shutting down: be cancelled here, so that the job is given back
+        except HeaderUnread as error:
+            raise Retry(str(error)) from error
         except ChangedWhileHashing as error:
             await self._failed(job, "changed", str(error))
         except Gone as error:
@@ -102,41 +115,55 @@ class Hasher:
         except IngestError as error:
             await self._failed(job, "unreadable", str(error))
         else:
-            fact = Hashed(
-                key=job.key,
-                path=job.path,
-                stat=job.stat,
-                sha256=sha256,
-                identity=identity,
-                seconds=round(time.monotonic() - began, 6),
-                at=time.time(),
-            )
             await self.bus.publish(FILE_HASHED, fact, msg_id=f"{job.id}-hashed-{delivery.seq}", key=job.key)
 
-    def _read(self, job: Hash, loop: asyncio.AbstractEventLoop) -> tuple[str, Identity]:
-        """In a thread. The digest and what the header says, both of the version that the job names."""
-        path = resolve(self.roots[job.path.root], job.path.rel)
+    def _path(self, job: Hash) -> bytes:
+        """Where the file is here. Raises BadPath or OutsideRoot."""
+        return resolve(self.roots[job.path.root], job.path.rel)
 
-        def told(progress: Progress) -> None:
-            tick = HashTick(
-                id=job.id,
-                rel=job.path.rel,
-                done=progress.done,
-                total=progress.total,
-                rate=round(progress.rate),
-                eta=round(progress.eta, 2),
-            )
-            loop.call_soon_threadsafe(self.tasks.start_soon, self._tick, tick)
-
+    def _read(self, job: Hash, loop: asyncio.AbstractEventLoop) -> Hashed:
+        """In a thread. The digests and what the header says, both of the version that the job names."""
+        began, path = time.monotonic(), self._path(job)
         if self.shutdown.is_set():
             raise HashCancelled
         with named():
-            expected = structs.replace(
-                job.stat, dev=Path(os.fsdecode(path)).stat().st_dev
-            )  # its number is of this host
+            dev = Path(os.fsdecode(path)).stat().st_dev  # its number is of this host
             identity = identify(path)
-        digests = hash_file(path, expected=expected, on_progress=told, cancelled=self.shutdown.is_set)
-        return digests.sha256, identity
+        asked = {*self.also, *job.algorithms}
+        undone: dict[str, str] = {digest: why for digest in asked if (why := why_not(digest))}
+        if undone:
+            log.warning("digests not computed", rel=job.path.rel, undone=undone)
+        digests = hash_file(
+            path,
+            expected=structs.replace(job.stat, dev=dev),
+            on_progress=functools.partial(self._told, job, loop),
+            cancelled=self.shutdown.is_set,
+            algorithms=asked - undone.keys(),
+            cores=self.cores,
+        )
+        return Hashed(
+            key=job.key,
+            path=job.path,
+            stat=job.stat,
+            sha256=digests.sha256,
+            identity=identity,
+            seconds=round(time.monotonic() - began, 6),
+            at=time.time(),
+            digests={digest: value for digest in sorted(asked) if (value := getattr(digests, digest))},
+            undone=undone,
+        )
+
+    def _told(self, job: Hash, loop: asyncio.AbstractEventLoop, progress: Progress) -> None:
+        """In a thread. Have a tick said."""
+        tick = HashTick(
+            id=job.id,
+            rel=job.path.rel,
+            done=progress.done,
+            total=progress.total,
+            rate=round(progress.rate),
+            eta=round(progress.eta, 2),
+        )
+        loop.call_soon_threadsafe(self.tasks.start_soon, self._tick, tick)
 
     async def _tick(self, tick: HashTick) -> None:
         with suppress(nats.errors.Error):

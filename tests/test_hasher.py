@@ -1,22 +1,29 @@
 """The hasher on a real bus: one fact per job, whatever becomes of the file, and nothing lost when it stops."""
 
 import functools
+import hashlib
 import os
+import sys
+import threading
 import time
+import zlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import msgspec
 import pytest
+from msgspec import structs
 
 from agents import hasher
+from agents.ingest.errors import HeaderUnread
 from agents.ingest.paths import encode, file_key, hash_id, stat_of
 from bus.client import Bus
 from bus.consumer import enqueue
+from bus.errors import UserError
 from bus.subjects import ATTEMPT_STARTED, DEAD, HASH, TICK_HASH
-from schemas.files import FilePath, Hash, Hashed, HashFailed, Refused, Settled
+from schemas.files import FilePath, Hash, Hashed, HashFailed, Refused, Settled, Stat
 from schemas.jobs import Started
 from schemas.settings import HasherSettings
 from tests.conftest import running
@@ -85,6 +92,84 @@ async def test_a_job_becomes_the_digest_and_what_the_header_says(drop: Drop) -> 
     assert (fact.identity.kind, fact.identity.family) == ("checkpoint", "sd15")
 
 
+async def test_the_digests_that_a_job_asks_for_come_with_the_fact(drop: Drop) -> None:
+    path = drop.put("a.safetensors", large(3, 2 << 20))
+    pickle = drop.put("b.ckpt", b"pickle")
+    job = structs.replace(job_for(drop, path), algorithms=("crc32", "autov3"))
+    async with running(drop.hashing()):
+        await ask(drop.bus, job)
+        await ask(drop.bus, structs.replace(job_for(drop, pickle), algorithms=("autov3", "crc32")))
+        fact, other = await drop.until(Hashed, "a.safetensors"), await drop.until(Hashed, "b.ckpt")
+    autov3 = hashlib.sha256(b"\3" * (2 << 20)).hexdigest()[:12]
+    assert fact.digests == {"autov3": autov3, "crc32": f"{zlib.crc32(path.read_bytes()):08X}"}
+    assert other.digests == {"crc32": f"{zlib.crc32(b'pickle'):08X}"}
+    assert fact.undone == other.undone == {}
+
+
+async def test_the_digests_of_the_setting_come_with_every_fact(drop: Drop) -> None:
+    settings = HasherSettings(also=("crc32",))
+    async with running(functools.partial(hasher.run, drop.bus, drop.roots, settings)):
+        await ask(drop.bus, structs.replace(job_for(drop, drop.put("a.safetensors")), algorithms=("autov3",)))
+        assert set((await drop.until(Hashed, "a.safetensors")).digests) == {"autov3", "crc32"}
+
+
+async def test_a_digest_that_can_not_be_computed_here_keeps_no_file_from_being_hashed(
+    drop: Drop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "blake3", None)
+    async with running(drop.hashing()):
+        job = structs.replace(job_for(drop, drop.put("a.safetensors")), algorithms=("blake3", "crc32"))
+        await ask(drop.bus, job)
+        fact = await drop.until(Hashed, "a.safetensors")
+        await left(drop.bus, 0)
+    assert fact.sha256 == sha256(model()) and set(fact.digests) == {"crc32"}
+    assert set(fact.undone) == {"blake3"} and "install" in fact.undone["blake3"]
+
+
+async def test_a_hasher_whose_setting_asks_for_what_is_not_installed_does_not_start(
+    drop: Drop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "blake3", None)
+    with pytest.raises(UserError, match=r"hasher\.also: .*install"):
+        await hasher.run(drop.bus, drop.roots, HasherSettings(also=("blake3",)))
+
+
+def test_asking_for_other_digests_of_a_version_is_another_job() -> None:
+    stat = Stat(dev=1, ino=2, size=3, mtime_ns=4, ctime_ns=5)
+    asked = [hash_id("k", "a", stat, algorithms) for algorithms in ((), ("crc32",), ("crc32", "autov3"))]
+    assert len(set(asked)) == 3
+    assert hash_id("k", "a", stat, ("autov3", "crc32", "crc32")) == asked[2]
+
+
+@pytest.mark.parametrize(("rotational", "most"), [("yes", 1), ("no", 2)])
+async def test_files_of_a_rotational_disk_are_read_one_at_a_time(
+    drop: Drop, monkeypatch: pytest.MonkeyPatch, rotational: Literal["yes", "no"], most: int
+) -> None:
+    reading, seen, both = 0, [0], threading.Barrier(2)
+    hash_file: Callable[..., Any] = hasher.hash_file
+
+    def counted(*args: Any, **others: Any) -> Any:
+        nonlocal reading
+        reading += 1
+        seen.append(reading)
+        if rotational == "no":
+            both.wait(10)  # for the other: each waits for one that is read beside it
+        try:
+            return hash_file(*args, **others)
+        finally:
+            reading -= 1
+
+    monkeypatch.setattr(hasher, "hash_file", counted)
+    jobs = [job_for(drop, drop.put(f"{number}.safetensors", model(fill=number))) for number in range(6)]
+    settings = HasherSettings(rotational=rotational, parallel=2)
+    async with running(functools.partial(hasher.run, drop.bus, drop.roots, settings)):
+        for job in jobs:
+            await ask(drop.bus, job)
+        for number in range(6):
+            await drop.until(Hashed, f"{number}.safetensors")
+    assert max(seen) == most
+
+
 async def test_a_file_that_is_written_while_it_is_hashed_settles_and_is_hashed_again(
     drop: Drop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +234,27 @@ async def test_a_file_that_a_hasher_cannot_read_is_refused(drop: Drop, monkeypat
         drop.put("a.safetensors")
         assert (await drop.until(HashFailed, "a.safetensors")).reason == "unreadable"
         assert (await drop.until(Refused, "a.safetensors")).reason == "unreadable"
+
+
+async def test_a_file_whose_header_a_busy_machine_cannot_read_is_taken_up_again(
+    drop: Drop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, looks = hasher.identify, []
+
+    def busy_at_first(path: bytes) -> Any:
+        looks.append(path)
+        if len(looks) <= 4:  # more often than a job may fail
+            raise HeaderUnread
+        return real(path)
+
+    monkeypatch.setattr(hasher, "identify", busy_at_first)
+    job = job_for(drop, drop.put("a.safetensors"))
+    async with running(drop.hashing()):
+        await ask(drop.bus, job)
+        fact = await drop.until(Hashed, "a.safetensors")
+        await left(drop.bus, 0)
+    assert (fact.identity.kind, fact.identity.family) == ("checkpoint", "sd15")
+    assert drop.of(HashFailed) == []
 
 
 async def test_a_file_whose_disk_has_another_number_on_the_hashers_host_is_hashed(drop: Drop) -> None:

@@ -73,9 +73,10 @@ def file_key(root: str, dev: int, ino: int) -> str:
     return blake2b(f"{root}\0{dev}\0{ino}".encode(), digest_size=16).hexdigest()
 
 
-def hash_id(key: str, rel: str, stat: Stat) -> str:
-    """32 hex digits for the job to hash one version of a file at one path."""
+def hash_id(key: str, rel: str, stat: Stat, algorithms: tuple[str, ...] = ()) -> str:
+    """32 hex digits for the job to hash one version of a file at one path, with these digests beside the SHA-256."""
     text = f"{key}\0{rel}\0{stat.dev}\0{stat.ino}\0{stat.size}\0{stat.mtime_ns}\0{stat.ctime_ns}"
+    text += "".join(f"\0{name}" for name in sorted(set(algorithms)))
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
