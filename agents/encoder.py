@@ -34,6 +34,7 @@ from schemas.settings import EncoderSettings
 log = structlog.get_logger()
 
 KEEP_PIXELS = 48 * 3600.0
+KEEP_TEMPORARY = 3600.0
 _SWEEP_EVERY = 3600.0
 
 
@@ -172,18 +173,18 @@ async def _sweep_work(bus: Bus, data_dir: Path) -> None:
             generating = await bus.waiting("GENERATE", GENERATE.filter())
             encoding = await bus.waiting("ENCODE", ENCODE.filter())
             queued = {subject.rsplit(".", 1)[1] for subject in (*generating, *encoding)}
-            await to_thread.run_sync(_sweep, data_dir, queued, time.time() - KEEP_PIXELS)
+            await to_thread.run_sync(_sweep, data_dir, queued, time.time())
         except (Retry, OSError) as error:
             log.warning("work folder not swept", error=str(error))
         await anyio.sleep(_SWEEP_EVERY)
 
 
-def _sweep(data_dir: Path, queued: set[str], before: float) -> None:
+def _sweep(data_dir: Path, queued: set[str], now: float) -> None:
     work, images = data_dir / "work", data_dir / "images"
     for folder in (work, images, images / "pending", data_dir / "blobs", *(data_dir / "outputs").glob("*-*-*")):
-        sweep(folder, before=before)
+        sweep(folder, before=now - KEEP_TEMPORARY)
     for file in work.glob("*.npy"):
         with contextlib.suppress(FileNotFoundError):  # its job ended meanwhile
-            if file.stat().st_mtime < before and file.name.split("-")[0] not in queued:
+            if file.stat().st_mtime < now - KEEP_PIXELS and file.name.split("-")[0] not in queued:
                 file.unlink()
                 log.info("stale pixels removed", file=file.name)

@@ -21,7 +21,7 @@ import msgspec
 import nats.errors
 import structlog
 
-from agents import portraits
+from agents import asked, portraits
 from agents.alike import Alike
 from agents.bell import Bell
 from agents.catalog.database import Database
@@ -135,11 +135,14 @@ async def run(
             alike = Alike(bus, db, frozenset(roots), clock, partial(_catch_up, bus))
             tasks.start_soon(alike.keep)
             tasks.start_soon(images.keep_tidy)
+            await images.forget_leftovers()
             await promote_present(db, settings.conflicts, clock())
             await tasks.start(bus.answer, ASK_COMPARE, alike.asked)
             await tasks.start(bus.answer, ASK_PROMOTE, images.promote)
             for subject, reply in ANSWERS.items():
                 await tasks.start(bus.answer, subject, partial(reply, db))
+            for subject, reply in asked.answers(db, images, roots, settings.conflicts).items():
+                await tasks.start(bus.answer, subject, reply)
             log.info("catalog ready", path=str(path), instance=instance)
             task_status.started()
 

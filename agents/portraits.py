@@ -22,21 +22,25 @@ from agents.catalog.describing import (
     forget_originals,
     images_waiting,
     originals_used,
+    pending_originals,
     picture_encoded,
     picture_refused,
     pictures_used,
 )
 from agents.catalog.gallery import add_outputs
+from agents.catalog.impossible import Impossible
+from agents.catalog.picturing import drop_picture
 from agents.catalog.promoting import drop_promoted, promote_chosen, unused_originals
 from agents.diffusion.samplers import labels
 from agents.images.infotext import of_plan
-from agents.images.pictures import tidy
+from agents.images.pictures import remove_picture, tidy
 from bus.client import Bus
 from bus.consumer import Fact, enqueue
 from bus.errors import DarkroomError
 from bus.ids import digest_id
 from bus.subjects import IMAGE_ENCODED, IMAGE_REFUSED, JOB_PLANNED, PICTURE, Subject
-from schemas.asks import Outcomes, Promote
+from schemas.asks import Outcomes, Problem, Promote
+from schemas.catalog import DropPicture, Pictures
 from schemas.images import Encoded, EncodePicture, PictureRefused
 
 log = structlog.get_logger()
@@ -103,6 +107,18 @@ class Portraits:
         await self.forget(originals)
         return Outcomes(outcomes=outcomes)
 
+    async def drop(self, ask: DropPicture) -> Pictures:
+        """Take a picture off a model, and then its files off the disk. One that is being encoded meanwhile leaves files
+        that nothing in the catalog needs; see `keep_tidy`."""
+        try:
+            reply, originals = await drop_picture(self.db, ask)
+        except Impossible as error:
+            return Pictures(problem=Problem(reason=error.reason, error=str(error)))
+        assert reply.number is not None
+        await self.forget(originals)
+        await to_thread.run_sync(remove_picture, self.data, ask.sha256, reply.number)
+        return reply
+
     async def keep_tidy(self) -> None:
         """Every hour, remove pictures and originals that nothing in the catalog needs: what a kill left behind."""
         while True:
@@ -115,6 +131,10 @@ class Portraits:
             except OSError as error:
                 log.warning("pictures not tidied", error=str(error))
             await anyio.sleep(TIDY_SECONDS)
+
+    async def forget_leftovers(self) -> None:
+        """At start, before anything is imported: remove originals that a kill left between a commit and this."""
+        await self.forget(await to_thread.run_sync(pending_originals, self.data))
 
     async def forget(self, originals: list[str]) -> None:
         """Remove those pending originals that nothing needs any more."""

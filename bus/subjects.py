@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from bus.errors import BadSubject, Undecodable
-from schemas import asks, files, images, jobs, models, ticks
+from schemas import asks, catalog, files, images, jobs, models, ticks
 
 PREFIX = "darkroom.v1."
 
@@ -145,18 +145,36 @@ TICK_PREVIEW = Subject("tick.preview.<id>", ticks.PreviewTick)
 TICK_AGENT = Subject("tick.agent.<name>.<instance>", ticks.AgentTick)
 
 # Asks: short, request and reply.
+ASKED = "ask.catalog"
 ASK_HELLO = Subject("ask.catalog.hello", asks.Nothing)
 ASK_RESOLVE = Subject("ask.catalog.resolve", asks.ResolveModel)
 ASK_MODELS = Subject("ask.catalog.models", asks.ListModels)
 ASK_IMPORT = Subject("ask.catalog.import", asks.AskImport)
 ASK_PENDING = Subject("ask.catalog.pending", asks.ListPending)
 ASK_PROMOTE = Subject("ask.catalog.promote", asks.Promote)
+ASK_SEARCH = Subject("ask.catalog.search", catalog.SearchModels)
+ASK_SHOW = Subject("ask.catalog.show", catalog.ShowModel)
+ASK_EDIT = Subject("ask.catalog.edit", catalog.EditModel)
+ASK_TAGS = Subject("ask.catalog.tags", catalog.ListTags)
+ASK_PUT_TAG = Subject("ask.catalog.put_tag", catalog.PutTag)
+ASK_DROP_TAG = Subject("ask.catalog.drop_tag", catalog.DropTag)
+ASK_TAG_MODELS = Subject("ask.catalog.tag_models", catalog.TagModels)
+ASK_PICTURES = Subject("ask.catalog.pictures", catalog.ListPictures)
+ASK_ADD_PICTURE = Subject("ask.catalog.add_picture", catalog.AddPicture)
+ASK_DROP_PICTURE = Subject("ask.catalog.drop_picture", catalog.DropPicture)
+ASK_ORDER_PICTURES = Subject("ask.catalog.order_pictures", catalog.OrderPictures)
+ASK_OUTPUTS = Subject("ask.catalog.outputs", catalog.ListOutputs)
+ASK_ADOPT = Subject("ask.catalog.adopt", catalog.AdoptFiles)
+ASK_FILE = Subject("ask.catalog.file", catalog.FileState)
 ASK_COMPARE = Subject("ask.catalog.compare", asks.Compare)
 ASK_FILES = Subject("ask.files.<root>", asks.ListFiles)
 ASK_ROOT = Subject("ask.root.<root>", asks.ScanRoot)
 ASK_METRICS = Subject("ask.telemetry.metrics", asks.Nothing)
 
 ALL: tuple[Subject[Any], ...] = tuple(row for row in globals().values() if isinstance(row, Subject))
+
+OF_CATALOG: dict[type, Subject[Any]] = {row.payload: row for row in ALL if row.template.startswith(ASKED + ".")}
+"""Questions to the catalog by what they carry."""
 
 EVENTS_OF_IMAGES = PREFIX + "evt.image.*.*"
 EVENTS_OF_A_JOB = PREFIX + "evt.job.*.{id}"

@@ -26,7 +26,7 @@ class AskImport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImportState(msgspec.Struct, frozen=True, kw_only=True):
-    """An import: `unknown` (not begun here, or never asked for), `running`, `done` or `failed`, and its report so far."""
+    """An import: `unknown` (not begun here, or never asked for), `running`, `done` or `failed`; its report so far."""
 
     id: str
     state: Literal["unknown", "running", "done", "failed"]

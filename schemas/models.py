@@ -185,9 +185,8 @@ class ImportReport(msgspec.Struct, frozen=True, kw_only=True):
     """What an import of a legacy catalog found and did, so far or in the end (`error`: why it ended early).
 
     `tables` by where rows went, or should have gone: tags, models, pending_import, model_tags, pending_model_tags,
-    images. Pictures that the rows name were `images_found` (and can be decoded), `images_missing` or `images_broken`; what
-    failed besides was refused for its name.
-    `reasons` are the first of those that `reason_counts` counts.
+    images. Pictures that the rows name were `images_found` (and can be decoded), `images_missing` or `images_broken`;
+    what failed besides was refused for its name. `reasons` are the first of those that `reason_counts` counts.
     """
 
     dry_run: bool = False

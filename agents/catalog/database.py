@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import aiosqlite
 import anyio
@@ -19,6 +19,7 @@ import msgspec
 from agents.catalog import history
 from agents.catalog.errors import CatalogTooNew, CatalogUnusable
 from agents.catalog.sections import sections
+from schemas.models import Changed
 
 BUSY_TIMEOUT_MS = 5000
 CACHE_KIB = 64 * 1024
@@ -27,6 +28,9 @@ and each that does not fit is written and read again."""
 
 CHECKPOINT_PAGES = 8192
 """Pages of 4 KiB in the write-ahead log before they are moved into the file: many of them change again meanwhile."""
+
+PIECE = 4096
+"""Changes that are fetched from the database at once."""
 
 _HISTORY = "history"
 
@@ -42,7 +46,8 @@ class Statements:
 
     async def rows(self, name: str, /, **values: Any) -> list[Row]:
         """Run one query; all its rows (none for one that returns nothing). Raises sqlite3.Error."""
-        return [tuple(row) for row in await self._connection.execute_fetchall(self._queries[name], values)]
+        found = await self._connection.execute_fetchall(self._queries[name], values)
+        return cast(list[Row], found)  # without a row factory they are tuples, in a list
 
     async def many(self, name: str, values: Iterable[Mapping[str, Any]]) -> None:
         """Run one writing query once per mapping, in order. Raises sqlite3.Error."""
@@ -63,7 +68,7 @@ class Database:
     ) -> None:
         queries = sections("queries.sql", "name")
         self._writer = writer
-        self.path, self._now, self._changed = path, now, changed
+        self.path, self.now, self._changed = path, now, changed
         self._folder = path.parent / "history"
         self._statements = Statements(writer, queries)
         self._lock = anyio.Lock()
@@ -127,30 +132,46 @@ class Database:
     async def _tell_changes(self) -> bool:
         """The end of a transaction: make the search fit, and put what changed, if anything, into the outbox as one
         fact."""
-        notes = [(str(op), str(table), str(row)) for op, table, row in await self._statements.rows("changes")]
-        if not notes:
+        sql, pieces, of_outputs = self._statements, list[str](), 0.0
+        [(piece, last, outputs)] = await sql.rows("changes", after=0, limit=PIECE)
+        while piece is not None:
+            pieces.append(piece)
+            of_outputs += outputs
+            [(piece, last, outputs)] = await sql.rows("changes", after=last, limit=PIECE)
+        if not pieces:
             return False
+        id, facts = uuid.uuid4().hex, list[Changed]()
+
+        async def tell() -> None:
+            facts.append(await anyio.to_thread.run_sync(history.changed, id, pieces, self._folder, self.now()))
+
+        try:
+            async with anyio.create_task_group() as tasks:  # side by side, each for the most part in its own thread
+                tasks.start_soon(tell)
+                await self._make_search_fit(of_outputs > 0)
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+        await sql.rows(
+            "add_outgoing",
+            kind="catalog.changed",
+            tokens="{}",
+            payload=msgspec.json.encode(facts[0]).decode(),
+            msg_id=id,
+        )
+        await sql.rows("forget_changes")
+        return True
+
+    async def _make_search_fit(self, of_outputs: bool) -> None:
         sql = self._statements
         await sql.rows("touch_models")
         await sql.rows("unsearch")
         await sql.rows("number_searched")
         await sql.rows("search")
         await sql.rows("forget_touched")
-        if any(table == "outputs" for _, table, _ in notes):
+        if of_outputs:
             await sql.rows("unsearch_outputs")
             await sql.rows("number_searched_outputs")
             await sql.rows("search_outputs")
-        id = uuid.uuid4().hex
-        fact = await anyio.to_thread.run_sync(history.changed, id, notes, self._folder, self._now())
-        await sql.rows(
-            "add_outgoing",
-            kind="catalog.changed",
-            tokens="{}",
-            payload=msgspec.json.encode(fact).decode(),
-            msg_id=id,
-        )
-        await sql.rows("forget_changes")
-        return True
 
     async def _begin_history(self) -> None:
         """The first time: note what is there already, from before there was a history."""

@@ -158,6 +158,12 @@ async def pictures_used(db: Database) -> list[tuple[str, int]]:
     return [(str(sha256), int(number)) for sha256, number in await db.committed.rows("pictures_used")]
 
 
+def pending_originals(data: Path) -> list[str]:
+    """Every file among the pending originals, as a path below the data directory."""
+    folder = data / PENDING
+    return [f"{PENDING}{file.name}" for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []
+
+
 def forget_originals(data: Path, originals: Iterable[str]) -> None:
     """Remove pending originals that nothing needs any more, after that was committed; blobs have a sweep of their
     own."""

@@ -13,3 +13,7 @@ class CatalogTooNew(UserError):
 
 class CatalogTaken(UserError):
     """Another migrator answers for the catalog on this bus, and there can be only one: stop it first."""
+
+
+class LegacyUnusable(UserError):
+    """The legacy catalog, or its folder of pictures, can't be read: the message says which and what helps."""

@@ -99,7 +99,11 @@ ORDER BY folded, sha256
 LIMIT :limit;
 
 -- name: changes
-SELECT op, tbl, content FROM temp.changes ORDER BY n;
+-- The next changes after one: as many as make a piece, as JSON objects with commas between; the last one's number; and
+-- how many are of outputs.
+SELECT group_concat('{"op":"' || op || '","table":"' || tbl || '","row":' || content || '}', ','), max(n),
+    total(tbl = 'outputs')
+FROM (SELECT n, op, tbl, content FROM temp.changes WHERE n > :after ORDER BY n LIMIT :limit);
 
 -- name: forget_changes
 DELETE FROM temp.changes;
@@ -122,11 +126,15 @@ INSERT INTO searched (sha256)
 SELECT sha256 FROM temp.touched WHERE sha256 IN (SELECT sha256 FROM models) ON CONFLICT DO NOTHING;
 
 -- name: search
+WITH said AS MATERIALIZED (
+    SELECT id, name, identity, details, tags
+    FROM temp.touched JOIN searched USING (sha256) JOIN whole_models USING (sha256)
+)
 INSERT INTO search (rowid, name, tags, words, description)
 SELECT id, name || ' ' || coalesce(json_extract(details, '$.title'), ''), tags,
     coalesce(json_extract(details, '$.trigger_words'), '') || ' ' || json_extract(identity, '$.trigger_words'),
     coalesce(json_extract(details, '$.description'), '') || ' ' || coalesce(json_extract(details, '$.notes'), '')
-FROM temp.touched JOIN searched USING (sha256) JOIN whole_models USING (sha256);
+FROM said;
 
 -- name: number_searched_outputs
 INSERT INTO searched_outputs (job, n)
@@ -320,13 +328,12 @@ VALUES (:id, :source, :state, :cursor, :report, :began_at, :ended_at)
 ON CONFLICT (id) DO UPDATE SET
     state = excluded.state, cursor = excluded.cursor, report = excluded.report, ended_at = excluded.ended_at;
 
--- name: changed_rows
--- How many rows the statement before this one changed itself.
-SELECT changes();
-
 -- name: tags_met
 SELECT id, name, color FROM tags
 WHERE id IN (SELECT value FROM json_each(:ids)) OR name IN (SELECT value FROM json_each(:names));
+
+-- name: every_tag
+SELECT name, id FROM tags;
 
 -- name: largest_tag
 SELECT coalesce(max(id), 0) FROM tags;
@@ -345,12 +352,19 @@ INSERT INTO models (sha256, name, folded, size, identity, created_at)
 VALUES (:sha256, :name, :folded, :size, :identity, :created_at);
 
 -- name: link_models
-INSERT INTO model_tags (sha256, tag_id) SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]')
-FROM json_each(:links) WHERE true ON CONFLICT DO NOTHING;
+-- (A tag that was deleted meanwhile is on no model any more.)
+INSERT INTO model_tags (sha256, tag_id) SELECT json_extract(link.value, '$[0]'), tags.id
+FROM json_each(:links) AS link CROSS JOIN tags ON tags.id = json_extract(link.value, '$[1]')
+WHERE true ON CONFLICT DO NOTHING;
 
 -- name: link_pending
-INSERT INTO pending_model_tags (pending_id, tag_id) SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]')
-FROM json_each(:links) WHERE true ON CONFLICT DO NOTHING;
+INSERT INTO pending_model_tags (pending_id, tag_id) SELECT json_extract(link.value, '$[0]'), tags.id
+FROM json_each(:links) AS link CROSS JOIN tags ON tags.id = json_extract(link.value, '$[1]')
+WHERE true ON CONFLICT DO NOTHING;
+
+-- name: changed_rows
+-- How many rows the statement before this one changed itself.
+SELECT changes();
 
 -- name: pending_met
 -- Records of these paths, each with its pictures.
@@ -388,3 +402,113 @@ UNION SELECT substr(original, 16) FROM images WHERE original GLOB 'images/pendin
 -- name: imported_paths
 -- Where the models that an import has described lay.
 SELECT DISTINCT path.value FROM descriptions, json_each(details, '$.extra.legacy_paths') AS path WHERE layer = 'import';
+
+-- name: models_found
+-- Models that fit, from a place on. What is looked for in a set is looked up once; the rest is asked of each model.
+WITH page AS MATERIALIZED (
+    SELECT sha256, iif(:sort = 'newest', -created_at, folded) AS place FROM models
+    WHERE (:sha256 = '' OR (iif(:sort = 'newest', -created_at, folded), sha256) > (:place, :sha256))
+        AND (:text IS NULL OR sha256 IN (
+            SELECT searched.sha256 FROM search JOIN searched ON searched.id = search.rowid WHERE search MATCH :text
+        ))
+        AND (:kind || :family = '' OR sha256 IN (
+            SELECT same.sha256 FROM models AS same WHERE :kind IN ('', same.kind) AND :family IN ('', same.family)
+        ))
+        AND (:tags = '[]' OR sha256 IN (
+            SELECT model_tags.sha256 FROM json_each(:tags) JOIN tags ON name = value JOIN model_tags ON tag_id = tags.id
+            GROUP BY model_tags.sha256 HAVING count(*) = json_array_length(:tags)
+        ))
+        AND sha256 NOT IN (
+            SELECT model_tags.sha256 FROM json_each(:without) JOIN tags ON name = value
+            JOIN model_tags ON tag_id = tags.id
+        )
+        AND (:type = '' OR :type = coalesce(
+            (
+                SELECT nullif(json_extract(details, '$.type'), '') FROM descriptions AS said
+                WHERE said.sha256 = models.sha256 AND json_type(details, '$.type') IS NOT NULL
+                ORDER BY iif(layer = 'user', 0, iif(layer = 'import', 1, 2)) LIMIT 1
+            ),
+            kind
+        ) COLLATE NOCASE)
+        AND (:missing = 'yes' OR (:missing = 'only') <> EXISTS (
+            SELECT 1 FROM paths WHERE paths.sha256 = models.sha256 AND present = 1
+        ))
+    ORDER BY place, sha256 LIMIT :limit
+)
+SELECT m.sha256, name, size, identity, created_at, loadable, lying, details, tags, digests, pictures
+FROM page JOIN whole_models AS m ON m.sha256 = page.sha256
+ORDER BY page.place, page.sha256;
+
+-- name: whole_model
+SELECT sha256, name, size, identity, created_at, loadable, lying, details, tags, digests, pictures
+FROM whole_models WHERE sha256 = :sha256;
+
+-- name: paths_of
+-- Where a model is, and then where it was last.
+SELECT root, rel, present FROM paths WHERE sha256 = :sha256 ORDER BY present DESC, root, rel;
+
+-- name: tags_on
+SELECT id, name, color, (SELECT count(*) FROM model_tags AS every WHERE every.tag_id = tags.id)
+FROM model_tags JOIN tags ON tags.id = tag_id WHERE model_tags.sha256 = :sha256 ORDER BY name;
+
+-- name: tags_after
+SELECT id, name, color, (SELECT count(*) FROM model_tags WHERE tag_id = tags.id)
+FROM tags WHERE name > :after ORDER BY name LIMIT :limit;
+
+-- name: tag
+SELECT name, color, (SELECT count(*) FROM model_tags WHERE tag_id = tags.id) FROM tags WHERE id = :id;
+
+-- name: change_tag
+UPDATE tags SET name = :name, color = :color WHERE id = :id;
+
+-- name: drop_tag
+DELETE FROM tags WHERE id = :id;
+
+-- name: take_tags
+DELETE FROM model_tags
+WHERE sha256 = :sha256 AND tag_id IN (SELECT id FROM tags WHERE name IN (SELECT value FROM json_each(:names)));
+
+-- name: images_of
+SELECT seq, number, state, source, origin, width, height, bytes, error, created_at
+FROM images WHERE sha256 = :sha256 ORDER BY seq;
+
+-- name: move_image
+UPDATE images SET seq = :seq WHERE sha256 = :sha256 AND number = :number;
+
+-- name: drop_image
+DELETE FROM images WHERE sha256 = :sha256 AND number = :number;
+
+-- name: close_gap
+UPDATE images SET seq = seq - 1 WHERE sha256 = :sha256 AND seq > :seq;
+
+-- name: outputs_found
+SELECT job, n, file, digest, width, height, bytes, seed, model, infotext, created_at FROM outputs
+WHERE (:job = '' OR (created_at, job, n) < (:at, :job, :n))
+    AND (:model = '' OR substr(model, 1, length(:model)) = :model)
+    AND (:text IS NULL OR (job, n) IN (
+        SELECT job, n FROM search_outputs JOIN searched_outputs AS s ON s.id = search_outputs.rowid
+        WHERE search_outputs MATCH :text
+    ))
+ORDER BY created_at DESC, job DESC, n DESC LIMIT :limit;
+
+-- name: adoptable
+-- Files that lie in these roots, whose content nobody knows, and of which there is no pending record.
+SELECT root, rel, size FROM paths
+WHERE present = 1 AND sha256 IS NULL AND root IN (SELECT value FROM json_each(:roots))
+    AND NOT EXISTS (SELECT 1 FROM pending_import AS p WHERE p.root = paths.root AND p.rel = paths.rel)
+ORDER BY root, rel LIMIT :limit;
+
+-- name: adopt
+INSERT INTO pending_import
+    (id, legacy_id, path, root, rel, folded, name, size, details, origin, state, sha256, created_at)
+VALUES (:id, NULL, :path, :root, :rel, :folded, :name, :size, '{}', 'scan', 'waiting', NULL, :created_at)
+ON CONFLICT (path) DO UPDATE SET root = excluded.root, rel = excluded.rel WHERE root IS NULL;
+
+-- name: count_pending
+SELECT count(*) FROM pending_import;
+
+-- name: file_at
+SELECT size, sha256 FROM paths WHERE root = :root AND rel = :rel AND present = 1;
+
+-- name: pending_states
+SELECT id, state FROM pending_import WHERE id IN (SELECT value FROM json_each(:ids));

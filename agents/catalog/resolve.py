@@ -16,7 +16,7 @@ from schemas.models import Model
 LISTED = 10
 """Models named in a sentence at most."""
 
-_SHA256_PREFIX = re.compile(r"([0-9A-Fa-f]{8,64})")
+HASH_PREFIX = re.compile(r"([0-9A-Fa-f]{8,64})")
 _INFOTEXT = re.compile(r"\[([0-9A-Fa-f]{8,64})\]$")
 
 _identity = msgspec.json.Decoder(Identity)
@@ -45,12 +45,12 @@ async def resolve(db: Database, name: str) -> ResolveReply:
     name = name.strip()
     if not name:
         return await _only(db)
-    hashed = _SHA256_PREFIX.fullmatch(name) or _INFOTEXT.search(name)
+    hashed = HASH_PREFIX.fullmatch(name) or _INFOTEXT.search(name)
     prefix = hashed[1].lower() if hashed else ""
     base = name.rsplit("/", 1)[-1]
     folded = [fold(part) for part in {base, base.rpartition(".")[0]} if part]
     rows = await db.committed.rows("models_named", folded=json.dumps(folded), prefix=prefix)
-    meant = meant_by([_candidate(row) for row in rows], name, prefix)
+    meant = meant_by([read_candidate(row) for row in rows], name, prefix)
     if not meant:
         return _problem("unknown-model", f'No model is called "{name}". {await _what_there_is(db)}')
     usable = [candidate for candidate in meant if candidate.loadable and not candidate.model.missing]
@@ -90,11 +90,11 @@ async def list_models(
     """Models by name: all, or those of one kind; `missing` includes the ones with no file at present. At most `limit`
     (any number when negative), after the one with the SHA-256 `after`."""
     rows = await db.committed.rows("models", kind=kind, missing=missing, after=after, limit=limit)
-    return await to_thread.run_sync(lambda: tuple(_candidate(row).model for row in rows))
+    return await to_thread.run_sync(lambda: tuple(read_candidate(row).model for row in rows))
 
 
 async def _only(db: Database) -> ResolveReply:
-    usable = [_candidate(row) for row in await db.committed.rows("usable_models", limit=2)]
+    usable = [read_candidate(row) for row in await db.committed.rows("usable_models", limit=2)]
     if len(usable) == 1:
         return ResolveReply(model=usable[0].model)
     reason = "ambiguous-model" if usable else "unknown-model"
@@ -102,7 +102,7 @@ async def _only(db: Database) -> ResolveReply:
 
 
 async def _what_there_is(db: Database) -> str:
-    names = [_candidate(row).model.name for row in await db.committed.rows("usable_models", limit=LISTED + 1)]
+    names = [read_candidate(row).model.name for row in await db.committed.rows("usable_models", limit=LISTED + 1)]
     if not names:
         return "There is no checkpoint yet: drop one (.safetensors) into the models folder."
     return f"Name one of these: {_listed(names)}."
@@ -147,7 +147,8 @@ def _problem(reason: str, error: str) -> ResolveReply:
     return ResolveReply(problem=Problem(reason=reason, error=error))
 
 
-def _candidate(row: Row) -> Candidate:
+def read_candidate(row: Row) -> Candidate:
+    """A row of the view whole_models, as every query of models gives it."""
     sha256, name, size, identity, created_at, loadable, paths, details, tags, digests, pictures = row
     lying = [(FilePath(root=root, rel=rel), present) for root, rel, present in _paths.decode(paths)]
     here = tuple(sorted(path for path, present in lying if present))

@@ -5,11 +5,22 @@ from collections.abc import Mapping
 import msgspec
 from starlette.responses import Response
 
-from agents.http.views import UnknownJob
+from agents.http.views import Declined, UnknownJob, UnknownModel
 from bus.errors import DarkroomError, Full, NoAnswer, Reject, Retry, TooLarge
 
 RETRY_SECONDS = 2
 FULL_RETRY_SECONDS = 10
+
+_STATUS = {
+    "unknown-model": 404,
+    "unknown-tag": 404,
+    "unknown-picture": 404,
+    "unknown-file": 404,
+    "outside-roots": 403,
+    "tag-exists": 409,
+    "stale-order": 409,
+}
+"""What the catalog's reasons are in HTTP; any other is 422."""
 
 
 class BadRequest(DarkroomError):
@@ -39,6 +50,10 @@ def answer_to(error: DarkroomError) -> Response:
             return problem(422, error.reason, message)
         case UnknownJob():
             return problem(404, "unknown-job", message)
+        case UnknownModel():
+            return problem(404, "unknown-model", message)
+        case Declined():
+            return problem(_STATUS.get(error.reason, 422), error.reason, message)
         case TooLarge():
             return problem(413, "too-large", message)
         case Full():

@@ -2,14 +2,17 @@
 service that a front door is given (so that it need not know the bus)."""
 
 from collections.abc import AsyncGenerator
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import msgspec
 
 from bus.errors import DarkroomError
-from schemas.jobs import Lane, Plan, Rejected, Released, Request, Result, Started, Status
-from schemas.models import Model
+from schemas.asks import ImportState
+from schemas.catalog import Adopted, FileReply, Pictures
+from schemas.jobs import Import, Lane, Plan, Rejected, Released, Request, Result, Started, Status
 from schemas.ticks import PreviewTick, StepTick
+
+R = TypeVar("R", bound=msgspec.Struct)
 
 JobStatus = Status | Literal["queued", "planned", "running"]
 EventName = Literal["planned", "started", "released", "rejected", "finished", "step", "preview"]
@@ -17,6 +20,18 @@ EventName = Literal["planned", "started", "released", "rejected", "finished", "s
 
 class UnknownJob(DarkroomError):
     """Nobody asked for a job with this id, or it was forgotten (results are kept for 7 days)."""
+
+
+class UnknownModel(DarkroomError):
+    """A model is known by its SHA-256: 64 hex digits, in small letters."""
+
+
+class Declined(DarkroomError):
+    """Understood, and can't be done; the message says why. `reason` is a stable word for programs."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +74,31 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
 
 
+class Library(Protocol):
+    """What a front door may ask of the catalog. Beside the errors named, each raises Declined for what can't be done,
+    and NoAnswer when no catalog answers."""
+
+    async def ask(self, question: msgspec.Struct, reply: type[R]) -> R:
+        """The catalog's answer to one question (schemas.asks, schemas.catalog)."""
+
+    async def add_picture(self, sha256: str, data: bytes) -> Pictures:
+        """Give a model a picture, by its bytes. BadPicture; OSError when it can't be kept."""
+
+    async def take_over(self, job: Import, wait: float) -> tuple[str, ImportState]:
+        """Import a legacy catalog (its job's id is drawn here), watched for `wait` seconds. Returns the id, and how far
+        it is. Full, Retry."""
+
+    async def import_state(self, id: str) -> ImportState | None:
+        """How far an import is; None for one that nobody asked for. Retry."""
+
+    async def adopt(self) -> Adopted:
+        """Make pending records of what lies in the roots and is not hashed; all `added` by this."""
+
+    async def hash_of(self, path: str, *, promote: bool, wait: float) -> FileReply:
+        """What a file below a configured root holds, waited for up to `wait` seconds. Without a SHA-256 in the answer it
+        is not hashed yet."""
+
+
 class Service(Protocol):
     """What a front door may ask for. Beside the errors named, each raises Retry when the bus is away."""
 
@@ -81,9 +121,6 @@ class Service(Protocol):
 
     async def cancel(self, id: str) -> JobView:
         """End the job as cancelled, unless it has ended already. UnknownJob."""
-
-    async def models(self) -> tuple[Model, ...]:
-        """All models, those without a file too. NoAnswer."""
 
     async def metrics(self) -> str:
         """Prometheus text. NoAnswer."""

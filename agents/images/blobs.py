@@ -16,19 +16,23 @@ def put(data: Path, content: bytes) -> str:
     OSError."""
     key = hashlib.sha256(content).hexdigest()
     blob = data / FOLDER / key
-    if not place(blob, content):
-        os.utime(blob)
+    while not place(blob, content):
+        with contextlib.suppress(FileNotFoundError):  # swept just now
+            os.utime(blob)
+            break
     return key
 
 
 def sweep(data: Path, used: Collection[str], *, before: float) -> int:
-    """Remove the blobs put before that time (seconds since 1970) that are not `used` (by key). The number removed."""
+    """Remove the blobs last put before that time (seconds since 1970) that are not `used` (by key). The number removed.
+
+    The time is ctime: a data directory copied back with old times gets the same patience as one that was written."""
     removed = 0
     with contextlib.suppress(FileNotFoundError), os.scandir(data / FOLDER) as entries:
         for entry in entries:
             if len(entry.name) == 64 and entry.name not in used:
                 with contextlib.suppress(FileNotFoundError):
-                    if entry.stat(follow_symlinks=False).st_mtime < before:
+                    if entry.stat(follow_symlinks=False).st_ctime < before:
                         Path(entry.path).unlink()
                         removed += 1
     return removed

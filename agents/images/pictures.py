@@ -12,7 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from agents.images import blobs, files
-from agents.images.decode import Broken, picture, upright_size
+from agents.images.decode import MAX_BYTES, Broken, picture, upright_size
 from agents.images.tiers import TIERS, tier_sizes, webp_tiers
 from bus.errors import UserError
 from schemas.images import EncodePicture, Picture
@@ -23,7 +23,6 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 KEEP_BLOBS = 48 * 3600.0
 KEEP_LOOSE = 3600.0
 """Seconds that blobs, and files which the catalog does not know, are kept: it may be about to."""
-_LARGEST_ORIGINAL = 64 * 2**20
 
 
 class BadJob(UserError):
@@ -83,20 +82,29 @@ def original_bytes(path: Path, source: str) -> bytes:
     """The bytes of an original whose SHA-256 is `source`. Raises NotTheOriginal, Broken, or OSError."""
     try:
         with path.open("rb") as file:
-            data = file.read(_LARGEST_ORIGINAL + 1)
+            data = file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
         raise NotTheOriginal(f"{path.name}, the original, is gone") from error
-    if len(data) > _LARGEST_ORIGINAL:
-        raise Broken(f"the original has more than {_LARGEST_ORIGINAL >> 20} MiB")
+    if len(data) > MAX_BYTES:
+        raise Broken(f"the original has more than {MAX_BYTES >> 20} MiB")
     if hashlib.sha256(data).hexdigest() != source:
         raise NotTheOriginal(f"{path.name}, the original, has other bytes than it had")
     return data
 
 
+def remove_picture(data: Path, sha256: str, number: int) -> None:
+    """Remove the files of one picture of a model, as far as they are there. Raises BadJob, or OSError."""
+    for file in picture_names(sha256, number).values():
+        (data / file).unlink(missing_ok=True)
+
+
 def tidy(data: Path, originals: Collection[str], pictures: Collection[tuple[str, int]], now: float) -> int:
     """Remove what no catalog needs any more: files of pictures that are not among `pictures` (model, number), pending
     originals not among `originals` (paths below `data`), and blobs that are not, once they are old enough that nobody
-    can be about to mention them. The number removed; `now` is seconds since 1970. Raises OSError."""
+    can be about to mention them. The number removed; `now` is seconds since 1970. Raises OSError.
+
+    A file's age counts from when it last got a name or was touched (ctime): an import may give its copy of a picture,
+    hours old, the name of a pending original only now."""
     removed = blobs.sweep(data, {path.rpartition("/")[2] for path in originals}, before=now - KEEP_BLOBS)
 
     def is_loose(folder: str, name: str) -> bool:
@@ -109,7 +117,7 @@ def tidy(data: Path, originals: Collection[str], pictures: Collection[tuple[str,
         with contextlib.suppress(FileNotFoundError), os.scandir(data / folder) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
-                    is_old = entry.stat(follow_symlinks=False).st_mtime < now - KEEP_LOOSE
+                    is_old = entry.stat(follow_symlinks=False).st_ctime < now - KEEP_LOOSE
                     if is_old and entry.is_file(follow_symlinks=False) and is_loose(folder, entry.name):
                         Path(entry.path).unlink()
                         removed += 1

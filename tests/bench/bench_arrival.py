@@ -73,7 +73,10 @@ async def figures(folder: Path) -> list[Figure]:
     beyond: dict[str, list[float]] = {name: [] for name in WAYS}
     passes: list[float] = []
     settings = BusSettings(store_bytes=STORE)
-    with local_server(folder / "nats", port=0, store_bytes=STORE) as server, agents(server.url, data):
+    with (
+        local_server(folder / "nats", port=0, store_bytes=STORE) as server,
+        agents(server.url, data, "migrator", "watcher", "hasher"),
+    ):
         async with connect(server.url, settings, name="bench") as bus:
             for turn in range(ROUNDS):
                 for number, (name, way) in enumerate(WAYS.items()):
@@ -121,9 +124,8 @@ def another(path: Path, number: int) -> str:
 
 
 @contextmanager
-def agents(url: str, data: Path) -> Iterator[None]:
-    """Migrator, watcher and hasher in a process, ready."""
-    names = ("migrator", "watcher", "hasher")
+def agents(url: str, data: Path, *names: str) -> Iterator[None]:
+    """These agents in one process, ready."""
     command = [sys.executable, "-m", "agents.cli", "run", *names, "--nats", url, "--data", str(data)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, env=os.environ | {"DARKROOM_LOG_LEVEL": "error"}, text=True

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from agents.ingest.reconcile import Appeared, Lost, Row, Touched, reconcile
 from agents.ingest.scan import Candidate, Scan
-from schemas.files import FilePath, Stat
+from schemas.files import FilePath, Refused, Stat
 from tests.ingest.world import World
 
 NAMES = st.sampled_from(("a.ckpt", "b.ckpt", "x/a.ckpt", "x/y/100%.ckpt", "c.part"))
@@ -133,6 +133,19 @@ Folders.TestCase.settings = settings(
     max_examples=100, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 test_after_any_history_the_catalogue_is_what_the_disk_is = Folders.TestCase
+
+
+def test_a_link_out_of_its_root_is_refused_once_though_it_leads_to_a_model_of_another_root(tmp_path: Path) -> None:
+    roots = {name: tmp_path / name for name in ("models", "loras")}
+    for folder in roots.values():
+        folder.mkdir()
+    (roots["models"] / "a.ckpt").write_bytes(b"1234")
+    world = World(tmp_path / "files.sqlite3", roots)
+    world.settle()
+    (roots["loras"] / "b.ckpt").symlink_to(roots["models"] / "a.ckpt")
+    assert [said.path.rel for said in world.settle() if isinstance(said, Refused)] == ["b.ckpt"]
+    assert list(world.in_catalogue()) == [FilePath(root="models", rel="a.ckpt")]
+    assert world.settle() == []
 
 
 def stat(ino: int = 1, **fields: int) -> Stat:

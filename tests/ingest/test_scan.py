@@ -47,6 +47,14 @@ def test_a_linked_file_has_the_stat_of_what_it_leads_to(tmp_path: Path) -> None:
     assert scan("models", str(tmp_path)).candidates["x.ckpt"].stat.size == 4
 
 
+def test_a_file_linked_from_out_of_the_root_is_not_taken_for_one_that_is_known_elsewhere(tmp_path: Path) -> None:
+    known = put(tmp_path / "models" / "a.ckpt", b"1234")
+    (tmp_path / "loras").mkdir()
+    link = tmp_path / "loras" / "b.ckpt"
+    link.symlink_to(known)
+    assert scan("loras", str(tmp_path / "loras")).candidates["b.ckpt"].stat.ino == link.lstat().st_ino
+
+
 def test_hard_links_are_two_paths_of_one_inode(tmp_path: Path) -> None:
     put(tmp_path / "a.ckpt", b"1")
     (tmp_path / "b.ckpt").hardlink_to(tmp_path / "a.ckpt")

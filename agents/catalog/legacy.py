@@ -1,0 +1,228 @@
+"""A legacy catalog: SQLite, schema version 2, read without touching a byte of it.
+
+The file is copied together with its write-ahead log or rollback journal, and only the copy is opened: SQLite makes or
+changes files beside a database in WAL mode even for a reader, and a copy stays as it is while a program goes on writing
+the original. (The -shm beside it is not copied: SQLite makes it anew from the log.)
+"""
+
+import contextlib
+import shutil
+import sqlite3
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from agents.catalog.errors import LegacyUnusable
+
+VERSION = 2
+VALUE_BYTES = 1 << 20
+"""A longer text of one column is read as NULL, and said to be too large."""
+
+QUIET_SECONDS = 0.05
+"""A file written less than this before it was copied may have been written meanwhile: its times are that coarse."""
+
+COPY_TRIES = 60
+"""Copies tried, QUIET_SECONDS apart, before a catalog counts as being written all the time."""
+
+REQUIRED = {
+    "models": {"id", "path", "type", "hash_hex"},
+    "tags": {"id", "name"},
+    "model_tags": {"model_id", "tag_id"},
+    "schema_version": {"version"},
+}
+OPTIONAL = {"models": ("name", "size_bytes", "created_at", "meta_json", "extra_json"), "tags": ("color", "created_at")}
+
+
+class RawTag(NamedTuple):
+    """A row of `tags`; texts are bytes, as nothing says that they are UTF-8."""
+
+    id: int
+    name: Any
+    color: Any
+    created_at: Any
+
+
+class RawModel(NamedTuple):
+    """A row of `models`; texts are bytes. `too_large` counts texts over VALUE_BYTES, which are None here."""
+
+    id: int
+    path: Any
+    name: Any
+    type: Any
+    size_bytes: Any
+    hash_hex: Any
+    created_at: Any
+    meta_json: Any
+    extra_json: Any
+    too_large: int
+
+
+Link = tuple[Any, Any]
+"""A row of `model_tags`: the model's id and the tag's."""
+
+
+class Legacy:
+    """An open copy of a legacy catalog. Synchronous; one thread at a time. `fingerprint` tells one state of the
+    original from another. Methods raise LegacyUnusable when the file turns out to be damaged."""
+
+    def __init__(self, connection: sqlite3.Connection, source: Path, fingerprint: str) -> None:
+        self._connection, self._source, self.fingerprint = connection, source, fingerprint
+        self._columns = {table: self._columns_of(table) for table in OPTIONAL}
+
+    def tags(self, after: int | None, limit: int) -> list[RawTag]:
+        """The next tags by id."""
+        wanted = ", ".join(("id", *(self._capped("tags", name) for name in RawTag._fields[1:])))
+        query = f"SELECT {wanted} FROM tags WHERE :after IS NULL OR id > :after ORDER BY id LIMIT :limit"
+        return [RawTag(*row) for row in self._rows(query, after=after, limit=limit)]
+
+    def models(self, after: int | None, limit: int) -> list[RawModel]:
+        """The next models by id."""
+        texts = RawModel._fields[1:-1]
+        wanted = ", ".join(("id", *(self._capped("models", name) for name in texts)))
+        large = " + ".join(
+            f"(coalesce(length(CAST({name} AS BLOB)), 0) > {VALUE_BYTES})"
+            for name in texts
+            if name in self._columns["models"]
+        )
+        query = f"SELECT {wanted}, {large} FROM models WHERE :after IS NULL OR id > :after ORDER BY id LIMIT :limit"
+        return [RawModel(*row) for row in self._rows(query, after=after, limit=limit)]
+
+    def links(self, after: int | None, last: int) -> list[Link]:
+        """The links of every model id after one and up to another, whether there is such a model or not."""
+        return self._rows(
+            "SELECT model_id, tag_id FROM model_tags WHERE typeof(model_id) = 'integer'"
+            " AND (:after IS NULL OR model_id > :after) AND model_id <= :last ORDER BY model_id, tag_id",
+            after=after,
+            last=last,
+        )
+
+    def stray_links(self, after: int | None) -> list[Link]:
+        """The links that belong to no model up to the last one."""
+        return self._rows(
+            "SELECT model_id, tag_id FROM model_tags"
+            " WHERE typeof(model_id) <> 'integer' OR :after IS NULL OR model_id > :after ORDER BY model_id, tag_id",
+            after=after,
+        )
+
+    def largest_tag(self, below: int) -> int:
+        """The largest id of a tag below a number, 0 if there is none."""
+        [(id,)] = self._rows("SELECT coalesce(max(id), 0) FROM tags WHERE id < :below", below=below)
+        return int(id)
+
+    def check(self) -> None:
+        """Is it a catalog that can be taken over? Raises LegacyUnusable."""
+        for table, required in REQUIRED.items():
+            if missing := required - self._columns_of(table):
+                what = f"table {table}" if len(missing) == len(required) else f"column {min(missing)} of table {table}"
+                raise LegacyUnusable(f"{self._source} is a database, but no legacy catalog: it has no {what}.")
+        for table in OPTIONAL:
+            query = "SELECT name FROM pragma_table_info(:table) WHERE pk > 0 AND upper(type) = 'INTEGER'"
+            if self._rows(query, table=table) != [(b"id",)]:
+                raise LegacyUnusable(f"{self._source} is no legacy catalog: the id of its {table} is no primary key.")
+        [(version,)] = self._rows("SELECT max(version) FROM schema_version")
+        if version != VERSION:
+            advice = (
+                "a newer program wrote it"
+                if isinstance(version, int) and version > VERSION
+                else ("open it once with the last version of the program that made it, which updates it")
+            )
+            raise LegacyUnusable(f"{self._source} has schema version {_shown(version)}, not {VERSION}: {advice}.")
+
+    def _columns_of(self, table: str) -> set[str]:
+        rows = self._rows(
+            "SELECT columns.name FROM sqlite_schema AS tables JOIN pragma_table_info(tables.name) AS columns"
+            " WHERE tables.type = 'table' AND tables.name = :table AND tables.sql NOT LIKE 'CREATE VIRTUAL%'",
+            table=table,
+        )
+        return {_shown(name) for (name,) in rows}
+
+    def _capped(self, table: str, name: str) -> str:
+        if name not in self._columns[table]:
+            return "NULL"
+        return f"CASE WHEN length(CAST({name} AS BLOB)) <= {VALUE_BYTES} THEN {name} END"
+
+    def _rows(self, query: str, **values: Any) -> list[Any]:
+        try:
+            return self._connection.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise LegacyUnusable(
+                f"{self._source} can't be read ({error}): it is no SQLite database, an encrypted one, or damaged."
+            ) from error
+
+
+@contextlib.contextmanager
+def opened(source: Path, folder: Path) -> Iterator[Legacy]:
+    """A copy of the legacy catalog `source`, made in the new folder `folder` and removed with it at the end.
+
+    Raises LegacyUnusable when there is no such file, when it is written all the time, or when it is no legacy catalog
+    of version 2, and OSError when the copy can't be written.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        copy = folder / "legacy.db"
+        mark = _copy_quiet(source, copy)
+        # The copy may need what the original must not get: its journal rolled back, its log's index made.
+        with contextlib.closing(sqlite3.connect(copy, check_same_thread=False)) as connection:
+            connection.text_factory = bytes
+            for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "query_only = ON"):
+                connection.execute(f"PRAGMA {pragma}")
+            legacy = Legacy(connection, source, mark)
+            legacy.check()
+            yield legacy
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _copy_quiet(source: Path, copy: Path) -> str:
+    """Copy a database and what belongs to it, at a moment when nobody writes them; what tells this state of them."""
+    for _ in range(COPY_TRIES):
+        before = _state(source)
+        newest = max(times[1] for times in before.values())
+        if 0 <= time.time() - newest / 1e9 < QUIET_SECONDS:
+            time.sleep(QUIET_SECONDS)
+            continue
+        for suffix in ("", *SIDE_FILES):
+            target = copy.with_name(copy.name + suffix)
+            target.unlink(missing_ok=True)
+            if suffix in before:
+                _copy(source.with_name(source.name + suffix), target)
+        if _state(source) == before:
+            return repr(sorted(before.items()))
+    raise LegacyUnusable(f"{source} is being written all the time: close the program that uses it, then try again.")
+
+
+SIDE_FILES = ("-wal", "-journal")
+
+
+def _state(source: Path) -> dict[str, tuple[int, int, int]]:
+    """Size, time of change and inode of a database (key '') and of its side files, as far as they exist."""
+    found = {}
+    for suffix in ("", *SIDE_FILES):
+        try:
+            state = source.with_name(source.name + suffix).stat()
+        except FileNotFoundError as error:
+            if not suffix:
+                raise LegacyUnusable(f"There is no file {source}: name the legacy catalog's database.") from error
+            continue
+        except (OSError, ValueError) as error:
+            raise LegacyUnusable(f"{source} can't be read ({error}).") from error
+        if not stat.S_ISREG(state.st_mode):
+            raise LegacyUnusable(f"{source}{suffix} is no file: name the legacy catalog's database.")
+        found[suffix] = (state.st_size, state.st_mtime_ns, state.st_ino)
+    return found
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        file = source.open("rb")
+    except OSError as error:
+        raise LegacyUnusable(f"{source} can't be read ({error.strerror}): make it readable.") from error
+    with file, target.open("wb") as copied:
+        shutil.copyfileobj(file, copied, 1 << 20)
+
+
+def _shown(value: Any) -> str:
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,83 @@
+"""Whole: one model with all that hangs on it, and which one a name means."""
+
+import json
+from typing import Any
+
+import msgspec
+from anyio import to_thread
+
+from agents.catalog.database import Database
+from agents.catalog.impossible import ANSWER_BYTES, Impossible, NoSuchModel, told_in
+from agents.catalog.names import fold
+from agents.catalog.picturing import pictures_of
+from agents.catalog.resolve import HASH_PREFIX, Candidate, meant_by, read_candidate
+from schemas.catalog import KnownPath, ModelReply, ShowModel, WholeModel
+from schemas.files import FilePath
+from schemas.models import Layer, Tag
+
+_NAMED = 10
+"""Models named in a sentence at most."""
+
+
+@told_in(ModelReply)
+async def show_model(db: Database, ask: ShowModel) -> ModelReply:
+    """The one model that a name means, with or without a file, of whatever kind. Problems: unknown-model,
+    ambiguous-model."""
+    name = ask.name.strip()
+    prefix = name.lower() if HASH_PREFIX.fullmatch(name) else ""
+    base = name.rsplit("/", 1)[-1]
+    folded = [fold(part) for part in {base, base.rpartition(".")[0]} if part]
+    rows = await db.committed.rows("models_named", folded=json.dumps(folded), prefix=prefix)
+    meant = meant_by([read_candidate(row) for row in rows], name, prefix)
+    if not meant:
+        raise Impossible("unknown-model", f"No model is called {name[:200]!r}.")
+    if len(meant) > 1:
+        raise Impossible(
+            "ambiguous-model", f"{name!r} means {len(meant)} models. Name one by its hash: {_list(meant)}."
+        )
+    return ModelReply(model=await whole_model(db, meant[0].model.sha256))
+
+
+async def whole_model(db: Database, sha256: str) -> WholeModel:
+    """All about one model, as much of it as an answer can hold. Raises NoSuchModel, sqlite3.Error."""
+    rows = await db.committed.rows("whole_model", sha256=sha256)
+    if not rows:
+        raise NoSuchModel(sha256)
+    paths = await db.committed.rows("paths_of", sha256=sha256)
+    layers: dict[Layer, dict[str, Any]] = {
+        layer: json.loads(said) for layer, said in await db.committed.rows("layers_of", sha256=sha256)
+    }
+    tags = await db.committed.rows("tags_on", sha256=sha256)
+    pictures = await pictures_of(db.committed, sha256)
+
+    def made() -> WholeModel:
+        return _fitted(
+            WholeModel(
+                model=read_candidate(rows[0]).model,
+                paths=tuple(
+                    KnownPath(path=FilePath(root=root, rel=rel), present=bool(there)) for root, rel, there in paths
+                ),
+                layers=layers,
+                tags=tuple(Tag(id=id, name=name, color=color, models=models) for id, name, color, models in tags),
+                pictures=pictures,
+            )
+        )
+
+    return await to_thread.run_sync(made)
+
+
+def _fitted(whole: WholeModel) -> WholeModel:
+    """With so many of its paths left out that it fits into an answer. Raises Impossible (too-large)."""
+    count = len(whole.paths)
+    while len(msgspec.json.encode(whole)) > ANSWER_BYTES:
+        if not whole.paths:
+            raise Impossible("too-large", "What is said of this model is too much for one answer.")
+        fewer = whole.paths[: len(whole.paths) // 2]
+        model = msgspec.structs.replace(whole.model, paths=whole.model.paths[: len(fewer)])
+        whole = msgspec.structs.replace(whole, model=model, paths=fewer, more_paths=count - len(fewer))
+    return whole
+
+
+def _list(meant: list[Candidate]) -> str:
+    named = ", ".join(f"{one.model.name} [{one.model.sha256[:10]}]" for one in meant[:_NAMED])
+    return named + (" and others" if len(meant) > _NAMED else "")

@@ -1,0 +1,181 @@
+"""Pictures of models, and the gallery, over HTTP.
+
+GET    /api/images/{sha}          a model's pictures in order
+POST   /api/images/{sha}          one more: the picture itself as body, or a form with one file
+DELETE /api/images/{sha}?seq=     one less; those behind it move up
+PUT    /api/images/{sha}/order    {"numbers": […]}: all of them, in the order they shall have
+GET    /api/images/{sha}.webp     the file: ?quality=high|medium|low of the one at the place ?seq=, or with the number
+                                  ?number= (whose file never changes)
+GET    /api/outputs               generated pictures, newest first: ?q= words of what made them, model, limit, cursor
+"""
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import anyio
+import msgspec
+from anyio import to_thread
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+
+from agents.http import requests
+from agents.http.errors import BadRequest
+from agents.http.uploads import uploaded
+from agents.http.views import Declined, Library
+from agents.images.decode import BadPicture, PictureTooLarge, UnknownFormat
+from agents.images.pictures import picture_names
+from schemas import catalog
+from schemas.catalog import ModelPicture, OutputPage, Pictures
+
+UPLOAD_SECONDS = 120.0
+UPLOADS_AT_ONCE = 4
+"""Bodies of pictures in memory, at most."""
+MAX_LISTED = 500
+MAX_WORDS = 500
+
+TIERS = ("high", "medium", "low")
+_DIGITS = re.compile(r"[0-9a-fA-F]{0,64}")
+
+
+class OrderBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The numbers of all of a model's pictures, in the order they shall have."""
+
+    numbers: tuple[int, ...]
+
+
+_order = msgspec.json.Decoder(OrderBody)
+
+
+def routes(library: Library, data: Path) -> list[Route]:
+    """The routes of pictures, below /api. Their files are below the data directory `data`."""
+    door = _Door(library, data, anyio.Semaphore(UPLOADS_AT_ONCE))
+    return [
+        Route("/images/{sha}.webp", door.file),
+        Route("/images/{sha}", door.list),
+        Route("/images/{sha}", door.add, methods=["POST"]),
+        Route("/images/{sha}", door.drop, methods=["DELETE"]),
+        Route("/images/{sha}/order", door.order, methods=["PUT"]),
+        Route("/outputs", door.outputs),
+    ]
+
+
+def picture_document(sha256: str, picture: ModelPicture) -> dict[str, Any]:
+    """A picture as JSON, with the addresses of its files once they are there."""
+    here = f"/api/images/{sha256}.webp?number={picture.number}"
+    urls = {tier: f"{here}&quality={tier}" for tier in TIERS} if picture.state == "ready" else {}
+    return {**msgspec.to_builtins(picture), "urls": urls}
+
+
+@dataclass(frozen=True)
+class _Door:
+    library: Library
+    data: Path
+    uploads: anyio.Semaphore
+
+    async def list(self, request: Request) -> Response:
+        requests.query(request)
+        sha256 = requests.sha_of(request)
+        return _listed(sha256, await self._pictures(sha256))
+
+    async def _pictures(self, sha256: str) -> Pictures:
+        return await self.library.ask(catalog.ListPictures(sha256=sha256), Pictures)
+
+    async def add(self, request: Request) -> Response:
+        requests.query(request)
+        sha256 = requests.sha_of(request)
+        async with self.uploads:
+            data = uploaded(request.headers["content-type"], await requests.body(request, UPLOAD_SECONDS))
+            try:
+                reply = await self.library.add_picture(sha256, data)
+            except BadPicture as error:
+                raise _bad(error) from error
+        picture = next(one for one in reply.pictures if one.number == reply.number)
+        return requests.json(picture_document(sha256, picture), 201 if reply.added else 200)
+
+    async def drop(self, request: Request) -> Response:
+        given = requests.query(request, "seq")
+        if "seq" not in given:
+            raise BadRequest(422, "invalid", "say which picture: ?seq=0 is the first", "seq")
+        sha256, seq = requests.sha_of(request), requests.number(given, "seq", 0)
+        return _listed(sha256, await self.library.ask(catalog.DropPicture(sha256=sha256, seq=seq), Pictures))
+
+    async def order(self, request: Request) -> Response:
+        sha256, body = requests.sha_of(request), await requests.decoded(request, _order)
+        order = catalog.OrderPictures(sha256=sha256, numbers=body.numbers)
+        return _listed(sha256, await self.library.ask(order, Pictures))
+
+    async def file(self, request: Request) -> Response:
+        given = requests.query(request, "seq", "number", "quality")
+        sha256, tier = requests.sha_of(request), requests.one_of(given, "quality", *TIERS)
+        by_number = "number" in given
+        if by_number and "seq" in given:
+            raise BadRequest(422, "invalid", "a picture is named by its place (seq) or by its number, not by both", "seq")
+        wanted = requests.number(given, "number" if by_number else "seq", 0)
+        picture = await self._wanted(sha256, wanted, by_number=by_number)
+        # A place may hold another picture tomorrow; what has a number is that picture for good.
+        cached = "private, max-age=31536000, immutable" if by_number else "private, no-cache"
+        headers = {"ETag": f'"{sha256[:16]}-{picture.number}-{tier}"', "Cache-Control": cached}
+        if headers["ETag"] in [tag.strip().removeprefix("W/") for tag in _none_match(request).split(",")]:
+            return Response(status_code=304, headers=headers)
+        file = self.data / picture_names(sha256, picture.number)[tier]
+        if not await to_thread.run_sync(_is_file, file):
+            raise Declined("unknown-picture", "The picture's file is gone; `darkroom verify` tells of such.")
+        return FileResponse(file, media_type="image/webp", headers=headers)
+
+    async def _wanted(self, sha256: str, wanted: int, *, by_number: bool) -> ModelPicture:
+        """The finished picture at a place, or with a number. Raises Declined."""
+        for picture in (await self._pictures(sha256)).pictures:
+            if wanted == (picture.number if by_number else picture.seq):
+                if picture.state == "ready":
+                    return picture
+                why = "It is still being encoded; ask again in a moment." if picture.state == "waiting" else picture.error
+                raise Declined("unknown-picture", f"The picture is not there: {why}")
+        raise Declined("unknown-picture", f"The model has no picture {wanted}.")
+
+    async def outputs(self, request: Request) -> Response:
+        given = requests.query(request, "q", "model", "limit", "cursor")
+        text, model = given.get("q", ""), given.get("model", "")
+        if len(text) > MAX_WORDS:
+            raise BadRequest(422, "invalid", f"q has {MAX_WORDS} characters at most", "q")
+        if not _DIGITS.fullmatch(model):
+            raise BadRequest(422, "invalid", "model is a SHA-256, or its beginning", "model")
+        limit = requests.number(given, "limit", 100, least=1, most=MAX_LISTED)
+        ask = catalog.ListOutputs(text=text, model=model, limit=limit, cursor=given.get("cursor", ""))
+        page = await self.library.ask(ask, OutputPage)
+        outputs = [{**msgspec.to_builtins(one), "url": _address(one.file)} for one in page.outputs]
+        return requests.json({"outputs": outputs, "next": page.next})
+
+
+def _listed(sha256: str, reply: Pictures) -> Response:
+    return requests.json({"pictures": [picture_document(sha256, one) for one in reply.pictures]})
+
+
+def _bad(error: BadPicture) -> BadRequest:
+    match error:
+        case UnknownFormat():
+            return BadRequest(415, "not-a-picture", str(error))
+        case PictureTooLarge():
+            return BadRequest(413, "too-large", str(error))
+        case _:
+            return BadRequest(422, "broken-picture", str(error))
+
+
+def _none_match(request: Request) -> str:
+    return request.headers.get("if-none-match", "")
+
+
+def _address(file: str) -> str:
+    return "/images/" + quote(file.removeprefix("outputs/"))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False

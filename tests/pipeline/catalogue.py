@@ -1,0 +1,117 @@
+"""The catalog as others see it: by asking, and by the history that its stream tells."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import anyio
+from nats.aio.msg import Msg
+
+from agents.ingest.paths import decode
+from bus.client import Bus
+from bus.subjects import (
+    ASK_COMPARE,
+    ASK_MODELS,
+    ASK_ROOT,
+    EVERYTHING,
+    HASH,
+    row_of,
+)
+from schemas.asks import Compare, Compared, ListModels, ModelList, RootState, ScanRoot
+from schemas.files import FilePath, Hashed, HashFailed, Moved, Settled
+from schemas.models import Changed, Model, ModelMissing, ModelMoved, ModelReady
+from tests.pipeline.folders import At
+
+AGAIN = 0.02
+"""Seconds until something is asked again."""
+
+
+class History:
+    """What the streams told since the beginning: the models as their history leaves them, every hash, and all of it in
+    short."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, set[FilePath]] = {}
+        self.hashed: list[Hashed] = []
+        self.facts: list[str] = []
+
+    async def follow(self, bus: Bus) -> None:
+        """Hear everything from the first message on."""
+        for stream in ("FILES", "CATALOG"):
+            await bus.js.subscribe(EVERYTHING, stream=stream, cb=self._heard, ordered_consumer=True)
+
+    async def _heard(self, message: Msg) -> None:
+        row = row_of(message.subject)
+        assert row is not None
+        fact = row.decode(message.data)
+        match fact:
+            case ModelReady(model=model):
+                self.models[model.sha256] = set(model.paths)
+            case ModelMoved():
+                self.models[fact.sha256] = set(fact.paths)
+            case ModelMissing():
+                self.models[fact.sha256] = set()
+            case Hashed():
+                self.hashed.append(fact)
+            case Changed():
+                return  # the same again, row by row
+        self.facts.append(f"{fact.at:.3f} {_in_short(fact)}")
+
+
+def _in_short(fact: Any) -> str:
+    """A fact on a line, for people."""
+    match fact:
+        case ModelReady(model=model):
+            return f"ready {model.sha256} at {[*map(at, model.paths)]}"
+        case ModelMoved():
+            return f"moved {fact.sha256} to {[*map(at, fact.paths)]}"
+        case ModelMissing():
+            return f"missing {fact.sha256}"
+        case Settled() | Moved() | Hashed() | HashFailed():
+            known = getattr(fact, "known", None)
+            was = f" from {at(fact.old)!r}" if isinstance(fact, Moved) else ""
+            version = f"inode {fact.stat.ino}, changed {fact.stat.ctime_ns / 1e9:.6f}"
+            return f"{type(fact).__name__} {at(fact.path)!r}{was}, {version}{', known' if known else ''}"
+    return f"{type(fact).__name__} {at(fact.path)!r}" if hasattr(fact, "path") else str(fact)
+
+
+async def look(bus: Bus, roots: Iterable[str]) -> list[RootState]:
+    """How the roots are after a scan that began when this was called."""
+    names = list(roots)
+    begun = await bus.ask(ASK_ROOT, ScanRoot(look=True), RootState, root=names[0])
+    while True:
+        states = [await bus.ask(ASK_ROOT, ScanRoot(), RootState, root=name) for name in names]
+        if all(state.looks >= begun.look for state in states):
+            return states
+        await anyio.sleep(AGAIN)
+
+
+async def models_of(bus: Bus, *, missing: bool) -> list[Model]:
+    """The catalog's models; with `missing`, those too that are nowhere."""
+    found: list[Model] = []
+    while True:
+        after = found[-1].sha256 if found else ""
+        page = await bus.ask(ASK_MODELS, ListModels(missing=missing, after=after), ModelList)
+        found += page.models
+        if not page.more:
+            return found
+
+
+async def mended(bus: Bus) -> int:
+    """How many differences between the catalog and the watcher's table were found, the search for more included that
+    began when this was called."""
+    begun = await bus.ask(ASK_COMPARE, Compare(again=True), Compared)
+    while True:
+        now = await bus.ask(ASK_COMPARE, Compare(), Compared)
+        if now.done >= begun.number:
+            return now.mended
+        await anyio.sleep(AGAIN)
+
+
+async def jobs_waiting(bus: Bus) -> list[str]:
+    """The jobs to hash that are queued or under way."""
+    return list(await bus.waiting("HASH", HASH.filter()))
+
+
+def at(path: FilePath) -> At:
+    """A path of the bus as the disk has it."""
+    return At(path.root, decode(path.rel).decode("utf-8", "surrogateescape"))

@@ -1,0 +1,201 @@
+"""Promotion with real processes, killed at every commit and every file they write: it ends as if nothing had been."""
+
+import hashlib
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from agents.catalog.database import Database
+from agents.catalog.history import TABLES
+from agents.images.files import sweep
+from bus.client import Bus, connect
+from bus.server import LocalServer, local_server
+from bus.subjects import FILE_HASHED
+from tests.catalog.facts import hashed
+from tests.catalog.pending import add_pending
+from tests.conftest import QUICK
+from tests.test_portraits import picture
+
+MOMENTS = {"before a commit", "after a commit", "before a file", "after a file"}
+RECORDS = 3
+PICTURES = 2
+
+# Migrator and encoder in one process, which kills itself at the n-th of these moments: before and after each commit,
+# before and after each file gets its name. It prints a line for each moment that it lives to see.
+PROGRAM = """
+import functools, itertools, os, signal, sys
+from pathlib import Path
+import aiosqlite, anyio
+from agents import encoder, migrator
+from agents.images import files
+from bus.client import connect
+from schemas.settings import BusSettings, EncoderSettings
+
+url, data, last = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+moments = itertools.count(1)
+
+def moment(what):
+    if next(moments) == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    print(what, flush=True)
+
+execute, link = aiosqlite.Connection.execute_fetchall, os.link
+
+async def noted(self, sql, *args):
+    if sql != "COMMIT":
+        return await execute(self, sql, *args)
+    moment("before a commit")
+    rows = await execute(self, sql, *args)
+    moment("after a commit")
+    return rows
+
+def linked(source, target, *args, **kwargs):
+    moment("before a file")
+    link(source, target, *args, **kwargs)
+    moment("after a file")
+
+aiosqlite.Connection.execute_fetchall = noted
+files.os.link = linked
+
+async def main():
+    settings = BusSettings(ack_wait=2.0, heartbeat=0.5, retry_delay=0.05, store_bytes=2**28)
+    async with connect(url, settings, name="killed") as bus, anyio.create_task_group() as tasks:
+        clock = lambda: 1763712345.25
+        await tasks.start(functools.partial(migrator.run, bus, data / "catalog.db", clock=clock))
+        await tasks.start(functools.partial(encoder.run, bus, data, EncoderSettings(parallel=1)))
+        print("ready", flush=True)
+
+anyio.run(main)
+"""
+
+
+def content(n: int) -> str:
+    return f"content {n}"
+
+
+async def made_ready(bus: Bus, data: Path) -> None:
+    """Records with pictures in the catalog, and the facts that their files are hashed, waiting in the stream."""
+    data.mkdir()
+    async with Database.open(data / "catalog.db", now=lambda: 1.0) as db:
+        for n in range(RECORDS):
+            images = tuple(picture(f"#{n}{m}{m}", (40 + 10 * m, 30)) for m in range(PICTURES))
+            await add_pending(
+                db, n + 1, f"/old/{n}", rel=f"{n}.safetensors", tags=("a", f"t{n}"), images=images, data=data
+            )
+    for n in range(RECORDS):
+        fact = hashed(f"{n}.safetensors", content(n))
+        await bus.publish(FILE_HASHED, fact, key=fact.key)
+
+
+def child(server: LocalServer, data: Path, last: int) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-W", "error", "-c", PROGRAM, server.url, str(data), str(last)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+
+
+def lines_until_killed(server: LocalServer, data: Path, last: int) -> list[str]:
+    """Run until it has killed itself; everything that it lived to say."""
+    with child(server, data, last) as process:
+        assert process.stdout is not None
+        said = [line.strip() for line in process.stdout]
+    assert process.returncode == -9, said
+    return said
+
+
+def run_to_the_end(server: LocalServer, data: Path) -> list[str]:
+    """Run until every record is promoted and every picture is there; everything that it said."""
+    said: list[str] = []
+    with child(server, data, 0) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said.append(line.strip())
+            if "ready" in said and is_done(data):
+                process.kill()
+                break
+        said += [line.strip() for line in process.stdout]
+    return said
+
+
+def is_done(data: Path) -> bool:
+    with closing(sqlite3.connect(data / "catalog.db")) as db:
+        [(left,)] = db.execute(
+            "SELECT (SELECT count(*) FROM pending_import) + (SELECT count(*) FROM images WHERE state <> 'ready')"
+            " + (SELECT 6 - count(*) FROM images) + (SELECT count(*) FROM outbox)"
+        )
+    return bool(left == 0)
+
+
+def content_hash(data: Path) -> str:
+    """All rows of content, and the names and bytes of every picture."""
+    digest = hashlib.sha256()
+    with closing(sqlite3.connect(data / "catalog.db")) as db:
+        for table in TABLES:
+            rows: list[Any] = sorted(map(repr, db.execute(f"SELECT * FROM {table}")))
+            digest.update(repr((table, rows)).encode())
+    sweep(data / "images", before=time.time() + 1)  # what the encoder does with half-written files, an hour later
+    for file in sorted((data / "images").rglob("*")):
+        if file.is_file():
+            digest.update(file.relative_to(data).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+class World:
+    """A bus and a data directory of its own for every run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.count = folder, 0
+
+    def run(self, kill_at: int | None) -> tuple[str, list[str]]:
+        """Killed at a moment (or never), then run to the end. The content's hash, and what was said before the kill."""
+        self.count += 1
+        folder = self.folder / str(self.count)
+        with local_server(folder / "nats", port=0, store_bytes=2**28) as server:
+            anyio.run(self._prepare, server, folder / "data")
+            said = lines_until_killed(server, folder / "data", kill_at) if kill_at else []
+            said = run_to_the_end(server, folder / "data") if kill_at is None else said
+            if kill_at:
+                run_to_the_end(server, folder / "data")
+            return content_hash(folder / "data"), said
+
+    async def _prepare(self, server: LocalServer, data: Path) -> None:
+        async with connect(server.url, QUICK, name="test") as bus:
+            await made_ready(bus, data)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    yield World(tmp_path)
+
+
+def killed_everywhere(world: World, every: int) -> None:
+    """Compare a run killed at each `every`-th moment with one that was not."""
+    wanted, said = world.run(None)
+    moments = [line for line in said if line in MOMENTS]
+    assert set(moments) == MOMENTS
+    for kill_at in range(1, len(moments), every):
+        found, _ = world.run(kill_at)
+        assert found == wanted, f"killed at moment {kill_at}, {moments[kill_at - 1]}"
+
+
+def test_a_kill_at_some_moments_changes_nothing_in_the_end(world: World):
+    killed_everywhere(world, every=11)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_kill_at_any_moment_changes_nothing_in_the_end(world: World):
+    killed_everywhere(world, every=1)
+
+
+def test_without_a_kill_every_picture_is_there_and_no_original_is_left(world: World):
+    world.run(None)
+    images = world.folder / "1" / "data" / "images"
+    assert len([*images.glob("*.webp")]) == RECORDS * PICTURES * 3
+    assert [*(images / "pending").iterdir()] == []
