@@ -1,13 +1,14 @@
-"""Bridge: hears HTTP and says job.prepare, ask.catalog.* and ask.telemetry.metrics; answers with what the bus holds.
+"""Bridge: hears HTTP and says job.prepare, job.import, ask.catalog.* and ask.telemetry.metrics; answers with what the
+bus holds.
 
 It keeps nothing that a restart could lose: jobs, events and results are read from the streams each time.
-The front doors themselves are in http/; what they do with the bus is desk.py's.
+The front doors themselves are in http/; what they do with the bus is desk.py's and catalogdesk.py's.
 """
 
 import errno
 import shutil
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,23 +16,24 @@ from pathlib import Path
 import anyio
 import anyio.abc
 import anyio.to_thread
+import msgspec
 import nats.errors
 import structlog
 import uvicorn
 from nats.js.errors import NotFoundError
 from starlette.types import ASGIApp
 
-from agents import desk
+from agents import catalogdesk, desk
 from agents.diffusion.plan import check
 from agents.http import native
 from agents.http.security import Guard, is_loopback
-from agents.http.views import Check, JobEvent, JobView, UnknownJob
+from agents.http.views import Check, JobEvent, JobView, R, UnknownJob
 from bus.client import Bus
 from bus.errors import DarkroomError, UserError
 from bus.subjects import ASK_HELLO, ASK_METRICS, PREPARE
-from schemas.asks import Hello, Metrics, Nothing
-from schemas.jobs import Lane, Request
-from schemas.models import Model
+from schemas.asks import Hello, ImportState, Metrics, Nothing
+from schemas.catalog import Adopted, FileReply, Pictures
+from schemas.jobs import Import, Lane, Request
 from schemas.settings import HttpSettings, LimitSettings, Settings
 
 log = structlog.get_logger()
@@ -54,7 +56,14 @@ async def run(
     """
     listener, stopping = bound(settings.http), anyio.Event()
     data = Path(settings.data_dir)
-    door = native.app(_Behind(bus, data, settings.limits), outputs=data / "outputs", page=PAGE, stopping=stopping)
+    door = native.app(
+        _Behind(bus, data, settings.limits),
+        _Library(bus, data, settings.roots),
+        data=data,
+        page=PAGE,
+        stopping=stopping,
+        import_roots=settings.http.import_roots,
+    )
     server = _Server(door, settings.http)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_serve, server, listener)
@@ -173,9 +182,6 @@ class _Behind:
     async def cancel(self, id: str) -> JobView:
         return await desk.cancel(self.bus, id)
 
-    async def models(self) -> tuple[Model, ...]:
-        return await desk.models(self.bus)
-
     async def metrics(self) -> str:
         return (await self.bus.ask(ASK_METRICS, Nothing(), Metrics)).text
 
@@ -223,3 +229,32 @@ class _Behind:
         except OSError as error:
             return Check(ok=False, detail=f"the data directory can't be read: {error.strerror}")
         return Check(ok=free >= LOW_DISK_BYTES, detail=f"{free:,} bytes free in the data directory")
+
+
+@dataclass(frozen=True)
+class _Library:
+    """The catalog behind the front doors: agents.http.views.Library on a bus."""
+
+    bus: Bus
+    data: Path
+    roots: Mapping[str, str]
+
+    async def ask(self, question: msgspec.Struct, reply: type[R]) -> R:
+        return await catalogdesk.ask(self.bus, question, reply)
+
+    async def add_picture(self, sha256: str, data: bytes) -> Pictures:
+        return await catalogdesk.add_picture(self.bus, self.data, sha256, data)
+
+    async def take_over(self, job: Import, wait: float) -> tuple[str, ImportState]:
+        id = await catalogdesk.submit_import(self.bus, job)
+        return id, await catalogdesk.followed(self.bus, id, wait)
+
+    async def import_state(self, id: str) -> ImportState | None:
+        return await catalogdesk.import_state(self.bus, id)
+
+    async def adopt(self) -> Adopted:
+        return await catalogdesk.adopt(self.bus)
+
+    async def hash_of(self, path: str, *, promote: bool, wait: float) -> FileReply:
+        file = await anyio.to_thread.run_sync(catalogdesk.placed, path, self.roots)
+        return await catalogdesk.hash_of(self.bus, file, promote=promote, wait=wait)

@@ -1,6 +1,5 @@
 """The command line: bars on a terminal, plain lines otherwise, JSON where a script wants it, errors in one line."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,10 +8,10 @@ import anyio
 import msgspec
 import typer
 
-from agents import config
+from agents import tagcli
+from agents.options import Config, Data, Json, Nats, exit_with, read_settings
 from bus.errors import DarkroomError, UserError
 from bus.work import sole
-from schemas.settings import Settings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,21 +20,9 @@ app = typer.Typer(
     help="Drop a checkpoint into a folder, ask for pictures: an event-driven pipeline for image models.",
 )
 
-Data = Annotated[Path | None, typer.Option("--data", help="The data directory (default: data).")]
-Nats = Annotated[str | None, typer.Option("--nats", help="A NATS server's URL; left out, a local one is used.")]
-Config = Annotated[Path | None, typer.Option("--config", help="A settings file (default: ./darkroom.toml).")]
-Json = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
+app.add_typer(tagcli.app, name="tags")
 
 USER_ERROR, FAILED = 2, 1
-
-
-def _settings(data: Path | None, nats: str | None, file: Path | None, **flags: Any) -> Settings:
-    from agents.runner import configure_logging
-
-    tree = {"data_dir": str(data) if data else None, "nats_url": nats, **flags}
-    settings = config.load(tree, os.environ, file)
-    configure_logging(settings.log_level)
-    return settings
 
 
 @app.command()
@@ -49,7 +36,7 @@ def up(
     """Run everything on this machine: the local bus, all agents, the page."""
     from agents.commands import up as command
 
-    anyio.run(command, _settings(data, nats, config, **{"http.host": host, "http.port": port}))
+    anyio.run(command, read_settings(data, nats, config, **{"http.host": host, "http.port": port}))
 
 
 @app.command()
@@ -68,7 +55,7 @@ def run(
     if supervised:
         anyio.run(run_supervised, agents, nats or "")
     else:
-        anyio.run(command, agents, _settings(data, nats, config, **{"http.port": port}))
+        anyio.run(command, agents, read_settings(data, nats, config, **{"http.port": port}))
 
 
 @app.command()
@@ -108,7 +95,7 @@ def generate(
         n=count,
         format=_format(output),
     )
-    _exit(anyio.run(command, _settings(data, nats, config), request, output, json))
+    exit_with(anyio.run(command, read_settings(data, nats, config), request, output, json))
 
 
 def _format(output: Path | None) -> Any:
@@ -121,16 +108,88 @@ def _format(output: Path | None) -> Any:
 
 @app.command()
 def models(
+    query: Annotated[str, typer.Argument(help="Words, each the beginning of one in a name, tag or description.")] = "",
+    kind: Annotated[str, typer.Option(help="checkpoint, lora, vae, … as the header tells.")] = "",
+    type: Annotated[str, typer.Option(help="What it is said to be; where nobody says, its kind.")] = "",
+    family: Annotated[str, typer.Option(help="sd15, sdxl, flux, …")] = "",
+    tag: Annotated[list[str] | None, typer.Option(help="With this tag; may be repeated.")] = None,
+    not_tag: Annotated[list[str] | None, typer.Option(help="Without this tag; may be repeated.")] = None,
+    missing: Annotated[bool, typer.Option("--missing", help="Also those whose file is not there now.")] = False,
+    newest: Annotated[bool, typer.Option("--newest", help="Newest first, not by name.")] = False,
     data: Data = None,
     nats: Nats = None,
     config: Config = None,
     json: Json = False,
-    missing: Annotated[bool, typer.Option("--missing", help="Also those whose file is not there now.")] = False,
 ) -> None:
-    """List the models in the catalog."""
-    from agents.commands import models as command
+    """List the models in the catalog, or those that fit."""
+    from agents.catalogcommands import models as command
+    from schemas.catalog import SearchModels
 
-    _exit(anyio.run(command, _settings(data, nats, config), missing, json))
+    search = SearchModels(
+        text=query,
+        kind=kind,
+        type=type,
+        family=family,
+        tags=tuple(tag or ()),
+        without=tuple(not_tag or ()),
+        missing="yes" if missing else "no",
+        sort="newest" if newest else "name",
+        limit=1000,
+    )
+    exit_with(anyio.run(command, read_settings(data, nats, config), search, json))
+
+
+@app.command()
+def show(
+    model: Annotated[str, typer.Argument(help="Its name, a file name, or 8 or more digits of a hash.")],
+    data: Data = None,
+    nats: Nats = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Show all that is known of one model: files, header, details, tags, pictures."""
+    from agents.catalogcommands import show as command
+
+    exit_with(anyio.run(command, read_settings(data, nats, config), model, json))
+
+
+@app.command()
+def pending(data: Data = None, nats: Nats = None, config: Config = None, json: Json = False) -> None:
+    """List the records of models whose file is not hashed yet."""
+    from agents.catalogcommands import pending as command
+
+    exit_with(anyio.run(command, read_settings(data, nats, config), json))
+
+
+@app.command()
+def promote(
+    ids: Annotated[list[int], typer.Argument(min=1, help="The ids of pending records.")],
+    strategy: Annotated[str, typer.Option(help="For a described model: merge, override, ignore, delete.")] = "report",
+    data: Data = None,
+    nats: Nats = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Make pending records whose files are hashed part of their models."""
+    from agents.catalogcommands import promote as command
+
+    exit_with(anyio.run(command, read_settings(data, nats, config), ids, strategy, json))
+
+
+@app.command("import")
+def take_over(
+    database: Annotated[Path, typer.Argument(help="The legacy catalog; it is only read.")],
+    images: Annotated[Path | None, typer.Option(help="The folder with its pictures.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do it to a copy, and report the same.")] = False,
+    data: Data = None,
+    nats: Nats = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Take over a legacy catalog: tags, models, pictures; what is not hashed waits for its file."""
+    from agents.catalogcommands import take_over as command
+
+    exit_with(anyio.run(command, read_settings(data, nats, config), database, images, dry_run, json))
 
 
 @app.command()
@@ -138,7 +197,7 @@ def scan(data: Data = None, nats: Nats = None, config: Config = None, json: Json
     """Look at the roots now, and wait until every file in them is settled and hashed, or refused."""
     from agents.commands import scan as command
 
-    _exit(anyio.run(command, _settings(data, nats, config), json))
+    exit_with(anyio.run(command, read_settings(data, nats, config), json))
 
 
 @app.command()
@@ -152,7 +211,7 @@ def jobs(
     """List the latest jobs."""
     from agents.commands import jobs as command
 
-    _exit(anyio.run(command, _settings(data, nats, config), limit, json))
+    exit_with(anyio.run(command, read_settings(data, nats, config), limit, json))
 
 
 @app.command()
@@ -165,7 +224,7 @@ def cancel(
     """Cancel jobs, waiting or running."""
     from agents.commands import cancel as command
 
-    _exit(anyio.run(command, _settings(data, nats, config), ids))
+    exit_with(anyio.run(command, read_settings(data, nats, config), ids))
 
 
 @app.command()
@@ -179,7 +238,7 @@ def tail(
     """Follow what is said on the bus, a line each."""
     from agents.commands import tail as command
 
-    _exit(anyio.run(command, _settings(data, nats, config), pattern, json))
+    exit_with(anyio.run(command, read_settings(data, nats, config), pattern, json))
 
 
 @app.command()
@@ -187,7 +246,7 @@ def doctor(data: Data = None, nats: Nats = None, config: Config = None, json: Js
     """Check what Darkroom needs and say what is wrong."""
     from agents.doctor import doctor as command
 
-    _exit(anyio.run(command, _settings(data, nats, config), json))
+    exit_with(anyio.run(command, read_settings(data, nats, config), json))
 
 
 @app.command()
@@ -200,8 +259,8 @@ def hash(
     """Hash files, a line each as sha256sum writes it; needs no service."""
     from agents.filecommands import hash_files as command
 
-    settings = _settings(None, None, config, **{"hasher.parallel": parallel})
-    _exit(command(files, settings.hasher.parallel, json))
+    settings = read_settings(None, None, config, **{"hasher.parallel": parallel})
+    exit_with(command(files, settings.hasher.parallel, json))
 
 
 @app.command()
@@ -209,7 +268,7 @@ def inspect(files: Annotated[list[str], typer.Argument(help="Model files.")], js
     """Say what model files are by their headers and sidecars, without loading a weight; needs no service."""
     from agents.filecommands import inspect_files as command
 
-    _exit(command(files, json))
+    exit_with(command(files, json))
 
 
 @app.command()
@@ -221,12 +280,7 @@ def demo(
     """See it work: a tiny checkpoint is dropped into the models folder and makes two pictures."""
     from agents.demo import demo as command
 
-    anyio.run(command, _settings(data, None, None, **{"http.port": port}), once)
-
-
-def _exit(status: int | None) -> None:
-    if status:
-        raise typer.Exit(status)
+    anyio.run(command, read_settings(data, None, None, **{"http.port": port}), once)
 
 
 def main() -> None:

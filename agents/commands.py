@@ -197,31 +197,6 @@ def copy_pictures(result: Result, data_dir: Path, output: Path | None) -> list[s
     return [str(target) for target in targets]
 
 
-async def models(settings: Settings, missing: bool, as_json: bool) -> int:
-    """A table of the catalog."""
-    from agents import desk
-    from agents.progress import table
-
-    async with running_bus(settings, start=(CATALOGUING,)) as bus:
-        found = [model for model in await desk.models(bus) if missing or not model.missing]
-    if as_json:
-        say(msgspec.json.encode(found).decode())
-        return 0
-    rows = [
-        (
-            model.name,
-            model.identity.kind + (" (unsafe)" if model.identity.unsafe else ""),
-            " ".join(filter(None, (model.identity.family, model.identity.variant))),
-            model.sha256[:10],
-            f"{model.size / 1e6:,.1f} MB",
-            "missing" if model.missing else model.identity.problem or f"{model.paths[0].root}/{model.paths[0].rel}",
-        )
-        for model in found
-    ]
-    table(("name", "kind", "family", "hash", "size", "where"), rows, nothing="no models yet: drop one into the folder")
-    return 0
-
-
 async def jobs(settings: Settings, limit: int, as_json: bool) -> int:
     """A table of the latest jobs."""
     from agents import desk

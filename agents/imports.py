@@ -15,7 +15,8 @@ import anyio.abc
 import structlog
 
 from agents.catalog.database import Database
-from agents.catalog.importing import end_import, import_legacy, import_state, sweep_imports
+from agents.catalog.import_states import end_import, import_state
+from agents.catalog.importing import import_legacy, sweep_imports
 from bus.client import Bus
 from bus.consumer import serve
 from bus.errors import Retry, Undecodable, UserError

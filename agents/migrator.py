@@ -29,6 +29,7 @@ from agents.catalog.errors import CatalogTaken
 from agents.catalog.models import apply, forget_messages
 from agents.catalog.promoting import list_pending, promote_present
 from agents.catalog.resolve import list_models, resolve
+from agents.imports import serve_imports
 from agents.portraits import Portraits
 from agents.relay import relay
 from bus.client import Bus, encode
@@ -137,6 +138,7 @@ async def run(
             tasks.start_soon(images.keep_tidy)
             await images.forget_leftovers()
             await promote_present(db, settings.conflicts, clock())
+            await tasks.start(serve_imports, bus, db, path.parent, roots, clock)
             await tasks.start(bus.answer, ASK_COMPARE, alike.asked)
             await tasks.start(bus.answer, ASK_PROMOTE, images.promote)
             for subject, reply in ANSWERS.items():

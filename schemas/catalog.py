@@ -253,10 +253,12 @@ class Adopted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FileState(msgspec.Struct, frozen=True, kw_only=True):
-    """What is in the first of these places that holds a file? `promote` promotes the records that wait for it, where it
-    is hashed. Of the records `asked`, how many were promoted since?"""
+    """What is in the first of these places that holds a file? `size` is its bytes, for one that the catalog has not
+    heard of. `promote` promotes the records that wait for it, where it is hashed. Of the records `asked`, which were
+    promoted since?"""
 
     places: tuple[FilePath, ...]
+    size: int = -1
     promote: bool = False
     asked: tuple[int, ...] = ()
 

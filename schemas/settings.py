@@ -36,13 +36,15 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 class HttpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The bridge. Port 0 takes any free one. A host other than loopback needs an `api_key`. `hosts` and `origins` are
-    allowed besides loopback names."""
+    allowed besides loopback names. Legacy catalogs, and their pictures, are imported over HTTP from the folders
+    `import_roots` only."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 7860
     api_key: str = ""
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
+    import_roots: tuple[str, ...] = ()
 
 
 class WatcherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

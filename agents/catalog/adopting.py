@@ -58,7 +58,8 @@ async def file_state(db: Database, strategy: Strategy, ask: FileState) -> FileRe
         for place in ask.places:
             for size, sha256 in await sql.rows("file_at", root=place.root, rel=place.rel):
                 return await _state(sql, place, size, sha256, strategy, ask, db.now())
-    return FileReply()
+        heralded = [await _waiting(sql, place, ask.size) for place in ask.places]
+    return FileReply(waiting=tuple(sorted({id for ids in heralded for id in ids})))
 
 
 async def _state(

@@ -26,7 +26,7 @@ CACHE_KIB = 64 * 1024
 """Of the writing connection: contents are random numbers, so that a large transaction changes pages all over the file,
 and each that does not fit is written and read again."""
 
-CHECKPOINT_PAGES = 8192
+CHECKPOINT_PAGES = 16384
 """Pages of 4 KiB in the write-ahead log before they are moved into the file: many of them change again meanwhile."""
 
 PIECE = 4096

@@ -36,9 +36,6 @@ TABLES = (
 INLINE_BYTES = 48 * 1024
 """Up to here the rows are in the fact itself; more are in a file beside the catalog, which the fact names."""
 
-COMPRESSION = 1
-"""Of those files: level 3 takes twice as long to save a tenth."""
-
 _NOTE_SELECTED = "INSERT INTO temp.changes (op, tbl, content)"
 _NOTE = "INSERT INTO changes (op, tbl, content) VALUES"  # a temporary trigger finds it without its schema's name
 
@@ -112,7 +109,7 @@ def changed(id: str, pieces: list[str], folder: Path, at: float) -> Changed:
         if len(msgspec.json.encode(inline)) <= INLINE_BYTES:
             return inline
     file = io.BytesIO()
-    with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=COMPRESSION, mtime=0) as packed:
+    with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=3, mtime=0) as packed:
         for n, piece in enumerate(pieces):
             packed.write(b"," if n else b"[")
             packed.write(piece.encode())

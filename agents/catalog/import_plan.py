@@ -1,17 +1,18 @@
 """Import plan: what one batch of legacy models changes in the catalog, given what the catalog has of it. No IO."""
 
 from collections.abc import Collection, Iterable, Mapping
-from operator import itemgetter
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import msgspec
 
 from agents.catalog.legacy import Link
-from agents.catalog.legacy_rows import NO_PATH, Details, LegacyModel, merged
+from agents.catalog.legacy_rows import NO_PATH, LegacyModel, merged
 from agents.catalog.names import fold, stem
 from agents.catalog.shelf import BROKEN, MISSING, Copied, Unusable
 from agents.catalog.tally import Outcome, Tally
 
+NOTHING = "{}"
+PORTION = 1000
 DISPLACED = 1 << 40
 """Ids from here on are given to records whose own id is taken, or impossible."""
 
@@ -25,11 +26,30 @@ NO_OWNER = "A picture's model could not be taken."
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """Legacy models in order of their ids, `last` being the last id looked at, and the links of all ids up to there."""
+    """Legacy models in order of their ids, `last` being the last id looked at, and the links of all ids up to there;
+    how many pictures they name, and their contents, and the paths and ids of the others, as JSON."""
 
     models: list[LegacyModel]
     links: list[Link]
     last: int
+    images: int
+    sha256s: str
+    paths: str
+    ids: str
+
+    @classmethod
+    def of(cls, models: list[LegacyModel], links: list[Link]) -> Self:
+        """The batch of at least one model."""
+        others = [row for row in models if not row.sha256 and row.path]
+        return cls(
+            models=models,
+            links=links,
+            last=models[-1].id,
+            images=sum(len(row.images) for row in models),
+            sha256s=to_json([row.sha256 for row in models if row.sha256]),
+            paths=to_json([row.path for row in others]),
+            ids=to_json([row.id for row in others]),
+        )
 
 
 class MetPending(msgspec.Struct):
@@ -37,7 +57,7 @@ class MetPending(msgspec.Struct):
 
     id: int
     state: str
-    details: Details
+    details: str
     size: int | None
     root: str | None
     sources: set[str]
@@ -49,7 +69,7 @@ class Met(msgspec.Struct):
     pending ids are taken and which is the next to give, which names of pending originals are in use, and the paths
     that were imported and are known by content since."""
 
-    models: dict[str, Details]
+    models: dict[str, str]
     pending: dict[str, MetPending]
     taken: set[int]
     next_id: int
@@ -58,12 +78,13 @@ class Met(msgspec.Struct):
 
 
 class Plan(msgspec.Struct):
-    """What to write: values for the statements of the same names; links as pairs; pictures of models as (sha256,
-    source); `files` are the names that copied pictures get among the pending originals, by name."""
+    """What to write: rows to insert (descriptions by content); values for the statements `fill_pending` and
+    `add_pending_image`; links as pairs; pictures of models as (sha256, source); `files` are the SHA-256 of copied
+    pictures, by the names that they get among the pending originals."""
 
-    import_model: list[dict[str, Any]] = []
-    put_description: dict[str, dict[str, Any]] = {}
-    import_pending: list[dict[str, Any]] = []
+    models: list[dict[str, Any]] = []
+    descriptions: dict[str, dict[str, Any]] = {}
+    pending: list[dict[str, Any]] = []
     fill_pending: list[dict[str, Any]] = []
     add_pending_image: list[dict[str, Any]] = []
     link_models: list[tuple[str, int]] = []
@@ -99,19 +120,17 @@ def plan_batch(
             record, owners[row.id] = _take_pending(row, met, plan, tally, now)
             _hang(record, list(_usable(row, took, tally)), met, plan, tally)
     _link(batch.links, owners, tags, plan, tally)
-    plan.import_model.sort(key=itemgetter("sha256"))  # neighbours in the file are written together
-    plan.link_models.sort()
     return plan
 
 
 def _take_model(row: LegacyModel, met: Met, plan: Plan, tally: Tally, now: float) -> str:
     """A hashed row becomes a model, or adds to the one that has its content."""
     before = met.models.get(row.sha256)
-    details = row.details if before is None else merged(before, row.details)
+    details = row.details if before is None else _together(before, row.details)
     outcome: Outcome = "inserted" if before is None else "merged" if details != before else "skipped"
     if before is None:
         name = row.name
-        plan.import_model.append(
+        plan.models.append(
             {
                 "sha256": row.sha256,
                 "name": name,
@@ -121,9 +140,8 @@ def _take_model(row: LegacyModel, met: Met, plan: Plan, tally: Tally, now: float
                 "created_at": now if row.created_at is None else row.created_at,
             }
         )
-    if details and details != before:
-        text = _json(details) if before else row.details_json
-        plan.put_description[row.sha256] = {"sha256": row.sha256, "layer": "import", "details": text}
+    if details not in (before, NOTHING):
+        plan.descriptions[row.sha256] = {"sha256": row.sha256, "details": details}
     if outcome == "merged":
         tally.note("models", row.id, SAME_MODEL, row.path)
     met.models[row.sha256] = details
@@ -142,16 +160,16 @@ def _take_pending(
         return None, None
     root, rel = row.place or (None, None)
     values = {"legacy_id": row.id, "root": root, "rel": rel, "size": row.size}
-    values["name"] = row.details.get("title", "") or stem(row.file)
+    values["name"] = row.title or stem(row.file)
     if record is not None:
-        details = merged(record.details, row.details)
+        details = _together(record.details, row.details)
         if details == record.details and (record.size, record.root) == (
             _or(record.size, row.size),
             _or(record.root, root),
         ):
             tally.count("pending_import", "skipped")
             return record, record.id
-        plan.fill_pending.append({**values, "id": record.id, "details": _json(details)})
+        plan.fill_pending.append({**values, "id": record.id, "details": details})
         record.details, record.size, record.root = details, _or(record.size, row.size), _or(record.root, root)
         tally.count("pending_import", "merged")
         tally.note("pending_import", row.id, SAME_PATH, row.path)
@@ -162,8 +180,8 @@ def _take_pending(
         tally.note("pending_import", row.id, ID_TAKEN, str(id))
     met.taken.add(id)
     created_at = now if row.created_at is None else row.created_at
-    values |= {"id": id, "path": row.path, "folded": fold(row.file) or row.path, "details": row.details_json}
-    plan.import_pending.append({**values, "created_at": created_at})
+    values |= {"id": id, "path": row.path, "folded": fold(row.file) or row.path, "details": row.details}
+    plan.pending.append({**values, "created_at": created_at})
     record = MetPending(id, "waiting", row.details, row.size, root, set(), 0)
     met.pending[row.path] = record
     tally.count("pending_import", "inserted")
@@ -238,5 +256,18 @@ def _or(first: T | None, second: T | None) -> T | None:
     return second if first is None else first
 
 
-def _json(value: Any) -> str:
-    return msgspec.json.encode(value).decode()
+def _together(first: str, second: str) -> str:
+    """Two details as one; the very first where the second adds nothing."""
+    if first == second:
+        return first
+    before = msgspec.json.decode(first)
+    both = merged(before, msgspec.json.decode(second))
+    return first if both == before else to_json(both)
+
+
+def to_json(value: Any) -> str:
+    """JSON of anything, a long list portion by portion: making it holds Python's lock all the while."""
+    if not isinstance(value, list):
+        return msgspec.json.encode(value).decode()
+    portions = (value[start : start + PORTION] for start in range(0, len(value), PORTION))
+    return f"[{','.join(msgspec.json.encode(portion)[1:-1].decode() for portion in portions)}]"

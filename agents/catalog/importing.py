@@ -5,7 +5,6 @@ on behind the last batch, and ends in the same catalog. Rows are known by what i
 contents of models, paths of what is not hashed), so that importing the same thing again adds nothing.
 """
 
-import json
 import shutil
 import sqlite3
 import time
@@ -23,18 +22,28 @@ from agents.catalog import legacy_rows
 from agents.catalog.below import Below
 from agents.catalog.database import Database, Statements
 from agents.catalog.describing import add_picture
-from agents.catalog.import_plan import DISPLACED, Batch, Met, MetPending, Plan, fail_strays, plan_batch
+from agents.catalog.import_plan import (
+    DISPLACED,
+    PORTION,
+    Batch,
+    Met,
+    MetPending,
+    Plan,
+    fail_strays,
+    plan_batch,
+    to_json,
+)
+from agents.catalog.import_states import Cursor, cursor_of, import_state, put_state, write_state
 from agents.catalog.import_tags import take_tags
 from agents.catalog.legacy import Legacy, opened
 from agents.catalog.legacy_rows import LegacyModel, LegacyTag
 from agents.catalog.outbox import say
 from agents.catalog.shelf import Copied, Shelf, Unusable, sweep_pending
 from agents.catalog.tally import Tally
-from schemas.asks import ImportState
 from schemas.jobs import Import
 from schemas.models import ImportReport, PendingAdded
 
-BATCH = 4000
+BATCH = 8000
 """Models, or tags, in one transaction at most."""
 
 BATCH_IMAGES = 64
@@ -44,18 +53,6 @@ PARALLEL = 2
 """Pictures looked at side by side."""
 
 WORK = "work"
-
-
-class Cursor(msgspec.Struct, frozen=True):
-    """How far an import is: `after` is the last id that is done in this phase, `of` the state of the legacy catalog."""
-
-    of: str = ""
-    phase: str = "tags"
-    after: int | None = None
-
-
-_report = msgspec.json.Decoder(ImportReport)
-_cursor = msgspec.json.Decoder(Cursor)
 
 
 async def import_legacy(
@@ -78,31 +75,13 @@ async def import_legacy(
             return await _run(db, job, data, roots, folder, began_at, clock)
         async with _copied(db, folder.with_name(f"{folder.name}-dry"), clock) as copy:
             report = await _run(copy, job, data, roots, folder, began_at, clock)
-        await _put(db, job, "done", Cursor(phase="done"), report, began_at, clock())
+        await put_state(db, job, "done", Cursor(phase="done"), report, began_at, clock())
         return report
     except BaseExceptionGroup as group:  # of the threads' errors, the first says enough
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         raise error from None
-
-
-async def import_state(db: Database, id: str) -> ImportState:
-    """How far an import is. Raises sqlite3.Error."""
-    for source, state, _, report, began_at, ended_at in await db.committed.rows("import_state", id=id):
-        return ImportState(
-            id=id, state=state, source=source, report=_report.decode(report), began_at=began_at, ended_at=ended_at
-        )
-    return ImportState(id=id, state="unknown")
-
-
-async def end_import(db: Database, job: Import, error: str, *, clock: Callable[[], float]) -> None:
-    """An import can't go on, and failed: `error` says why. What it did stays. Raises sqlite3.Error."""
-    known = await import_state(db, job.id)
-    if known.state in ("unknown", "running"):
-        report = msgspec.structs.replace(known.report, dry_run=job.dry_run, error=error)
-        began_at = clock() if known.began_at is None else known.began_at
-        await _put(db, job, "failed", Cursor(phase="done"), report, began_at, clock())
 
 
 async def sweep_imports(db: Database, data: Path) -> int:
@@ -117,34 +96,6 @@ async def sweep_imports(db: Database, data: Path) -> int:
         return len(folders) + sweep_pending(data, used)
 
     return await to_thread.run_sync(remove)
-
-
-async def _put(
-    db: Database, job: Import, state: str, cursor: Cursor, report: ImportReport, began_at: float, ended_at: float
-) -> None:
-    async with db.atomic() as sql:
-        await _write_state(sql, job, state, cursor, report, began_at, ended_at)
-
-
-async def _write_state(
-    sql: Statements,
-    job: Import,
-    state: str,
-    cursor: Cursor,
-    report: ImportReport,
-    began_at: float,
-    ended_at: float | None,
-) -> None:
-    await sql.rows(
-        "put_import",
-        id=job.id,
-        source=job.database,
-        state=state,
-        cursor=msgspec.json.encode(cursor).decode(),
-        report=msgspec.json.encode(report).decode(),
-        began_at=began_at,
-        ended_at=ended_at,
-    )
 
 
 @asynccontextmanager
@@ -211,15 +162,17 @@ class Run:
         self.began_at, self.clock = began_at, clock
         self.cursor, self.report = Cursor(of=legacy.fingerprint), ImportReport(dry_run=job.dry_run)
         self.limiter = anyio.CapacityLimiter(PARALLEL)
+        # What is parsed and what is planned would take turns with Python's lock, and the loop would wait for both.
+        self.planned = anyio.Semaphore(1)
         self.lap = time.monotonic()
         self.tags: dict[int, int] = {}
         self.promoted: set[str] = set()
 
     async def begin(self) -> None:
         """Take up the cursor, unless the legacy catalog has changed since: then all of it is looked at again."""
-        for _, _, cursor, report, _, _ in await self.db.committed.rows("import_state", id=self.job.id):
-            if (found := _cursor.decode(cursor)).of == self.legacy.fingerprint:
-                self.cursor, self.report = found, _report.decode(report)
+        found = await cursor_of(self.db, self.job.id)
+        if found is not None and found.of == self.legacy.fingerprint:
+            self.cursor, self.report = found, (await import_state(self.db, self.job.id)).report
         self.promoted = {str(path) for (path,) in await self.db.committed.rows("imported_paths")}
 
     async def all(self) -> ImportReport:
@@ -241,7 +194,7 @@ class Run:
         self.lap, self.report = lap, tally.report()
         self.cursor = Cursor(of=self.legacy.fingerprint, phase=phase, after=after)
         state, ended_at = ("done", self.clock()) if phase == "done" else ("running", None)
-        await _write_state(sql, self.job, state, self.cursor, self.report, self.began_at, ended_at)
+        await write_state(sql, self.job, state, self.cursor, self.report, self.began_at, ended_at)
 
     async def _tags(self) -> None:
         """All tags, those that are done already for their ids here only."""
@@ -273,8 +226,10 @@ class Run:
 
         async def read() -> None:
             async with ahead:
+                await self.planned.acquire()
                 while (batch := await to_thread.run_sync(next, batches, None)) is not None:
                     await ahead.send(batch)
+                    await self.planned.acquire()
 
         async with anyio.create_task_group() as tasks, coming:
             tasks.start_soon(read)
@@ -283,9 +238,15 @@ class Run:
 
     def _read_models(self, after: int | None) -> Iterator[Batch]:
         """In a thread. Batches of at most BATCH models, or about BATCH_IMAGES pictures."""
-        while raws := self.legacy.models(after, BATCH):
-            models: list[LegacyModel] = []
-            images = 0
+        while models := self._read_batch(after):
+            batch = Batch.of(models, self.legacy.links(after, models[-1].id))
+            yield batch
+            after = batch.last
+
+    def _read_batch(self, after: int | None) -> list[LegacyModel]:
+        models: list[LegacyModel] = []
+        images = 0
+        while len(models) < BATCH and (raws := self.legacy.models(after, min(BATCH, PORTION))):
             for raw in raws:
                 row = legacy_rows.model_of(raw)
                 if row.path and not row.sha256:
@@ -293,10 +254,9 @@ class Run:
                 models.append(row)
                 images += len(row.images)
                 if images >= BATCH_IMAGES:
-                    break
-            last = models[-1].id
-            yield Batch(models, self.legacy.links(after, last), last)
-            after = last
+                    return models
+            after = models[-1].id
+        return models
 
     async def _take(self, batch: Batch) -> None:
         pictures = await self._copy(batch)
@@ -306,12 +266,15 @@ class Run:
             plan = await to_thread.run_sync(
                 lambda: plan_batch(batch, met, self.tags, pictures, tally, now=self.began_at)
             )
+            self.planned.release()
             await to_thread.run_sync(self.shelf.hang, plan.files)
             await self._write(sql, plan, tally)
             await self._reach(sql, "models", batch.last, tally)
 
     async def _copy(self, batch: Batch) -> dict[int, list[Copied | Unusable]]:
         """Copy the pictures that the rows of a batch name."""
+        if not batch.images:
+            return {}
         took: dict[int, list[Copied | Unusable]] = {
             row.id: [Unusable("", "")] * len(row.images) for row in batch.models
         }
@@ -328,16 +291,14 @@ class Run:
         return took
 
     async def _met(self, sql: Statements, batch: Batch) -> Met:
-        sha256s = json.dumps([row.sha256 for row in batch.models if row.sha256])
-        unhashed = [row for row in batch.models if not row.sha256 and row.path]
-        models = await sql.rows("models_met", sha256s=sha256s)
-        records = await sql.rows("pending_met", paths=json.dumps([row.path for row in unhashed]))
-        taken = await sql.rows("pending_ids_met", ids=json.dumps([row.id for row in unhashed]))
+        models = await sql.rows("models_met", sha256s=batch.sha256s)
+        records = await sql.rows("pending_met", paths=batch.paths)
+        taken = await sql.rows("pending_ids_met", ids=batch.ids)
         [(largest,)] = await sql.rows("largest_pending")
-        files = await sql.rows("pending_originals") if any(row.images for row in unhashed) else []
+        files = await sql.rows("pending_originals") if batch.images else []
         return await to_thread.run_sync(
             lambda: Met(
-                models={str(sha256): msgspec.json.decode(details) for sha256, details in models},
+                models={str(sha256): str(details) for sha256, details in models},
                 pending={str(row[1]): _record(*row) for row in records},
                 taken={int(id) for (id,) in taken},
                 next_id=max(DISPLACED, int(largest) + 1),
@@ -347,9 +308,12 @@ class Run:
         )
 
     async def _write(self, sql: Statements, plan: Plan, tally: Tally) -> None:
-        await sql.many("import_model", plan.import_model)
-        await sql.many("put_description", [row for _, row in sorted(plan.put_description.items())])
-        await sql.many("import_pending", plan.import_pending)
+        models = await to_thread.run_sync(to_json, plan.models)
+        await sql.rows("import_models", rows=models)
+        descriptions = await to_thread.run_sync(to_json, [*plan.descriptions.values()])
+        await sql.rows("import_descriptions", rows=descriptions)
+        pending = await to_thread.run_sync(to_json, plan.pending)
+        await sql.rows("import_pending", rows=pending)
         await sql.many("fill_pending", plan.fill_pending)
         await sql.many("add_pending_image", plan.add_pending_image)
         await self._write_links(sql, "model_tags", "link_models", plan.link_models, tally)
@@ -357,8 +321,8 @@ class Run:
         for sha256, source in plan.pictures:
             new = await add_picture(sql, sha256, source, f"blobs/{source}", "import", self.began_at)
             tally.count("images", "inserted" if new else "skipped")
-        if plan.import_pending:
-            ids = [row["id"] for row in plan.import_pending]
+        if plan.pending:
+            ids = [row["id"] for row in plan.pending]
             fact = PendingAdded(
                 source=self.job.database, count=len(ids), first_id=min(ids), last_id=max(ids), at=self.clock()
             )
@@ -367,7 +331,7 @@ class Run:
     async def _write_links(self, sql: Statements, table: str, statement: str, links: list[Any], tally: Tally) -> None:
         if not links:
             return
-        text = await to_thread.run_sync(json.dumps, links)
+        text = await to_thread.run_sync(to_json, links)
         if statement == "link_models":
             await sql.rows("link_models", links=text)
         else:
@@ -384,7 +348,7 @@ def _record(
     return MetPending(
         id=id,
         state=state,
-        details=msgspec.json.decode(details),
+        details=details,
         size=size,
         root=root,
         sources={source for _, source in kept},

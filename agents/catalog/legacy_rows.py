@@ -13,7 +13,7 @@ import msgspec
 from agents.catalog.describing import TAG_LENGTH, tag_name
 from agents.catalog.legacy import RawModel, RawTag
 from agents.ingest import paths
-from schemas.files import Identity, Kind
+from schemas.files import Kind
 
 NO_NAME = "It has no name."
 NO_PATH = "It has neither a hash nor a path: nothing tells which file it is about."
@@ -75,10 +75,11 @@ class LegacyTag(msgspec.Struct, frozen=True):
     notes: tuple[Note, ...]
 
 
-class LegacyModel(msgspec.Struct, frozen=True):
+class LegacyModel(msgspec.Struct, frozen=True, gc=False):
     """A model; `sha256` is empty for one that is not hashed. `path` is as written (a byte that is not UTF-8 as %XX),
-    `file` its last part, both empty where it has none. `identity` is JSON. `details` (and as JSON) are
-    schemas.files.Details without what is empty; `images` names of pictures, as written. `place` is the root and the
+    `file` its last part, both empty where it has none. `title` is its own name. `identity` and
+    `details` (schemas.files.Details without what is empty) are JSON: a batch of them as objects would keep the garbage
+    collector, and with it the event loop, busy. `images` are names of pictures, as written. `place` is the root and the
     path below it where `path` lies now, if any."""
 
     id: int
@@ -86,10 +87,10 @@ class LegacyModel(msgspec.Struct, frozen=True):
     path: str
     raw_path: bytes
     file: str
+    title: str
     size: int | None
     identity: str
-    details: Details
-    details_json: str
+    details: str
     images: tuple[str, ...]
     created_at: float | None
     notes: tuple[Note, ...]
@@ -99,7 +100,7 @@ class LegacyModel(msgspec.Struct, frozen=True):
     def name(self) -> str:
         """What it is called by its file; by its title, or its hash, where it has none."""
         stem, dot, _ = self.file.rpartition(".")
-        return (stem if dot else self.file) or self.file or self.details.get("title", "") or self.sha256[:10]
+        return (stem if dot else self.file) or self.file or self.title or self.sha256[:10]
 
 
 def tag_of(raw: RawTag) -> LegacyTag:
@@ -130,8 +131,8 @@ def model_of(raw: RawModel) -> LegacyModel:
         file=file,
         size=_size(raw.size_bytes, notes),
         identity=guessed(type, _SAFE.search(file) is not None),
-        details=details,
-        details_json=msgspec.json.encode(details).decode(),
+        title=details.get("title", ""),
+        details=msgspec.json.encode(details).decode(),
         images=images,
         created_at=_seconds(raw.created_at, notes),
         notes=tuple(notes),
@@ -140,10 +141,11 @@ def model_of(raw: RawModel) -> LegacyModel:
 
 @functools.lru_cache(maxsize=256)
 def guessed(type: str, safe: bool) -> str:
-    """What a file is that nobody has read yet, as the JSON of an Identity: of the kind its legacy type says where that
-    is clear, and unsafe unless its format can't run code."""
+    """What a file is that nobody has read yet, as the JSON of an Identity (what the schema asks for, no more): of the
+    kind its legacy type says where that is clear, and unsafe unless its format can't run code."""
     kind = KINDS.get(re.sub("[^a-z]", "", type.lower()), "unknown")
-    return msgspec.json.encode(Identity(kind=kind, unsafe=not safe)).decode()
+    said: dict[str, Any] = {"kind": kind, "family": "", "unsafe": not safe, "problem": "", "trigger_words": []}
+    return msgspec.json.encode(said).decode()
 
 
 def merged(first: Details, second: Details) -> Details:

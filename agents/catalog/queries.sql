@@ -347,15 +347,23 @@ SELECT models.sha256, coalesce(details, '{}') FROM json_each(:sha256s) AS wanted
 JOIN models ON models.sha256 = wanted.value
 LEFT JOIN descriptions ON descriptions.sha256 = models.sha256 AND layer = 'import';
 
--- name: import_model
+-- name: import_models
+-- Many rows in one step: a statement for each would wait for Python's lock, row by row. And neighbours first: their pages
+-- are written together.
 INSERT INTO models (sha256, name, folded, size, identity, created_at)
-VALUES (:sha256, :name, :folded, :size, :identity, :created_at);
+SELECT value ->> 'sha256', value ->> 'name', value ->> 'folded', value ->> 'size', value ->> 'identity',
+    value ->> 'created_at'
+FROM json_each(:rows) ORDER BY 1;
+
+-- name: import_descriptions
+INSERT INTO descriptions (sha256, layer, details) SELECT value ->> 'sha256', 'import', value ->> 'details'
+FROM json_each(:rows) WHERE true ORDER BY 1 ON CONFLICT (sha256, layer) DO UPDATE SET details = excluded.details;
 
 -- name: link_models
 -- (A tag that was deleted meanwhile is on no model any more.)
 INSERT INTO model_tags (sha256, tag_id) SELECT json_extract(link.value, '$[0]'), tags.id
 FROM json_each(:links) AS link CROSS JOIN tags ON tags.id = json_extract(link.value, '$[1]')
-WHERE true ON CONFLICT DO NOTHING;
+WHERE true ORDER BY 1, 2 ON CONFLICT DO NOTHING;
 
 -- name: link_pending
 INSERT INTO pending_model_tags (pending_id, tag_id) SELECT json_extract(link.value, '$[0]'), tags.id
@@ -381,8 +389,9 @@ SELECT coalesce(max(id), 0) FROM pending_import;
 -- name: import_pending
 INSERT INTO pending_import
     (id, legacy_id, path, root, rel, folded, name, size, details, origin, state, sha256, created_at)
-VALUES
-    (:id, :legacy_id, :path, :root, :rel, :folded, :name, :size, :details, 'import', 'waiting', NULL, :created_at);
+SELECT value ->> 'id', value ->> 'legacy_id', value ->> 'path', value ->> 'root', value ->> 'rel', value ->> 'folded',
+    value ->> 'name', value ->> 'size', value ->> 'details', 'import', 'waiting', NULL, value ->> 'created_at'
+FROM json_each(:rows);
 
 -- name: fill_pending
 -- A record that is there already gets what it lacks; nothing that it says is changed.

@@ -139,6 +139,7 @@ async def _changed(sql: Statements, id: int, name: str | None, color: str | None
 
 
 async def _tag(sql: Statements, id: int) -> Tag:
-    for name, color, models in await sql.rows("tag", id=id):
-        return Tag(id=id, name=name, color=color, models=models)
+    if 0 < id < 2**63:
+        for name, color, models in await sql.rows("tag", id=id):
+            return Tag(id=id, name=name, color=color, models=models)
     raise Impossible("unknown-tag", f"There is no tag with the id {id}.")

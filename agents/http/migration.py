@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from anyio import to_thread
@@ -50,7 +50,7 @@ class LegacyBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class ChosenBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Pending records to promote, and what to do where a model is described already."""
 
-    id: Annotated[tuple[Annotated[int, Meta(ge=1, lt=2**63)], ...], Meta(max_length=MAX_LISTED)]
+    id: Annotated[tuple[Annotated[int, Meta(ge=1, le=2**63 - 1)], ...], Meta(max_length=MAX_LISTED)]
     conflict_strategy: Strategy = "report"
 
 
@@ -106,8 +106,8 @@ class _Door:
         return requests.json(_document(state), 202, {**here, "Retry-After": str(RETRY_SECONDS)})
 
     def _allowed(self, path: str, field: str) -> str:
-        """The real path, if it lies below a folder that imports are allowed from. Raises BadRequest, whatever is there or
-        not: who may not read a folder is not told what is in it."""
+        """The real path, if it lies below a folder that imports are allowed from. Raises BadRequest, whatever is there
+        or not: who may not read a folder is not told what is in it."""
         real = os.path.realpath(path)
         for root in self.import_roots:
             if os.path.commonpath([real, folder := os.path.realpath(root)]) == folder:
@@ -160,6 +160,7 @@ class _Door:
         return requests.json(answer)
 
 
-def _document(state: ImportState) -> ImportState:
-    """An import as JSON; one that the migrator has not begun is `queued`, as whoever asks for it sees it."""
-    return state
+def _document(state: ImportState) -> dict[str, Any]:
+    """An import as JSON: the migrator knows nothing of one that is still `queued`."""
+    made: dict[str, Any] = msgspec.to_builtins(state)
+    return made | {"state": "queued" if state.state == "unknown" else state.state}

@@ -5,7 +5,8 @@ GET  /api/jobs                  the newest jobs; ?limit=
 GET  /api/jobs/{id}             one job
 GET  /api/jobs/{id}/events      its life as server-sent events; Last-Event-ID goes on from there
 POST /api/jobs/{id}/cancel      end it
-GET  /api/models, /api/samplers
+GET  /api/samplers
+/api/models, /api/tags          catalog.py; /api/images, /api/outputs: pictures.py; /api/migration: migration.py
 GET  /images/{path}             finished pictures
 GET  /livez, /readyz, /metrics
 GET  /                          the page
@@ -14,7 +15,7 @@ GET  /                          the page
 import os
 import re
 import stat
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,21 +26,20 @@ import anyio.to_thread
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import FileResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 
 from agents.diffusion.samplers import SAMPLERS, SCHEDULES
+from agents.http import catalog, migration, pictures, requests
 from agents.http.errors import BadRequest, answer_to, problem
 from agents.http.events import EventStream, frame
 from agents.http.security import CALLER
-from agents.http.views import JobView, Service, UnknownJob
+from agents.http.views import JobView, Library, Service, UnknownJob
 from bus.errors import DarkroomError
 from schemas import jobs
-from schemas.models import Model
 
-BODY_SECONDS = 30.0
 MAX_LISTED = 500
 _ID = re.compile(r"[0-9a-f]{32}")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -55,23 +55,32 @@ class JobBody(jobs.Request, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 _body = msgspec.json.Decoder(JobBody)
 
 
-def app(service: Service, *, outputs: Path, page: Path, stopping: anyio.Event) -> Starlette:
-    """The front door as an ASGI app (to be put behind `security.Guard`). `outputs` holds the finished pictures, `page`
-    the files of the page; event streams end when `stopping` is set."""
-    door = _Door(service, outputs, stopping)
+def app(
+    service: Service,
+    library: Library,
+    *,
+    data: Path,
+    page: Path,
+    stopping: anyio.Event,
+    import_roots: Sequence[str] = (),
+) -> Starlette:
+    """The front door as an ASGI app (to be put behind `security.Guard`). Below `data` are the finished pictures, `page`
+    holds the files of the page; event streams end when `stopping` is set. Legacy catalogs are imported from
+    `import_roots` only."""
+    door = _Door(service, data / "outputs", stopping)
+    api = [
+        Route("/jobs", door.jobs, methods=["GET", "POST"]),
+        Route("/jobs/{id}", door.job),
+        Route("/jobs/{id}/events", door.events),
+        Route("/jobs/{id}/cancel", door.cancel, methods=["POST"]),
+        Route("/samplers", _samplers),
+        *migration.routes(library, import_roots),
+        *catalog.routes(library),
+        *pictures.routes(library, data),
+    ]
     return Starlette(
         routes=[
-            Mount(
-                "/api",
-                routes=[
-                    Route("/jobs", door.jobs, methods=["GET", "POST"]),
-                    Route("/jobs/{id}", door.job),
-                    Route("/jobs/{id}/events", door.events),
-                    Route("/jobs/{id}/cancel", door.cancel, methods=["POST"]),
-                    Route("/models", door.models),
-                    Route("/samplers", _samplers),
-                ],
-            ),
+            Mount("/api", app=Router(api, redirect_slashes=False)),
             Route("/images/{path:path}", door.picture),
             Route("/livez", _alive),
             Route("/readyz", door.ready),
@@ -110,30 +119,26 @@ class _Door:
         return await (self._submit if request.method == "POST" else self._list)(request)
 
     async def _submit(self, request: Request) -> Response:
-        wanted = _query(request, "lane").get("lane", "normal")
-        lane = next((lane for lane in jobs.LANES if lane == wanted), None)
-        if lane is None:
-            raise BadRequest(422, "invalid", f"lane {wanted!r}: there are {', '.join(jobs.LANES)}", "lane")
+        lane = requests.one_of(requests.query(request, "lane"), "lane", "normal", *jobs.LANES)
         key = request.headers.get("idempotency-key", "")
         if key and not _KEY.fullmatch(key):
             raise BadRequest(422, "invalid", "Idempotency-Key takes 1 to 255 visible ASCII characters")
-        asked = _decoded(await _read(request))
+        body = await requests.decoded(request, _body)
+        asked = jobs.Request(**msgspec.structs.asdict(body))
         view = await self.service.submit(asked, lane=lane, caller=request.scope[CALLER], key=key)
         made = document(view)
         links = made["links"]
-        return _json({"id": view.id, "status": view.status, "links": links}, 202, {"Location": links["self"]})
+        return requests.json({"id": view.id, "status": view.status, "links": links}, 202, {"Location": links["self"]})
 
     async def _list(self, request: Request) -> Response:
-        limit = _query(request, "limit").get("limit", "50")
-        if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= MAX_LISTED:
-            raise BadRequest(422, "invalid", f"limit is a number from 1 to {MAX_LISTED}", "limit")
-        return _json({"jobs": [document(view) for view in await self.service.jobs(int(limit))]})
+        limit = requests.number(requests.query(request, "limit"), "limit", 50, least=1, most=MAX_LISTED)
+        return requests.json({"jobs": [document(view) for view in await self.service.jobs(limit)]})
 
     async def job(self, request: Request) -> Response:
-        return _json(document(await self.service.state(_id(request))))
+        return requests.json(document(await self.service.state(_id(request))))
 
     async def cancel(self, request: Request) -> Response:
-        return _json(document(await self.service.cancel(_id(request))))
+        return requests.json(document(await self.service.cancel(_id(request))))
 
     async def events(self, request: Request) -> Response | EventStream:
         id, last = _id(request), request.headers.get("last-event-id", "0") or "0"
@@ -144,9 +149,6 @@ class _Door:
             return Response(status_code=204)  # tells an EventSource not to come back
         return EventStream(_frames(self.service, id, int(last)), self.stopping)
 
-    async def models(self, request: Request) -> Response:
-        return _json({"models": [_model(model) for model in await self.service.models()]})
-
     async def picture(self, request: Request) -> Response:
         found = await anyio.to_thread.run_sync(_inside, self.outputs, request.path_params["path"])
         if found is None:
@@ -156,7 +158,7 @@ class _Door:
     async def ready(self, request: Request) -> Response:
         checks = await self.service.checks()
         ready = all(check.ok for check in checks.values())
-        return _json({"ready": ready, "checks": checks}, 200 if ready else 503)
+        return requests.json({"ready": ready, "checks": checks}, 200 if ready else 503)
 
     async def metrics(self, request: Request) -> Response:
         return Response(await self.service.metrics(), media_type="text/plain; version=0.0.4")
@@ -167,33 +169,6 @@ async def _frames(service: Service, id: str, after: int) -> AsyncGenerator[bytes
         async for event in events:
             data = document(event.data) if isinstance(event.data, JobView) else event.data
             yield frame(event.name, msgspec.json.encode(data), event.seq)
-
-
-async def _read(request: Request) -> bytes:
-    try:
-        with anyio.fail_after(BODY_SECONDS):
-            return await request.body()
-    except TimeoutError:
-        raise BadRequest(408, "slow-body", f"The body did not come within {BODY_SECONDS:.0f} s.") from None
-    except ClientDisconnect:
-        raise BadRequest(400, "gone", "The client went away.") from None
-
-
-def _decoded(body: bytes) -> jobs.Request:
-    try:
-        return jobs.Request(**msgspec.structs.asdict(_body.decode(body)))
-    except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at ")
-        field = path.strip("`") or "$" + "".join(f".{name}" for name in re.findall(r"field `(\w+)`", message))
-        raise BadRequest(422, "invalid", f"{message} at {field}", field) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRequest(400, "bad-json", f"The body is not JSON: {error}") from None
-
-
-def _query(request: Request, *known: str) -> dict[str, str]:
-    if unknown := set(request.query_params) - set(known):
-        raise BadRequest(422, "invalid", f"unknown parameter {min(unknown)!r}; there are {', '.join(known)}")
-    return dict(request.query_params)
 
 
 def _id(request: Request) -> str:
@@ -215,35 +190,14 @@ def _inside(outputs: Path, path: str) -> Path | None:
     return found if regular and found.is_relative_to(root) and found.suffix in _PICTURES else None
 
 
-def _model(model: Model) -> dict[str, Any]:
-    known = model.identity
-    return {
-        "sha256": model.sha256,
-        "name": model.name,
-        "kind": known.kind,
-        "family": known.family,
-        "variant": known.variant,
-        "size": model.size,
-        "missing": model.missing,
-        "unsafe": known.unsafe,
-        "problem": known.problem,
-        "paths": model.paths,
-        "created_at": model.created_at,
-    }
-
-
 async def _samplers(request: Request) -> Response:
     samplers = [{"id": row.id, "label": row.label, "schedulers": row.schedules} for row in SAMPLERS]
-    return _json({"samplers": samplers, "schedulers": [{"id": row.id, "label": row.label} for row in SCHEDULES]})
+    schedulers = [{"id": row.id, "label": row.label} for row in SCHEDULES]
+    return requests.json({"samplers": samplers, "schedulers": schedulers})
 
 
 async def _alive(request: Request) -> Response:
-    return _json({"alive": True})
-
-
-def _json(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    body = msgspec.json.encode(content)
-    return Response(body, status, {"Cache-Control": "no-store", **(headers or {})}, "application/json")
+    return requests.json({"alive": True})
 
 
 async def _refused(request: Request, error: Exception) -> Response:

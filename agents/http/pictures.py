@@ -115,7 +115,7 @@ class _Door:
         sha256, tier = requests.sha_of(request), requests.one_of(given, "quality", *TIERS)
         by_number = "number" in given
         if by_number and "seq" in given:
-            raise BadRequest(422, "invalid", "a picture is named by its place (seq) or by its number, not by both", "seq")
+            raise BadRequest(422, "invalid", "a picture is named by its place (seq) or by its number, not both", "seq")
         wanted = requests.number(given, "number" if by_number else "seq", 0)
         picture = await self._wanted(sha256, wanted, by_number=by_number)
         # A place may hold another picture tomorrow; what has a number is that picture for good.
@@ -134,7 +134,7 @@ class _Door:
             if wanted == (picture.number if by_number else picture.seq):
                 if picture.state == "ready":
                     return picture
-                why = "It is still being encoded; ask again in a moment." if picture.state == "waiting" else picture.error
+                why = picture.error or "It is still being encoded; ask again in a moment."
                 raise Declined("unknown-picture", f"The picture is not there: {why}")
         raise Declined("unknown-picture", f"The model has no picture {wanted}.")
 

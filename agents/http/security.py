@@ -1,8 +1,9 @@
 """The guard in front of every front door: who may ask, from where, and how much. Pure ASGI, so that event streams and
 files pass through untouched.
 
-Host names against DNS rebinding (421), Origin against other people's pages (403), the API key (401), JSON bodies alone
-(415) and no larger than allowed (413). Headers that keep a browser strict go on every response.
+Host names against DNS rebinding (421), Origin against other people's pages (403), the API key (401), JSON bodies alone,
+but for uploads of pictures (415), and no larger than allowed (413). Headers that keep a browser strict go on every
+response.
 """
 
 import base64
@@ -19,12 +20,15 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agents.http.errors import BadRequest, problem
+from agents.http.uploads import MAX_UPLOAD_BYTES, PICTURES, is_upload
 from schemas.settings import HttpSettings
 
 MAX_BODY_BYTES = 64 * 1024
 CALLER = "darkroom.caller"
 """Where in an ASGI scope the key stands that the caller presented (empty without)."""
 
+_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+_UPLOAD = re.compile(r"/api/images/[^/]*")
 _WITHOUT_KEY = frozenset({"/livez", "/readyz"})
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::\d{1,5})?")
 _HEADERS = {
@@ -36,7 +40,7 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 _PREFLIGHT = {
-    "Access-Control-Allow-Methods": "GET, POST",
+    "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE",
     "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-API-Key",
     "Access-Control-Max-Age": "600",
 }
@@ -73,7 +77,7 @@ class Guard:
     """ASGI middleware. Loopback names are always allowed; `settings` adds hosts, origins and the key."""
 
     def __init__(self, app: ASGIApp, settings: HttpSettings, *, max_body: int = MAX_BODY_BYTES) -> None:
-        self.app, self.key, self.max_body = app, settings.api_key, max_body
+        self.app, self.key, self.body_bytes = app, settings.api_key, max_body
         self.hosts = frozenset(host_of(name) for name in (*settings.hosts, settings.host))
         self.origins = frozenset(origin.rstrip("/").lower() for origin in settings.origins)
 
@@ -97,7 +101,7 @@ class Guard:
             await refusal(scope, receive, sending)
             return
         scope[CALLER] = next(iter(presented_keys(headers)), b"").decode("utf-8", "replace")
-        await self.app(scope, self._capped(receive), sending)
+        await self.app(scope, self._capped(receive, self._max_body(scope)), sending)
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         if not self._known(host_of(headers.get("host", ""))):
@@ -111,12 +115,18 @@ class Guard:
         if self.key and scope["path"] not in _WITHOUT_KEY and not self._admitted(presented_keys(headers)):
             challenge = {"WWW-Authenticate": 'Basic realm="darkroom", charset="UTF-8"'}
             return problem(401, "unauthorized", "An API key is needed: Bearer, X-API-Key or Basic.", headers=challenge)
-        length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > self.max_body:
-            return self._too_large()
-        if scope["method"] == "POST" and not _json(headers):
+        length, most = headers.get("content-length", "0"), self._max_body(scope)
+        if not length.isdigit() or int(length) > most:
+            return problem(413, "too-large", _over(most))
+        if _is_upload(scope):
+            if not is_upload(headers.get("content-type", "")):
+                return problem(415, "not-a-picture", f"Send the picture as {', '.join(PICTURES)}, or in a form.")
+        elif scope["method"] in _WITH_BODY and not _json(headers):
             return problem(415, "not-json", "Send the body as application/json.")
         return None
+
+    def _max_body(self, scope: Scope) -> int:
+        return MAX_UPLOAD_BYTES if _is_upload(scope) else self.body_bytes
 
     def _known(self, host: str) -> bool:
         return bool(host) and (is_loopback(host) or host in self.hosts)
@@ -135,24 +145,26 @@ class Guard:
         # Not `any`: every comparison is made, so that time tells nothing.
         return sum([compare_digest(key, self.key.encode()) for key in keys]) > 0
 
-    def _capped(self, receive: Receive) -> Receive:
+    def _capped(self, receive: Receive, most: int) -> Receive:
         taken = 0
 
         async def counting() -> Message:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > self.max_body:
-                raise BadRequest(413, "too-large", self._over())
+            if taken > most:
+                raise BadRequest(413, "too-large", _over(most))
             return message
 
         return counting
 
-    def _over(self) -> str:
-        return f"A request's body may have {self.max_body:,} bytes at most."
 
-    def _too_large(self) -> Response:
-        return problem(413, "too-large", self._over())
+def _over(most: int) -> str:
+    return f"A request's body may have {most:,} bytes at most here."
+
+
+def _is_upload(scope: Scope) -> bool:
+    return scope["method"] == "POST" and _UPLOAD.fullmatch(scope["path"]) is not None
 
 
 def _json(headers: Headers) -> bool:

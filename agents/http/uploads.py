@@ -22,8 +22,8 @@ def is_upload(content_type: str) -> bool:
 
 
 def uploaded(content_type: str, body: bytes) -> bytes:
-    """The picture's bytes. File names and fields are not looked at. Raises BadRequest for a form that has not exactly one
-    file, or is none."""
+    """The picture's bytes. File names and fields are not looked at. Raises BadRequest for a form that has not exactly
+    one file, or is none."""
     if _type(content_type) != FORM:
         return body
     boundary = _parameter(content_type, "boundary")

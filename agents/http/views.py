@@ -95,8 +95,8 @@ class Library(Protocol):
         """Make pending records of what lies in the roots and is not hashed; all `added` by this."""
 
     async def hash_of(self, path: str, *, promote: bool, wait: float) -> FileReply:
-        """What a file below a configured root holds, waited for up to `wait` seconds. Without a SHA-256 in the answer it
-        is not hashed yet."""
+        """What a file below a configured root holds, waited for up to `wait` seconds. Without a SHA-256 in the answer
+        it is not hashed yet."""
 
 
 class Service(Protocol):

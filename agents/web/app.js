@@ -66,7 +66,13 @@ async function lookAtService() {
 }
 
 async function lookAtModels() {
-  const found = (await call("/api/models")).models.filter((model) => model.kind === "checkpoint");
+  const found = [];
+  let cursor = "";
+  do {
+    const page = await call(`/api/models?kind=checkpoint&cursor=${encodeURIComponent(cursor)}`);
+    found.push(...page.models);
+    cursor = page.next;
+  } while (cursor);
   const usable = (model) => !model.missing && !model.unsafe && !model.problem;
   const key = (list) => JSON.stringify(list?.map((model) => [model.sha256, model.name, usable(model)]));
   if (models && key(found) === key(models)) return;

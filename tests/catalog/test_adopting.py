@@ -84,3 +84,12 @@ async def test_of_a_place_without_a_file_nothing_is_known(db: Database, tell: Te
     await tell(hashed("a.safetensors", "a"), removed("a.safetensors", stat("a")))
     for places in ((), (at_path("a.safetensors"),), (at_path("../catalog.db"),)):
         assert await file_state(db, "report", FileState(places=places)) == FileReply()
+
+
+async def test_a_file_that_nobody_has_told_of_is_waited_for_by_its_name_and_size(db: Database):
+    async with db.atomic() as sql:
+        values = {"id": 7, "path": "/old/a.safetensors", "root": None, "rel": None, "name": "a", "size": 1}
+        await sql.rows("adopt", **values, folded="a.safetensors", created_at=1.0)
+    place = (at_path("new/A.safetensors"),)
+    assert await file_state(db, "report", FileState(places=place, size=1)) == FileReply(waiting=(7,))
+    assert await file_state(db, "report", FileState(places=place, size=2)) == FileReply()

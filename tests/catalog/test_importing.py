@@ -21,7 +21,8 @@ from agents.catalog import import_plan, import_tags, importing, shelf
 from agents.catalog.database import Database
 from agents.catalog.errors import LegacyUnusable
 from agents.catalog.history import TABLES
-from agents.catalog.importing import end_import, import_legacy, import_state, sweep_imports
+from agents.catalog.import_states import end_import, import_state
+from agents.catalog.importing import import_legacy, sweep_imports
 from agents.catalog.models import apply
 from agents.catalog.outbox import outgoing
 from agents.catalog.resolve import list_models
@@ -67,8 +68,8 @@ async def content(db: Database) -> dict[str, list[tuple[Any, ...]]]:
 
 
 def files(data: Path) -> dict[str, str]:
-    """Every file of a data directory but the catalog's own and its history, by its digest. (A temporary file is nobody's:
-    the encoder's sweep removes it when it is old.)"""
+    """Every file of a data directory but the catalog's own and its history, by its digest. (A temporary file is
+    nobody's: the encoder's sweep removes it when it is old.)"""
     return {
         str(file.relative_to(data)): hashlib.sha256(file.read_bytes()).hexdigest()
         for folder in ("blobs", "images", "work")

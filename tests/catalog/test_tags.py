@@ -59,7 +59,7 @@ async def test_a_name_or_a_colour_that_can_be_none_is_refused(db: Database):
     ):
         reply = await put_tag(db, bad)
         assert reply.problem is not None and reply.problem.reason == "bad-tag", bad
-    for reply in (await put_tag(db, PutTag(id=7, name="x")), await drop_tag(db, DropTag(id=7))):
+    for reply in (await put_tag(db, PutTag(id=7, name="x")), *[await drop_tag(db, DropTag(id=n)) for n in (7, 2**70)]):
         assert reply.problem is not None and reply.problem.reason == "unknown-tag"
     assert await everything(db) == () and await kinds(db) == []
 

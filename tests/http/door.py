@@ -25,9 +25,11 @@ from schemas.settings import HttpSettings, Settings
 
 
 @asynccontextmanager
-async def serving(bus: Bus, data: Path, **http: Any) -> AsyncIterator[httpx.AsyncClient]:
+async def serving(
+    bus: Bus, data: Path, *, roots: dict[str, str] | None = None, **http: Any
+) -> AsyncIterator[httpx.AsyncClient]:
     """The bridge on a free port, and a client for it."""
-    settings = Settings(data_dir=str(data), http=HttpSettings(port=0, **http))
+    settings = Settings(data_dir=str(data), roots=roots or {}, http=HttpSettings(port=0, **http))
     async with anyio.create_task_group() as tasks:
         url = await tasks.start(functools.partial(bridge.run, bus, settings))
         async with httpx.AsyncClient(base_url=url, timeout=20) as client:

@@ -17,8 +17,9 @@ from bus.client import Bus, connect
 from bus.ids import new_id
 from bus.results import result_of
 from bus.server import LocalServer
-from bus.subjects import ASK_HELLO, ASK_MODELS, PREPARE
-from schemas.asks import Hello, ListModels, ModelList, Nothing
+from bus.subjects import ASK_HELLO, ASK_SEARCH, PREPARE
+from schemas.asks import Hello, Nothing
+from schemas.catalog import ModelPage, SearchModels
 from schemas.files import FilePath, Identity
 from schemas.jobs import Request
 from schemas.models import Model
@@ -201,19 +202,19 @@ async def test_models_come_from_the_catalog_and_say_what_is_wrong_with_them(bus:
     known = Identity(kind="checkpoint", family="sd15", unsafe=True)
     model = Model(sha256="c" * 64, name="b", size=9, identity=known, paths=paths, missing=False, created_at=1.0)
 
-    async def answer(asked: ListModels) -> ModelList:
-        assert asked.missing
-        return ModelList(models=(model,))
+    async def answer(asked: SearchModels) -> ModelPage:
+        assert asked == SearchModels(limit=1000), "all of them, those without a file too"
+        return ModelPage(models=(model,))
 
     async with serving(bus, tmp_path) as client:
         nobody = await client.get("/api/models")
         assert (nobody.status_code, reason(nobody)) == (503, "no-answer") and "agent" in nobody.text
-        await bus.tasks.start(bus.answer, ASK_MODELS, answer)
+        await bus.tasks.start(bus.answer, ASK_SEARCH, answer)
         [shown] = (await client.get("/api/models")).json()["models"]
         assert shown == {
             "sha256": "c" * 64, "name": "b", "kind": "checkpoint", "family": "sd15", "variant": "", "size": 9,
             "missing": False, "unsafe": True, "problem": "", "paths": [{"root": "models", "rel": "a/b.ckpt"}],
-            "created_at": 1.0,
+            "created_at": 1.0, "title": "", "type": "", "tags": [], "pictures": 0,
         }  # fmt: skip
 
 

@@ -10,13 +10,14 @@ from agents.ingest.paths import decode
 from bus.client import Bus
 from bus.subjects import (
     ASK_COMPARE,
+    ASK_FILES,
     ASK_MODELS,
     ASK_ROOT,
     EVERYTHING,
     HASH,
     row_of,
 )
-from schemas.asks import Compare, Compared, ListModels, ModelList, RootState, ScanRoot
+from schemas.asks import Compare, Compared, FileList, ListFiles, ListModels, ModelList, RootState, ScanRoot
 from schemas.files import FilePath, Hashed, HashFailed, Moved, Settled
 from schemas.models import Changed, Model, ModelMissing, ModelMoved, ModelReady
 from tests.pipeline.folders import At
@@ -83,6 +84,12 @@ async def look(bus: Bus, roots: Iterable[str]) -> list[RootState]:
         if all(state.looks >= begun.look for state in states):
             return states
         await anyio.sleep(AGAIN)
+
+
+async def all_known(bus: Bus, roots: Iterable[str]) -> bool:
+    """Whether the watcher will not have any file of these roots hashed that comes back, or goes, as it is."""
+    listed = [await bus.ask(ASK_FILES, ListFiles(), FileList, root=root) for root in roots]
+    return all(file.known for page in listed for file in page.files)
 
 
 async def models_of(bus: Bus, *, missing: bool) -> list[Model]:

@@ -19,7 +19,7 @@ class Crew:
     def __init__(self, url: str, data: Path, roots: Mapping[str, Path], settings: Mapping[str, str]) -> None:
         self.url, self.data = url, data
         named = ", ".join(f'"{name}": "{folder}"' for name, folder in roots.items())
-        self.environment = os.environ | {"DARKROOM_ROOTS": f"{{{named}}}", "HF_HUB_OFFLINE": "1"} | settings
+        self.environment = os.environ | {"DARKROOM_ROOTS": f"{{{named}}}", "HF_HUB_OFFLINE": "1", **settings}
         self.log_path = data / "agents.log"
         self.running: dict[str, subprocess.Popen[str]] = {}
 

@@ -4,15 +4,20 @@ Nothing that is done to them is a reason to read them again."""
 import os
 from pathlib import Path
 
-from tests.pipeline.folders import At, Folders
+from tests.pipeline.folders import ENDINGS, At, Folders
 
 FIRST = (At("models", "elder.safetensors"), At("models", "elder.ckpt"), At("models", "old/elder.safetensors"))
+
+
+Place = tuple[frozenset[At], int]
+"""The names of a file that are a model's, below roots that are away too, and how many names it has."""
 
 
 class Elders:
     """The elders of some folders, by inode, with where each has been since it was last known where it is.
 
-    One that left a place and came back between two looks at the disk may have been written meanwhile, for all its
+    One that left a place and came back between two looks at the disk, or was out of sight (under a name that is no
+    model's, or with its root) while, or after, it was moved, may have been written meanwhile, for all its
     change time tells: it is `excused`.
     """
 
@@ -25,8 +30,9 @@ class Elders:
             self.homes[path.stat().st_ino] = path
         folders.spared.update(self.homes)
         self.excused: set[int] = set()
-        self.been: dict[int, list[frozenset[Path]]] = {}
+        self.been: dict[int, list[Place]] = {}
         self.changed_at: dict[int, int] = {}
+        self.was_away = False
         self.are_known()
 
     def bring_home(self) -> None:
@@ -46,19 +52,33 @@ class Elders:
 
     def note(self) -> None:
         """To be called after each thing that is done."""
+        self.was_away |= self._is_away()
         for inode in self.homes:
-            paths = self.folders.paths_of(inode)
-            changed_at = os.lstat(paths[0]).st_ctime_ns
+            place, changed_at = self._place(inode)
             if changed_at != self.changed_at[inode]:
                 self.changed_at[inode] = changed_at
-                if frozenset(paths) in self.been[inode]:
+                if place in self.been[inode] or not place[0]:
                     self.excused.add(inode)
-                self.been[inode].append(frozenset(paths))
+                self.been[inode].append(place)
+            if self.was_away and len(self.been[inode]) > 1:
+                self.excused.add(inode)
 
     def are_known(self) -> None:
         """The agents have seen where each is."""
         self.excused.clear()
+        self.was_away = self._is_away()
         for inode in self.homes:
-            paths = self.folders.paths_of(inode)
-            self.been[inode] = [frozenset(paths)]
-            self.changed_at[inode] = os.lstat(paths[0]).st_ctime_ns
+            place, self.changed_at[inode] = self._place(inode)
+            self.been[inode] = [place]
+            if not place[0]:
+                self.excused.add(inode)
+
+    def _is_away(self) -> bool:
+        return not all(folder.exists() for folder in self.folders.roots.values())
+
+    def _place(self, inode: int) -> tuple[Place, int]:
+        """Where a file is, and when that changed last (nanoseconds)."""
+        paths = self.folders.paths_of(inode)
+        names = frozenset(self.folders.at(path) for path in paths if path.suffix.lower() in ENDINGS)
+        found = os.lstat(paths[0])
+        return (names, found.st_nlink), found.st_ctime_ns

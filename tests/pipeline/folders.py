@@ -18,6 +18,7 @@ from tests.ingest.making import model
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 ROOTS = ("models", "loras")
 LONGEST_HEADER = 16 << 20
+AWAY = "-away"
 
 
 class At(NamedTuple):
@@ -205,17 +206,22 @@ class Folders:
         tops = [folder for root in ROOTS for folder in (self.roots[root], self._away(root))]
         return [path for top in tops for path in _below(top) if path.lstat().st_ino == inode]
 
+    def at(self, path: Path) -> At:
+        """What a path below a root is called, whether that is away or not."""
+        folder, _, name = str(path.relative_to(self.home)).partition("/")
+        return At(folder.removesuffix(AWAY), name)
+
     def _visible(self, *, open_ones: bool) -> Iterator[tuple[At, Path]]:
         """The names of models that lead to a file inside their root."""
         written = {os.fstat(writer.file.fileno()).st_ino for writer in self.writers}
-        for root, folder in self.roots.items():
+        for folder in self.roots.values():
             for path in _below(folder):
                 is_inside = path.resolve().is_relative_to(folder.resolve()) and path.is_file()
                 if path.suffix.lower() in ENDINGS and is_inside and (path.stat().st_ino in written) == open_ones:
-                    yield At(root, str(path.relative_to(folder))), path
+                    yield self.at(path), path
 
     def _away(self, root: str) -> Path:
-        return self.home / f"{root}-away"
+        return self.home / f"{root}{AWAY}"
 
     def _there(self, at: At) -> Path | None:
         path = self.roots[at.root] / at.name

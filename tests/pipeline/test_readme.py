@@ -3,6 +3,7 @@
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import anyio
 
@@ -27,9 +28,21 @@ async def test_the_worked_example_of_a_nats_client_makes_a_picture(agents: Agent
 def test_every_command_is_in_the_readme():
     from agents.cli import app
 
-    for command in app.registered_commands:
+    groups = [group.typer_instance for group in app.registered_groups]
+    for command in [*app.registered_commands, *(one for group in groups for one in group.registered_commands)]:
         assert command.callback is not None
-        assert re.search(rf"\b{command.callback.__name__}\b", README), f"{command.callback.__name__} is undocumented"
+        name = command.name or command.callback.__name__
+        assert re.search(rf"\b{name}\b", README), f"{name} is undocumented"
+
+
+def test_every_address_of_the_catalog_is_in_the_readme():
+    from agents.http import catalog, migration, pictures
+
+    nobody: Any = None
+    routes = [*catalog.routes(nobody), *migration.routes(nobody, ()), *pictures.routes(nobody, Path())]
+    for route in routes:
+        path = route.path.replace("/migration/pending", "/pending")
+        assert path in README, f"{route.path} is undocumented"
 
 
 def test_every_setting_the_readme_shows_is_one(tmp_path: Path):

@@ -13,7 +13,7 @@ from bus.errors import NoAnswer
 from bus.server import local_server
 from bus.subjects import EVERYTHING
 from schemas.settings import BusSettings
-from tests.pipeline.catalogue import AGAIN, History, at, jobs_waiting, look, mended, models_of
+from tests.pipeline.catalogue import AGAIN, History, all_known, at, jobs_waiting, look, mended, models_of
 from tests.pipeline.crew import AGENTS, Crew
 from tests.pipeline.elders import Elders
 from tests.pipeline.folders import ROOTS, Folders
@@ -200,8 +200,10 @@ class World:
 
     async def grow_old(self) -> None:
         """Until the elders' hashes are known for certain."""
-        await anyio.sleep(OLD_ENOUGH + 0.2)
-        await look(self.bus, ROOTS)
+        with anyio.fail_after(self.patience + OLD_ENOUGH):
+            while not await all_known(self.bus, ROOTS):
+                await anyio.sleep(AGAIN)
+                await look(self.bus, ROOTS)
         self.are_old = True
 
 

@@ -1,0 +1,129 @@
+"""The catalog's commands, on a running service: what they print for people and for scripts, and how they end."""
+
+import functools
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from agents import catalogcommands, hasher, migrator, scanning, watcher
+from agents.http.views import Declined
+from bus.client import Bus
+from bus.errors import UserError
+from bus.server import LocalServer
+from bus.work import sole
+from schemas.catalog import SearchModels
+from schemas.settings import HasherSettings, Settings, WatcherSettings
+from tests.catalog import legacy_making
+from tests.conftest import QUICK, running
+from tests.ingest.making import model, put
+
+QUIET = SearchModels(missing="no", limit=1000)
+
+
+@pytest.fixture
+def settings(nats_server: LocalServer, tmp_path: Path) -> Settings:
+    """A data directory with two models in its one root."""
+    models = tmp_path / "data" / "models"
+    put(models / "Golden Hour.safetensors", model(fill=1))
+    put(models / "red fox.safetensors", model(fill=2))
+    return Settings(data_dir=str(tmp_path / "data"), nats_url=nats_server.url, roots={"models": str(models)}, bus=QUICK)
+
+
+@contextmanager
+def refused(kind: type[Exception], text: str) -> Iterator[None]:
+    """The command ends with this error, in however many task groups."""
+    with pytest.raises(BaseException) as raised:
+        yield
+    error = sole(raised.value)
+    assert isinstance(error, kind) and text in str(error)
+
+
+@asynccontextmanager
+async def service(bus: Bus, settings: Settings) -> AsyncIterator[None]:
+    """Watcher, hasher and migrator, which have seen everything."""
+    data, roots = Path(settings.data_dir), settings.roots
+    with capture_logs():  # nobody has said yet that they go to standard error
+        async with running(
+            functools.partial(watcher.run, bus, data, roots, WatcherSettings(stable=0.2)),
+            functools.partial(hasher.run, bus, roots, HasherSettings()),
+            functools.partial(migrator.run, bus, data / "catalog.db", roots),
+        ):
+            await scanning.look(bus, settings, quiet=True)
+            await scanning.compare(bus)
+            yield
+
+
+async def test_models_are_listed_searched_and_shown(bus: Bus, settings: Settings, capsys: pytest.CaptureFixture[str]):
+    async with service(bus, settings):
+        assert await catalogcommands.models(settings, QUIET, False) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split("\t")[0] for line in lines] == ["Golden Hour", "red fox"]
+        await catalogcommands.models(settings, SearchModels(text="fo", missing="no"), True)
+        [found] = json.loads(capsys.readouterr().out)
+        assert found["name"] == "red fox" and found["tags"] == []
+        await catalogcommands.models(settings, SearchModels(text="nothing", missing="no"), False)
+        told = capsys.readouterr()
+        assert (told.out, told.err) == ("", "no model fits\n")
+        await catalogcommands.show(settings, "red fox", False)
+        shown = capsys.readouterr().out
+        assert f"sha256       {found['sha256']}" in shown and "at           models/red fox.safetensors" in shown
+        await catalogcommands.show(settings, found["sha256"][:8], True)
+        assert json.loads(capsys.readouterr().out)["model"]["sha256"] == found["sha256"]
+        with refused(Declined, "No model is called 'fox'"):
+            await catalogcommands.show(settings, "fox", False)
+
+
+async def test_tags_are_made_changed_put_taken_and_deleted_by_name(
+    bus: Bus, settings: Settings, capsys: pytest.CaptureFixture[str]
+):
+    async with service(bus, settings):
+        await catalogcommands.add_tag(settings, "Photo", "#FF0000")
+        await catalogcommands.tag_models(settings, ["red fox", "Golden Hour"], ["PHOTO", "light"], [])
+        assert capsys.readouterr().out == "red fox\tlight, photo\nGolden Hour\tlight, photo\n"
+        await catalogcommands.tag_models(settings, ["red fox"], [], ["light"])
+        await catalogcommands.change_tag(settings, "photo", "Snap", None)
+        await catalogcommands.change_tag(settings, "SNAP", None, "#00ff00")
+        capsys.readouterr()
+        await catalogcommands.tags(settings, False)
+        assert capsys.readouterr().out == "light\t\t1\nsnap\t#00ff00\t2\n"
+        await catalogcommands.drop_tag(settings, "snap")
+        assert "off 2 models" in capsys.readouterr().err
+        await catalogcommands.tags(settings, True)
+        assert [tag["name"] for tag in json.loads(capsys.readouterr().out)] == ["light"]
+        with refused(UserError, "no tag 'snap'"):
+            await catalogcommands.drop_tag(settings, "snap")
+        with refused(Declined, "colour"):
+            await catalogcommands.add_tag(settings, "x", "red")
+
+
+async def test_a_legacy_catalog_is_imported_and_what_failed_is_told_and_is_the_status(
+    bus: Bus, settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    rows = [
+        legacy_making.model(1, "/nas/known.safetensors", legacy_making.sha("known")),
+        legacy_making.model(2, "/nas/later.safetensors"),
+    ]
+    good = legacy_making.make(tmp_path / "good.db", rows, [(3, "photo", "#ff0000", 0)], [(2, 3)])
+    bad = legacy_making.make(tmp_path / "bad.db", rows, [(4, "", None, 0)])
+    async with service(bus, settings):
+        assert await catalogcommands.take_over(settings, good, None, True, True) == 0
+        dry = json.loads(capsys.readouterr().out)
+        assert dry["report"]["dry_run"] and dry["report"]["tables"]["models"]["inserted"] == 1
+        assert await catalogcommands.take_over(settings, good, None, False, False) == 0
+        lines = dict(line.split("\t", 1) for line in capsys.readouterr().out.splitlines())
+        assert lines["models"] == lines["pending_import"] == lines["tags"] == "1\t1\t0\t0\t0"
+        await catalogcommands.pending(settings, False)
+        assert capsys.readouterr().out == "2\twaiting\tModel 2\t/nas/later.safetensors\tphoto\t\n"
+        assert await catalogcommands.promote(settings, [2, 9], "merge", True) == 1
+        outcomes = json.loads(capsys.readouterr().out)
+        assert [one["outcome"] for one in outcomes] == ["waiting", "unknown"]
+        assert await catalogcommands.take_over(settings, bad, None, False, False) == 1, "a tag without a name"
+        assert "It has no name." in capsys.readouterr().err
+        assert await catalogcommands.take_over(settings, tmp_path / "none.db", None, False, False) == 1
+        assert "There is no file" in capsys.readouterr().err
+        with refused(UserError, "report, override, merge, ignore, delete"):
+            await catalogcommands.promote(settings, [2], "win", False)
