@@ -7,7 +7,7 @@ a sentence, and is not tried again.
 
 import functools
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import anyio
@@ -38,12 +38,13 @@ async def serve_imports(
     data_dir: Path,
     roots: Mapping[str, str],
     clock: Callable[[], float],
+    done: Callable[[], Awaitable[object]],
     *,
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Work off the queue IMPORT, and answer how far each import is, for ever. `roots` are the configured folders by
-    name, `data_dir` holds the catalog. Ready when the first pull is out."""
-    imports = Imports(bus, db, data_dir, roots, clock)
+    name, `data_dir` holds the catalog; `done` is called after each import. Ready when the first pull is out."""
+    imports = Imports(bus, db, data_dir, roots, clock, done)
     removed = await sweep_imports(db, data_dir)
     if removed:
         log.info("leavings of imports removed", count=removed)
@@ -58,15 +59,23 @@ class Imports:
     """The imports into one catalog, whose files lie below `data_dir`."""
 
     def __init__(
-        self, bus: Bus, db: Database, data_dir: Path, roots: Mapping[str, str], clock: Callable[[], float]
+        self,
+        bus: Bus,
+        db: Database,
+        data_dir: Path,
+        roots: Mapping[str, str],
+        clock: Callable[[], float],
+        done: Callable[[], Awaitable[object]],
     ) -> None:
         self.bus, self.db, self.data_dir, self.roots, self.clock = bus, db, data_dir, roots, clock
+        self.done = done
 
     async def take_over(self, job: Import, delivery: Delivery) -> None:
         """Do one import, or what is left of it. Raises Retry for what may pass: a full disk, a catalog in use."""
         job = _of(job, delivery)
         try:
             report = await import_legacy(self.db, job, self.data_dir, self.roots, clock=self.clock)
+            await self.done()
         except UserError as error:
             log.warning("import failed", source=job.database, error=str(error))
             await end_import(self.db, job, words(error), clock=self.clock)

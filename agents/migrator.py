@@ -137,8 +137,9 @@ async def run(
             tasks.start_soon(alike.keep)
             tasks.start_soon(images.keep_tidy)
             await images.forget_leftovers()
-            await promote_present(db, settings.conflicts, clock())
-            await tasks.start(serve_imports, bus, db, path.parent, roots, clock)
+            promote = partial(_promote, db, settings.conflicts, clock)
+            await promote()
+            await tasks.start(serve_imports, bus, db, path.parent, roots, clock, promote)
             await tasks.start(bus.answer, ASK_COMPARE, alike.asked)
             await tasks.start(bus.answer, ASK_PROMOTE, images.promote)
             for subject, reply in ANSWERS.items():
@@ -153,6 +154,12 @@ async def _hear_files(
     bus: Bus, db: Database, clock: Callable[[], float], strategy: Strategy, facts: list[Fact]
 ) -> None:
     await _apply(bus, db, facts, clock, strategy)
+
+
+async def _promote(db: Database, strategy: Strategy, clock: Callable[[], float]) -> None:
+    """Files that were hashed before there was a record of them."""
+    if promoted := await promote_present(db, strategy, clock()):
+        log.info("pending records promoted", count=promoted)
 
 
 async def _which(db: Database, ask: ResolveModel) -> ResolveReply:

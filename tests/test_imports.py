@@ -28,7 +28,7 @@ async def db(tmp_path: Path) -> AsyncIterator[Database]:
 
 
 def serving(bus: Bus, db: Database, data: Path) -> functools.partial[Any]:
-    return functools.partial(serve_imports, bus, db, data, {}, time.time)
+    return functools.partial(serve_imports, bus, db, data, {}, time.time, anyio.lowlevel.checkpoint)
 
 
 async def ended(bus: Bus, id: str) -> ImportState:

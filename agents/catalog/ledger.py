@@ -166,7 +166,11 @@ class Ledger:
             known = self._entries.get(entry.sha256)
             if known is None:
                 self._enter(entry)
-            elif refresh and known.identity != entry.identity and (known.identity.unsafe or not entry.identity.unsafe):
+            elif (
+                (refresh or not known.identity.dtypes)  # an identity without them was only guessed, by an import
+                and known.identity != entry.identity
+                and (known.identity.unsafe or not entry.identity.unsafe)
+            ):
                 # (The same bytes under a pickle's name are what they were found to be under their own.)
                 self._enter(msgspec.structs.replace(known, identity=entry.identity))
                 refreshed = True

@@ -83,20 +83,26 @@ ORDER BY m.folded, m.sha256;
 
 -- name: usable_models
 -- Checkpoints that can be loaded and have a file, by name.
-SELECT sha256, name, size, identity, created_at, loadable, lying, details, tags, digests, pictures
-FROM whole_models AS models
-WHERE loadable
-    AND EXISTS (SELECT 1 FROM paths WHERE paths.sha256 = models.sha256 AND present = 1)
-ORDER BY folded, sha256 LIMIT :limit;
+WITH chosen AS MATERIALIZED (  -- before anything is gathered about them
+    SELECT sha256 FROM models
+    WHERE sha256 IN (SELECT sha256 FROM paths WHERE present = 1 AND sha256 IS NOT NULL) AND loadable
+    ORDER BY folded, sha256 LIMIT :limit
+)
+SELECT m.sha256, name, size, identity, created_at, loadable, lying, details, tags, digests, pictures
+FROM chosen JOIN whole_models AS m USING (sha256)
+ORDER BY folded, m.sha256;
 
 -- name: models
-SELECT sha256, name, size, identity, created_at, loadable, lying, details, tags, digests, pictures
-FROM whole_models AS models
-WHERE (:kind = '' OR kind = :kind)
-    AND (:missing OR EXISTS (SELECT 1 FROM paths WHERE paths.sha256 = models.sha256 AND present = 1))
-    AND (:after = '' OR (folded, sha256) > (SELECT folded, sha256 FROM models WHERE sha256 = :after))
-ORDER BY folded, sha256
-LIMIT :limit;
+WITH chosen AS MATERIALIZED (
+    SELECT sha256 FROM models
+    WHERE (:missing OR sha256 IN (SELECT sha256 FROM paths WHERE present = 1 AND sha256 IS NOT NULL))
+        AND (:after = '' OR (folded, sha256) > (SELECT folded, sha256 FROM models WHERE sha256 = :after))
+        AND (:kind = '' OR kind = :kind)
+    ORDER BY folded, sha256 LIMIT :limit
+)
+SELECT m.sha256, name, size, identity, created_at, loadable, lying, details, tags, digests, pictures
+FROM chosen JOIN whole_models AS m USING (sha256)
+ORDER BY folded, m.sha256;
 
 -- name: changes
 -- The next changes after one: as many as make a piece, as JSON objects with commas between; the last one's number; and
@@ -412,16 +418,13 @@ UNION SELECT substr(original, 16) FROM images WHERE original GLOB 'images/pendin
 -- Where the models that an import has described lay.
 SELECT DISTINCT path.value FROM descriptions, json_each(details, '$.extra.legacy_paths') AS path WHERE layer = 'import';
 
--- name: models_found
--- Models that fit, from a place on. What is looked for in a set is looked up once; the rest is asked of each model.
+-- name: models_by_name
+-- Models that fit, from a place on: read in the order of their index, and only as far as the page goes.
 WITH page AS MATERIALIZED (
-    SELECT sha256, iif(:sort = 'newest', -created_at, folded) AS place FROM models
-    WHERE (:sha256 = '' OR (iif(:sort = 'newest', -created_at, folded), sha256) > (:place, :sha256))
+    SELECT sha256, folded FROM models
+    WHERE (folded, sha256) > (:place, :sha256)
         AND (:text IS NULL OR sha256 IN (
             SELECT searched.sha256 FROM search JOIN searched ON searched.id = search.rowid WHERE search MATCH :text
-        ))
-        AND (:kind || :family = '' OR sha256 IN (
-            SELECT same.sha256 FROM models AS same WHERE :kind IN ('', same.kind) AND :family IN ('', same.family)
         ))
         AND (:tags = '[]' OR sha256 IN (
             SELECT model_tags.sha256 FROM json_each(:tags) JOIN tags ON name = value JOIN model_tags ON tag_id = tags.id
@@ -431,17 +434,64 @@ WITH page AS MATERIALIZED (
             SELECT model_tags.sha256 FROM json_each(:without) JOIN tags ON name = value
             JOIN model_tags ON tag_id = tags.id
         )
-        AND (:type = '' OR :type = coalesce(
+        AND (:missing = 'yes' OR (:missing = 'only') <> EXISTS (
+            SELECT 1 FROM paths WHERE paths.sha256 = models.sha256 AND present = 1
+        ))
+        AND (:kind = '' OR sha256 IN (SELECT same.sha256 FROM models AS same WHERE same.kind = :kind))
+        AND (:family = '' OR sha256 IN (
+            SELECT same.sha256 FROM models AS same INDEXED BY models_by_kind WHERE same.family = :family
+        ))
+        AND (:type = '' OR sha256 IN (
+            SELECT said.sha256 FROM descriptions AS said WHERE json_extract(details, '$.type') = :type COLLATE NOCASE
+            UNION SELECT same.sha256 FROM models AS same INDEXED BY models_by_kind WHERE same.kind = :type COLLATE NOCASE
+        ) AND :type = coalesce(
             (
                 SELECT nullif(json_extract(details, '$.type'), '') FROM descriptions AS said
                 WHERE said.sha256 = models.sha256 AND json_type(details, '$.type') IS NOT NULL
                 ORDER BY iif(layer = 'user', 0, iif(layer = 'import', 1, 2)) LIMIT 1
             ),
-            kind
+            (SELECT same.kind FROM models AS same WHERE same.sha256 = models.sha256)
         ) COLLATE NOCASE)
+    ORDER BY folded, sha256 LIMIT :limit
+)
+SELECT m.sha256, name, size, identity, created_at, loadable, lying, details, tags, digests, pictures
+FROM page JOIN whole_models AS m ON m.sha256 = page.sha256
+ORDER BY page.folded, page.sha256;
+
+-- name: models_by_time
+-- The same, newest first: all models are looked at, as no index has their times.
+WITH page AS MATERIALIZED (
+    SELECT sha256, -created_at AS place FROM models
+    WHERE (:sha256 = '' OR (-created_at, sha256) > (:place, :sha256))
+        AND (:text IS NULL OR sha256 IN (
+            SELECT searched.sha256 FROM search JOIN searched ON searched.id = search.rowid WHERE search MATCH :text
+        ))
+        AND (:tags = '[]' OR sha256 IN (
+            SELECT model_tags.sha256 FROM json_each(:tags) JOIN tags ON name = value JOIN model_tags ON tag_id = tags.id
+            GROUP BY model_tags.sha256 HAVING count(*) = json_array_length(:tags)
+        ))
+        AND sha256 NOT IN (
+            SELECT model_tags.sha256 FROM json_each(:without) JOIN tags ON name = value
+            JOIN model_tags ON tag_id = tags.id
+        )
         AND (:missing = 'yes' OR (:missing = 'only') <> EXISTS (
             SELECT 1 FROM paths WHERE paths.sha256 = models.sha256 AND present = 1
         ))
+        AND (:kind = '' OR sha256 IN (SELECT same.sha256 FROM models AS same WHERE same.kind = :kind))
+        AND (:family = '' OR sha256 IN (
+            SELECT same.sha256 FROM models AS same INDEXED BY models_by_kind WHERE same.family = :family
+        ))
+        AND (:type = '' OR sha256 IN (
+            SELECT said.sha256 FROM descriptions AS said WHERE json_extract(details, '$.type') = :type COLLATE NOCASE
+            UNION SELECT same.sha256 FROM models AS same INDEXED BY models_by_kind WHERE same.kind = :type COLLATE NOCASE
+        ) AND :type = coalesce(
+            (
+                SELECT nullif(json_extract(details, '$.type'), '') FROM descriptions AS said
+                WHERE said.sha256 = models.sha256 AND json_type(details, '$.type') IS NOT NULL
+                ORDER BY iif(layer = 'user', 0, iif(layer = 'import', 1, 2)) LIMIT 1
+            ),
+            (SELECT same.kind FROM models AS same WHERE same.sha256 = models.sha256)
+        ) COLLATE NOCASE)
     ORDER BY place, sha256 LIMIT :limit
 )
 SELECT m.sha256, name, size, identity, created_at, loadable, lying, details, tags, digests, pictures

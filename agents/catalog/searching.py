@@ -33,12 +33,13 @@ async def search_models(db: Database, ask: SearchModels) -> ModelPage:
         "without": json.dumps(without),
         "missing": ask.missing,
     }
-    form = tuple[float, str] if ask.sort == "newest" else tuple[str, str]
-    place, sha256 = cursors.read(ask.cursor, form) if ask.cursor else (None, "")
     limit = max(1, min(ask.limit, AT_ONCE))
-    rows = await db.committed.rows(
-        "models_found", **filters, sort=ask.sort, place=place, sha256=sha256, limit=limit + 1
-    )
+    if ask.sort == "newest":
+        at, sha256 = cursors.read(ask.cursor, tuple[float, str]) if ask.cursor else (0.0, "")
+        rows = await db.committed.rows("models_by_time", **filters, place=at, sha256=sha256, limit=limit + 1)
+    else:
+        name, sha256 = cursors.read(ask.cursor, tuple[str, str]) if ask.cursor else ("", "")
+        rows = await db.committed.rows("models_by_name", **filters, place=name, sha256=sha256, limit=limit + 1)
     return await to_thread.run_sync(_page, rows, limit, ask.sort)
 
 

@@ -57,22 +57,31 @@ def webp_tiers(
     any other dtype, shape or mode.
 
     Each tier is resized (Lanczos) from the one before and encoded by libwebp's method 4. The figures behind that, from
-    `python -m tests.bench.bench_tiers`: three photograph-like 4000×3000 pictures, CPU time for one of them on one core,
-    bytes of the three files together, SSIM to a Lanczos resize of the full picture:
+    `python -m tests.bench.bench_tiers --grid 2`: two photograph-like 4000×3000 pictures, CPU time for one of them (the
+    least of three), bytes of the three files together, SSIM to a Lanczos resize of the full picture:
 
         resized from       method  resize  encode    bytes  SSIM high  medium     low
-        full                    6  310 ms  300 ms  127,333     0.9504  0.9355  0.9220
-        full                    4  312 ms  206 ms  129,051     0.9506  0.9351  0.9206
-        full, gap 2             4  244 ms  200 ms  129,048     0.9506  0.9351  0.9212
-        high                    4  150 ms  204 ms  128,967     0.9506  0.9349  0.9215
-        previous (chosen)       4  148 ms  201 ms  129,004     0.9506  0.9349  0.9212
-        previous                6  142 ms  302 ms  127,179     0.9504  0.9355  0.9223
-        previous                2  142 ms   84 ms  140,410     0.9479  0.9342  0.9209
-        previous, gap 1.1       4   87 ms  201 ms  127,129     0.9492  0.9346  0.9207
+        full                    6  325 ms  310 ms  126,696     0.9504  0.9357  0.9225
+        full                    4  314 ms  206 ms  128,649     0.9509  0.9352  0.9213
+        full, gap 2             4  244 ms  199 ms  128,588     0.9509  0.9352  0.9215
+        high                    4  148 ms  200 ms  128,488     0.9509  0.9349  0.9226
+        previous                6  139 ms  297 ms  126,466     0.9504  0.9356  0.9230
+        previous (chosen)       4  145 ms  207 ms  128,541     0.9509  0.9349  0.9220
+        previous                3  139 ms  202 ms  128,057     0.9507  0.9348  0.9216
+        previous                2  139 ms   84 ms  139,877     0.9482  0.9344  0.9215
+        previous, bicubic       4   98 ms  199 ms  124,714     0.9491  0.9343  0.9203
+        previous, gap 1.1       4   84 ms  198 ms  126,836     0.9494  0.9348  0.9214
 
-    Method 6 buys 1.4 % of bytes for half as much time again; method 2 costs 9 % more bytes and some likeness. Shrinking
-    by a box filter first (gap 1.1) is faster still but softens the tier people look at. A camera's JPEG decoded at half
-    size (`decode.picture(enough=...)`) and resized takes 104 ms where decoding it all takes 190 ms, for 0.0005 of SSIM.
+    and with the decoding of the picture as a JPEG of quality 90 in the time for resizing, whole or at half size:
+
+        whole, previous         4  186 ms  198 ms  127,917     0.9503  0.9353  0.9217
+        half (chosen)           4  100 ms  201 ms  126,396     0.9495  0.9341  0.9219
+        half, bicubic           4   82 ms  204 ms  125,161     0.9487  0.9342  0.9201
+
+    Method 6 buys 1.6 % of bytes for half as much time again. Method 2 would save 123 ms of 352 but costs some likeness
+    and 9 % more bytes, for as long as the files are kept. Method 3 is no faster. Bicubic and a box filter first (gap
+    1.1) soften the tier people look at more than reading a JPEG at half size (`decode.picture(enough=...)`) does, and
+    save less. One picture's tiers are not encoded side by side, as whole pictures already keep the cores busy.
     """
     image = picture if isinstance(picture, Image.Image) else as_image(picture)
     if image.mode not in ("RGB", "RGBA"):

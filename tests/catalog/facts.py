@@ -5,7 +5,7 @@ import hashlib
 from schemas.files import FilePath, Hashed, Identity, Known, Moved, Removed, Settled, Stat
 
 CHECKPOINT = Identity(kind="checkpoint", family="sd15", dtypes=("F16",), parameters=1_000)
-LORA = Identity(kind="lora", family="sd15")
+LORA = Identity(kind="lora", family="sd15", dtypes=("F16",))
 PICKLE = Identity(kind="checkpoint", unsafe=True)
 BROKEN = Identity(kind="checkpoint", problem="The file is encrypted.")
 

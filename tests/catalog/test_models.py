@@ -296,3 +296,9 @@ async def test_a_copy_under_a_pickles_name_makes_no_good_model_unsafe(db: Databa
     await tell(msgspec.structs.replace(hashed("z.ckpt", "dream"), identity=unsafe))
     (model,) = await list_models(db)
     assert not model.identity.unsafe and len(model.paths) == 2
+
+
+async def test_what_an_import_guessed_of_a_model_gives_way_to_what_the_hash_cache_knows(db: Database, tell: Tell):
+    await tell(hashed("elsewhere.safetensors", "dream", identity=Identity(kind="checkpoint")))
+    [ready] = await tell(settled("a.safetensors", stat("dream"), 12.0, content="dream", identity=CHECKPOINT))
+    assert isinstance(ready, ModelReady) and ready.model.identity == CHECKPOINT
