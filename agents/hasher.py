@@ -1,6 +1,7 @@
 """Hasher: hears job.hash for the roots it can see, reads each file once, says evt.file.hashed and tick.hash.
 
 Other digests than SHA-256 are computed from the same read, where the job or the setting `hasher.also` asks for them.
+It hears tick.growing, and hashes a large file while it is still being written (see `ingest.following`).
 
 Hashing runs in threads; a file that changes meanwhile is reported as changed and will settle again. No torch here.
 """
@@ -24,6 +25,7 @@ from msgspec import structs
 
 from agents.ingest.disks import Turns
 from agents.ingest.errors import ChangedWhileHashing, Gone, HashCancelled, HeaderUnread, IngestError
+from agents.ingest.following import Follower, proven
 from agents.ingest.hashing import Progress, hash_file, named, why_not
 from agents.ingest.headers import identify
 from agents.ingest.paths import resolve
@@ -31,11 +33,11 @@ from agents.ingest.reading import Cores
 from bus.client import Bus
 from bus.consumer import serve
 from bus.errors import Retry, Undecodable, UserError
-from bus.subjects import DEAD, FILE_HASH_FAILED, FILE_HASHED, HASH, TICK_HASH
+from bus.subjects import DEAD, FILE_HASH_FAILED, FILE_HASHED, HASH, TICK_GROWING, TICK_HASH
 from bus.work import Delivery, Work
 from schemas.files import Hash, Hashed, HashFailed
 from schemas.settings import HasherSettings
-from schemas.ticks import HashTick
+from schemas.ticks import GrowingTick, HashTick
 
 log = structlog.get_logger()
 
@@ -59,6 +61,10 @@ async def run(
     async with anyio.create_task_group() as tasks:
         hasher = Hasher(bus, roots, settings, tasks)
         tasks.start_soon(hasher.stop_on_shutdown)
+        if settings.following and (why := why_not("blake3")):
+            log.info("growing files are not followed", why=why)
+        elif settings.following:
+            await tasks.start(hasher.follow)
         for root in roots:
             work = Work(HASH, hasher.hash, ended=_never, give_up=hasher.give_up)
             await tasks.start(
@@ -90,6 +96,7 @@ class Hasher:
         self.limiter = anyio.CapacityLimiter(settings.parallel)
         self.turns = Turns(settings.rotational)
         self.cores = Cores()
+        self.follower = Follower(busy=lambda: self.limiter.borrowed_tokens > 0 or self.shutdown.is_set())
         self.shutdown = threading.Event()
 
     async def stop_on_shutdown(self) -> None:
@@ -98,6 +105,23 @@ class Hasher:
             await anyio.sleep_forever()
         finally:
             self.shutdown.set()
+
+    async def follow(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Hash a large file as it grows, except on a rotational disk."""
+        async with self.bus.listen(TICK_GROWING.filter()) as heard:
+            task_status.started()
+            async for message in heard:
+                try:
+                    tick = TICK_GROWING.decode(message.data)
+                    if tick.path.root in self.roots:
+                        await self._grown(tick)
+                except (Undecodable, IngestError) as error:
+                    log.warning("a growing file is not followed", error=str(error))
+
+    async def _grown(self, tick: GrowingTick) -> None:
+        path = functools.partial(self._path, tick)
+        if not await self.turns.disk((tick.path.root, tick.stat.dev), path):
+            await to_thread.run_sync(lambda: self.follower.grown(tick.key, path()))
 
     async def hash(self, job: Hash, delivery: Delivery) -> None:
         """Hash one file and say what it is, or why it could not be done."""
@@ -117,7 +141,7 @@ class Hasher:
         else:
             await self.bus.publish(FILE_HASHED, fact, msg_id=f"{job.id}-hashed-{delivery.seq}", key=job.key)
 
-    def _path(self, job: Hash) -> bytes:
+    def _path(self, job: Hash | GrowingTick) -> bytes:
         """Where the file is here. Raises BadPath or OutsideRoot."""
         return resolve(self.roots[job.path.root], job.path.rel)
 
@@ -133,13 +157,13 @@ class Hasher:
         undone: dict[str, str] = {digest: why for digest in asked if (why := why_not(digest))}
         if undone:
             log.warning("digests not computed", rel=job.path.rel, undone=undone)
-        digests = hash_file(
-            path,
-            expected=structs.replace(job.stat, dev=dev),
-            on_progress=functools.partial(self._told, job, loop),
-            cancelled=self.shutdown.is_set,
-            algorithms=asked - undone.keys(),
-            cores=self.cores,
+        expected, told = structs.replace(job.stat, dev=dev), functools.partial(self._told, job, loop)
+        wanted, stopped = asked - undone.keys(), self.shutdown.is_set
+        digests = None
+        if (followed := self.follower.take(job.key)) and wanted <= {"blake3"}:
+            digests = proven(followed, path, expected=expected, on_progress=told, cancelled=stopped, cores=self.cores)
+        digests = digests or hash_file(
+            path, expected=expected, on_progress=told, cancelled=stopped, algorithms=wanted, cores=self.cores
         )
         return Hashed(
             key=job.key,

@@ -1,5 +1,5 @@
 """Watcher: looks at the roots, lets a file in when it is complete, says evt.file.settled/moved/removed and job.hash;
-tells what lies beside it (evt.file.described).
+tells what lies beside it (evt.file.described), and that a large one still grows (tick.growing).
 
 A scan is the truth; events of the file system only wake it. What was seen and what has still to be said are in
 `data/files.sqlite3`, written together, so a kill at any moment loses nothing. It hears evt.file.hashed for its cache
@@ -44,6 +44,7 @@ from bus.subjects import (
     FILE_REMOVED,
     FILE_SETTLED,
     HASH,
+    TICK_GROWING,
     Subject,
 )
 from schemas.asks import FileList, ListedFile, ListFiles, RootState, ScanRoot
@@ -308,6 +309,8 @@ class Watcher:
             return judging.write(judged, db, time.time())
 
         judged = await to_thread.run_sync(look)
+        for tick in filter(None, (judging.growing(self.tracks.get(one.row.id), one) for one in judged)):
+            await self.bus.tick(TICK_GROWING, tick, key=tick.key)
         ended = any(isinstance(one.verdict, gate.Settled | gate.Refused) for one in judged)
         overtaken = await self.table.do(write) if ended else frozenset()
         for one in judged:

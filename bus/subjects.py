@@ -140,6 +140,7 @@ DEAD = Subject("dlq.<kind>.<reason>.<id>", msgspec.Raw, "DLQ")
 
 # Ticks: lossy, never stored.
 TICK_HASH = Subject("tick.hash.<id>", ticks.HashTick)
+TICK_GROWING = Subject("tick.growing.<key>", ticks.GrowingTick)
 TICK_STEP = Subject("tick.step.<id>", ticks.StepTick)
 TICK_PREVIEW = Subject("tick.preview.<id>", ticks.PreviewTick)
 TICK_AGENT = Subject("tick.agent.<name>.<instance>", ticks.AgentTick)

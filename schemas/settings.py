@@ -60,11 +60,12 @@ class WatcherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 class HasherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`parallel` files are hashed side by side, but one at a time from each rotational disk. `rotational` overrules
     what the kernel says about the disks: yes for all of them, or no. `also` is computed of every file
-    beside its SHA-256."""
+    beside its SHA-256. With `following`, a large file is hashed while it is still being written."""
 
     parallel: Count = 2
     rotational: Literal["auto", "yes", "no"] = "auto"
     also: tuple[Digest, ...] = ()
+    following: bool = True
 
 
 class MigratorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

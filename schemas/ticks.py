@@ -4,6 +4,8 @@ from typing import Literal
 
 import msgspec
 
+from schemas.files import FilePath, Stat
+
 
 class HashTick(msgspec.Struct, frozen=True, kw_only=True):
     """Progress of one hash job: bytes done and in all, bytes per second, seconds to go. At most 4 a second."""
@@ -14,6 +16,14 @@ class HashTick(msgspec.Struct, frozen=True, kw_only=True):
     total: int
     rate: float
     eta: float
+
+
+class GrowingTick(msgspec.Struct, frozen=True, kw_only=True):
+    """A large file that is being written has become longer: `stat` is of now. At most 10 a second for each file."""
+
+    key: str
+    path: FilePath
+    stat: Stat
 
 
 class StepTick(msgspec.Struct, frozen=True, kw_only=True):

@@ -90,19 +90,20 @@ async def promote(sql: Statements, id: int, sha256: str, strategy: Strategy, at:
         before = {
             layer: json.loads(said) for layer, said in await sql.rows("layers_of", sha256=sha256) if layer != "sidecar"
         }
-        if before and strategy in ("report", "ignore", "delete"):
+        conflict = bool(before and details)  # a record that says nothing contradicts nothing
+        if conflict and strategy in ("report", "ignore", "delete"):
             return await _not_promoted(sql, id, str(path), sha256, strategy, at)
-        if before and strategy == "override":
+        if conflict and strategy == "override":
             details = {**before.get("import", {}), **details}
             user = {key: value for key, value in before.get("user", {}).items() if key not in details}
             await describing.put_layer(sql, sha256, "user", user)
         elif before:
             details = _merged(before.get("import", {}), details)
         await describing.put_layer(sql, sha256, "import", details)
-        await _move_tags(sql, id, sha256, replace=bool(before) and strategy == "override", at=at)
+        await _move_tags(sql, id, sha256, replace=conflict and strategy == "override", at=at)
         await _move_pictures(sql, id, sha256, at)
         name = await describing.model_name(sql, sha256) or ""
-        fact = ModelPromoted(sha256=sha256, name=name, pending_id=id, strategy=strategy if before else "", at=at)
+        fact = ModelPromoted(sha256=sha256, name=name, pending_id=id, strategy=strategy if conflict else "", at=at)
         await say(sql, fact, uuid.uuid4().hex)
         await sql.rows("pending_promoting", id=id, sha256=sha256)
         await drop_promoted(sql, [sha256], at)

@@ -50,13 +50,14 @@ class Turns:
     async def turn(self, place: tuple[str, int], path: Callable[[], bytes]) -> AsyncIterator[None]:
         """Wait until a file may be read. All files of a `place` (a root, and a device number of the host that found
         them) are on one disk, which is looked up once, by the path of any."""
-        if disk := await self._disk(place, path):
+        if disk := await self.disk(place, path):
             async with self._locks.setdefault(disk, anyio.Lock()):
                 yield
         else:
             yield
 
-    async def _disk(self, place: tuple[str, int], path: Callable[[], bytes]) -> str:
+    async def disk(self, place: tuple[str, int], path: Callable[[], bytes]) -> str:
+        """The rotational disk that a place is on; empty when there is none."""
         if self.rotational == "no":
             return ""
         if place not in self._disks:

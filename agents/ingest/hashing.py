@@ -60,7 +60,9 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     eta: float
 
 
-class _Hash(Protocol):
+class Sum(Protocol):
+    """A digest under way."""
+
     def update(self, data: memoryview, /) -> object: ...
     def hexdigest(self) -> str: ...
 
@@ -82,19 +84,15 @@ def hash_file(
     Unreadable, MissingAlgorithm or HashCancelled. A progress callback that raises ends the hashing with what it raised.
     """
     started = clock()
-    with _opened(path) as fd:
-        _check(fd, expected)
-        sums = _hashes(fd, algorithms)
-        meter = _Meter(expected.size, started, on_progress, clock)
-        with closing(read(fd, expected.size, cores or Cores())) as chunks:
-            for chunk in chunks:
-                for digest in sums.values():
-                    digest.update(chunk)
-                meter.add(len(chunk))
-                if cancelled():
-                    raise HashCancelled
-        _check(fd, expected)
-    texts = {name: value.hexdigest() for name, value in sums.items()}
+    texts = sums_of(
+        path,
+        lambda fd: _hashes(fd, algorithms),
+        expected=expected,
+        on_progress=on_progress,
+        cancelled=cancelled,
+        cores=cores or Cores(),
+        clock=clock,
+    )
     return Digests(
         sha256=texts["sha256"],
         autov2=texts["sha256"][:10],
@@ -103,6 +101,33 @@ def hash_file(
         crc32=texts.get("crc32", ""),
         seconds=clock() - started,
     )
+
+
+def sums_of(
+    path: str | bytes,
+    make: Callable[[int], dict[str, Sum]],
+    *,
+    expected: Stat,
+    on_progress: Callable[[Progress], None] | None,
+    cancelled: Callable[[], bool],
+    cores: Cores,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, str]:
+    """The same for the sums that `make` gives for the open file, in hex under their names."""
+    started = clock()
+    with _opened(path) as fd:
+        _check(fd, expected)
+        sums = make(fd)
+        meter = _Meter(expected.size, started, on_progress, clock)
+        with closing(read(fd, expected.size, cores)) as chunks:
+            for chunk in chunks:
+                for digest in sums.values():
+                    digest.update(chunk)
+                meter.add(len(chunk))
+                if cancelled():
+                    raise HashCancelled
+        _check(fd, expected)
+    return {name: value.hexdigest() for name, value in sums.items()}
 
 
 @contextmanager
@@ -134,16 +159,16 @@ def _check(fd: int, expected: Stat) -> None:
         raise ChangedWhileHashing
 
 
-def _hashes(fd: int, algorithms: Collection[Algorithm]) -> dict[str, _Hash]:
+def _hashes(fd: int, algorithms: Collection[Algorithm]) -> dict[str, Sum]:
     """What to feed; SHA-256 is always among it, since it is the identity."""
-    sums: dict[str, _Hash] = {"sha256": hashlib.sha256(usedforsecurity=False)}
+    sums: dict[str, Sum] = {"sha256": hashlib.sha256(usedforsecurity=False)}
     if "autov3" in algorithms:
         with suppress(BadHeader):  # only safetensors have one
             sums["autov3"] = _AfterHeader(LENGTH_BYTES + read_length(fd))
     if "crc32" in algorithms:
         sums["crc32"] = _Crc32()
     if "blake3" in algorithms:
-        sums["blake3"] = _blake3()
+        sums["blake3"] = new_blake3()
     return sums
 
 
@@ -151,19 +176,19 @@ def why_not(algorithm: Algorithm) -> str:
     """Why one can't be computed here, in a sentence; empty when it can."""
     try:
         if algorithm == "blake3":
-            _blake3()
+            new_blake3()
     except MissingAlgorithm as error:
         return str(error)
     return ""
 
 
-def _blake3() -> _Hash:
+def new_blake3() -> Sum:
     """BLAKE3 from its package, which is not a dependency. Raises MissingAlgorithm when it is not installed."""
     try:
         from blake3 import blake3
     except ImportError as error:
         raise MissingAlgorithm("BLAKE3 needs the package blake3: install it where files are hashed.") from error
-    return cast(_Hash, blake3())
+    return cast(Sum, blake3())
 
 
 class _AfterHeader:

@@ -12,9 +12,12 @@ import structlog
 from agents.ingest import gate
 from agents.ingest.files_db import FilesDb
 from agents.ingest.fingerprint import fingerprint_at
+from agents.ingest.following import LEAST_BYTES
 from agents.ingest.observe import observe
+from agents.ingest.paths import file_key
 from agents.ingest.reconcile import Row
 from schemas.settings import WatcherSettings
+from schemas.ticks import GrowingTick
 
 log = structlog.get_logger()
 
@@ -46,6 +49,17 @@ def judge(row: Row, place: Place, before: gate.Track | None, settings: WatcherSe
         assert seen.stat is not None
         mark = fingerprint_at(place.folder, row.path.rel, seen.stat)
     return Judged(row=row, track=track, verdict=verdict, fingerprint=mark)
+
+
+def growing(before: gate.Track | None, one: Judged) -> GrowingTick | None:
+    """What to say of a file that still is written and is worth hashing meanwhile: it became longer since `before`."""
+    stat, previous = one.track.latest.stat, before.latest.stat if before else None
+    if not isinstance(one.verdict, gate.Wait) or stat is None or previous is None:
+        return None
+    if stat.size < LEAST_BYTES or stat.size <= previous.size:
+        return None
+    key = file_key(one.row.path.root, stat.dev, stat.ino)
+    return GrowingTick(key=key, path=one.row.path, stat=stat)
 
 
 def write(judged: Sequence[Judged], db: FilesDb, now: float) -> frozenset[int]:

@@ -62,14 +62,14 @@ def read(fd: int, size: int, cores: Cores) -> Chunks:
     """All of a file of `size` bytes. Raises OSError, or ChangedWhileHashing when it ends early."""
     offset = 0
     if size <= SMALL_BYTES:
-        return (yield from _plainly(fd, 0, size, memoryview(bytearray(size)), _never))
+        return (yield from plainly(fd, 0, size, memoryview(bytearray(size)), _never))
     buffers = [memoryview(bytearray(BUFFER_BYTES)) for _ in range(BUFFERS)]
     with cores.one():
         while offset < size:
             if cores.spare():
                 offset = yield from _ahead(fd, offset, size, buffers, cores.spare)
             else:
-                offset = yield from _plainly(fd, offset, size, buffers[0], cores.spare)
+                offset = yield from plainly(fd, offset, size, buffers[0], cores.spare)
     return offset
 
 
@@ -85,8 +85,8 @@ def _part(fd: int, offset: int, size: int, buffer: memoryview) -> memoryview:
     return buffer[: min(count, size - offset)]
 
 
-def _plainly(fd: int, offset: int, size: int, buffer: memoryview, until: Callable[[], bool]) -> Chunks:
-    """In the caller's thread, from `offset` to the end or until told so."""
+def plainly(fd: int, offset: int, size: int, buffer: memoryview, until: Callable[[], bool]) -> Chunks:
+    """In the caller's thread, from `offset` to the end or until told so. Raises as `read`."""
     while offset < size and not until():
         part = _part(fd, offset, size, buffer)
         offset += len(part)

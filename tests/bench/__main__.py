@@ -20,7 +20,7 @@ import structlog
 from tests.bench.figures import Figure, table
 
 # The one that imports torch comes last, so that it is in nobody else's way.
-BENCHMARKS = ("bus", "scan", "hashing", "arrival", "promotion", "start", "tiers", "import", "pipeline")
+BENCHMARKS = ("bus", "scan", "hashing", "arrival", "following", "promotion", "start", "tiers", "import", "pipeline")
 QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
 
 

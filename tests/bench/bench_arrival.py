@@ -124,17 +124,17 @@ def another(path: Path, number: int) -> str:
 
 
 @contextmanager
-def agents(url: str, data: Path, *names: str) -> Iterator[None]:
-    """These agents in one process, ready."""
+def agents(url: str, data: Path, *names: str, **settings: str) -> Iterator[int]:
+    """These agents in one process, ready; its id. `settings` are variables of the environment."""
     command = [sys.executable, "-m", "agents.cli", "run", *names, "--nats", url, "--data", str(data)]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, env=os.environ | {"DARKROOM_LOG_LEVEL": "error"}, text=True
+        command, stdout=subprocess.PIPE, env=os.environ | {"DARKROOM_LOG_LEVEL": "error"} | settings, text=True
     )
     try:
         assert process.stdout
         for name in names:
             assert process.stdout.readline().startswith(f"ready {name}"), f"{name} did not become ready"
-        yield
+        yield process.pid
     finally:
         process.terminate()
         process.communicate(timeout=PATIENCE)

@@ -16,6 +16,7 @@ GOOD = {
     "tenant": "t7",
     "model": "0123456789ab",
     "root": "models_2-a",
+    "number": "42",
     "kind": "generate",
     "reason": "bad_subject",
     "name": "preprocess",

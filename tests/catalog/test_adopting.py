@@ -1,12 +1,19 @@
 """Adopting: what lies in the roots and nobody has hashed becomes pending, once; and what waits for a file is found."""
 
+from typing import get_args
+
+import pytest
+
 from agents.catalog.adopting import FIRST_ID, adopt_files, file_state
 from agents.catalog.database import Database
+from agents.catalog.editing import edit_model
 from agents.catalog.models import apply
 from agents.catalog.outbox import outgoing
 from agents.catalog.promoting import list_pending
-from schemas.asks import PendingRecord
-from schemas.catalog import Adopted, AdoptFiles, FileReply, FileState
+from agents.catalog.searching import search_models
+from agents.catalog.tags import tag_models
+from schemas.asks import PendingRecord, Strategy
+from schemas.catalog import Adopted, AdoptFiles, DetailsEdit, EditModel, FileReply, FileState, SearchModels, TagModels
 from tests.catalog.conftest import Tell
 from tests.catalog.facts import at_path, hashed, removed, settled, sha, stat
 
@@ -93,3 +100,19 @@ async def test_a_file_that_nobody_has_told_of_is_waited_for_by_its_name_and_size
     place = (at_path("new/A.safetensors"),)
     assert await file_state(db, "report", FileState(places=place, size=1)) == FileReply(waiting=(7,))
     assert await file_state(db, "report", FileState(places=place, size=2)) == FileReply()
+
+
+@pytest.mark.parametrize("strategy", get_args(Strategy))
+async def test_a_record_that_says_nothing_is_no_conflict_with_what_is_said_of_the_model(
+    db: Database, tell: Tell, strategy: Strategy
+):
+    await tell(hashed("first.safetensors", "a"), settled("copy.safetensors", stat("a", ino=7)))
+    await edit_model(db, EditModel(sha256=sha("a"), edit=DetailsEdit(title="Mine")))
+    await tag_models(db, TagModels(models=(sha("a"),), put=("photo",)))
+    await adopt_files(db, ROOTS, NOW)
+    await apply(
+        db, [("h", hashed("copy.safetensors", "a", at=11.0, stat=stat("a", ino=7)))], now=1.0, strategy=strategy
+    )
+    assert await pending(db) == ()
+    [model] = (await search_models(db, SearchModels())).models
+    assert (model.details.title, model.tags) == ("Mine", ("photo",))

@@ -3,9 +3,12 @@ a file in the roots only."""
 
 from pathlib import Path
 
+import anyio
+import httpx
 import pytest
 
 from bus.client import Bus
+from bus.subjects import ASK_FILE
 from tests.catalog import legacy_making
 from tests.catalog.legacy_making import said
 from tests.http.door import reason
@@ -49,8 +52,19 @@ async def test_a_legacy_catalog_is_taken_over_and_a_record_promoted_when_its_fil
         assert (record["id"], record["tags"], record["images"], record["state"]) == (8, ["photo"], 1, "waiting")
         waiting = await here.client.post("/api/migration/import_models", json={"id": [8, 99, 8]})
         assert [one["outcome"] for one in waiting.json()["outcomes"]] == ["waiting", "unknown"]
+        control = put(here.models / "later.safetensors.aria2", b"")  # holds the file back until it is asked for
         path = put(here.models / "later.safetensors", model())
-        found = (await here.client.post("/api/models/sha256", json={"path": str(path)})).json()
+        answers: list[httpx.Response] = []
+
+        async def ask() -> None:
+            answers.append(await here.client.post("/api/models/sha256", json={"path": str(path)}))
+
+        async with bus.listen(ASK_FILE()) as heard, anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            for _ in range(2):  # the first is answered when the second is asked
+                await heard.receive()
+            control.unlink()
+        found = answers[0].json()
         assert found["migrated"] is True
         again = (await here.client.post("/api/models/sha256", json={"path": str(path)})).json()
         assert again == {"sha256": found["sha256"], "migrated": False}

@@ -179,21 +179,29 @@ def test_pixels_of_another_size_than_the_job_says_are_refused(tmp_path: Path) ->
     assert not (tmp_path / "outputs").exists()
 
 
-@pytest.mark.parametrize("form", ["webp", "png", "jpeg"])
-async def test_the_event_loop_stays_free_while_a_large_picture_is_encoded(
-    tmp_path: Path, form: encode.ImageFormat
-) -> None:
-    asked = job(tmp_path, format=form)
-    large = np.tile(photo(1, 512, 512), (4, 4, 1))
-    np.save(tmp_path / "work" / f"{ID}-0.npy", large)
-    pixels = msgspec.structs.replace(asked.pixels[0], width=2048, height=2048)
-    work = asyncio.create_task(
-        asyncio.to_thread(encode_pictures, msgspec.structs.replace(asked, pixels=(pixels,)), tmp_path)
-    )
+async def worst_lag(asked: Encode, data: Path) -> float:
+    """How late the loop wakes while the pictures are encoded in a thread: the 99th percentile, in seconds."""
+    work = asyncio.create_task(asyncio.to_thread(encode_pictures, asked, data))
     lags = []
     while not work.done():
         start = time.perf_counter()
         await asyncio.sleep(0.001)
         lags.append(time.perf_counter() - start - 0.001)
     await work
-    assert sorted(lags)[int(len(lags) * 0.99)] < 0.010
+    return sorted(lags)[int(len(lags) * 0.99)]
+
+
+@pytest.mark.parametrize("form", ["webp", "png", "jpeg"])
+async def test_the_event_loop_stays_free_while_a_large_picture_is_encoded(
+    tmp_path: Path, form: encode.ImageFormat
+) -> None:
+    large = np.tile(photo(1, 512, 512), (4, 4, 1))
+    for attempt in range(5):  # a busy machine delays any loop at times, a held interpreter delays it every time
+        data = tmp_path / str(attempt)
+        asked = job(data, format=form)
+        np.save(data / "work" / f"{ID}-0.npy", large)
+        pixels = msgspec.structs.replace(asked.pixels[0], width=2048, height=2048)
+        lag = await worst_lag(msgspec.structs.replace(asked, pixels=(pixels,)), data)
+        if lag < 0.010:
+            return
+    pytest.fail(f"the loop was {lag * 1e3:.0f} ms late")
