@@ -17,7 +17,7 @@ help:
 $(VENV)/installed: pyproject.toml deploy/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with PYTHON=..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c deploy/constraints.txt -e .
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c deploy/constraints.txt -e ".[blake3]"
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

@@ -19,6 +19,7 @@ from agents.catalog.below import Below
 from agents.http.views import Declined
 from agents.images import blobs
 from agents.images.decode import picture
+from agents.ingest.names import why_ignored
 from agents.ingest.paths import is_inside
 from bus.client import Bus
 from bus.ids import new_id
@@ -151,11 +152,13 @@ class Place:
 
 def placed(path: str, roots: Mapping[str, str]) -> Place:
     """Where a file given by its absolute path lies below the roots (folders by name). Raises Declined for one that is,
-    or leads, elsewhere."""
+    or leads, elsewhere, and for one that no watcher would look at."""
     raw = os.fsencode(path)
     real = os.path.realpath(raw)
     if not any(is_inside(real, os.path.realpath(os.fsencode(folder))) for folder in roots.values()):
         raise Declined("outside-roots", f"{path} is in none of the configured folders: {', '.join(roots.values())}.")
+    if why := why_ignored(raw.rpartition(b"/")[2]):
+        raise Declined("not-a-model", why)
     below = Below(roots)
     found = dict.fromkeys(place for one in (raw, real) if (place := below(one)) is not None)
     return Place(real, tuple(FilePath(root=root, rel=rel) for root, rel in found))

@@ -250,6 +250,36 @@ def doctor(data: Data = None, nats: Nats = None, config: Config = None, json: Js
 
 
 @app.command()
+def verify(
+    data: Data = None,
+    config: Config = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Models by their size alone.")] = False,
+    json: Json = False,
+) -> None:
+    """Check the catalog against the disk: every file that it refers to is there, and is what it was."""
+    from agents.checking import verify as command
+
+    exit_with(anyio.run(command, read_settings(data, None, config), quick, json))
+
+
+@app.command()
+def rebuild(
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The new file (default: DATA/catalog.rebuilt.db)."),
+    ] = None,
+    data: Data = None,
+    nats: Nats = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Make the catalog anew of its history alone, and compare it with the live one row for row."""
+    from agents.checking import rebuild as command
+
+    exit_with(anyio.run(command, read_settings(data, nats, config), output, json))
+
+
+@app.command()
 def hash(
     files: Annotated[list[str], typer.Argument(help="Files of any kind.")],
     parallel: Annotated[int | None, typer.Option(min=1, help="How many are read side by side.")] = None,

@@ -96,8 +96,8 @@ class Hasher:
         self.limiter = anyio.CapacityLimiter(settings.parallel)
         self.turns = Turns(settings.rotational)
         self.cores = Cores()
-        self.follower = Follower(busy=lambda: self.limiter.borrowed_tokens > 0 or self.shutdown.is_set())
         self.shutdown = threading.Event()
+        self.follower = Follower(busy=lambda: self.limiter.borrowed_tokens > 0 or self.shutdown.is_set())
 
     async def stop_on_shutdown(self) -> None:
         """A thread can't be cancelled: tell it, so that it stops between two buffers."""

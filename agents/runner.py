@@ -1,6 +1,7 @@
 """Running agents in this process: one bus, one task group, a line on standard output for each that is ready."""
 
 import functools
+import gc
 import importlib
 import os
 import resource
@@ -90,6 +91,10 @@ async def run_agents(
                 detail: object = await tasks.start(functools.partial(agent, bus, *AGENTS[name](settings)), name=name)
                 said(f"ready {name} {detail or ''}".rstrip())
                 tasks.start_soon(_tell_alive, bus, name)
+            # What is here now stays. Looking at it again would hold up the loop for 10 ms at every full collection
+            # (57,000 objects of the agents without torch; 0 ms after this).
+            gc.collect()
+            gc.freeze()
         outer.cancel_scope.cancel()
 
 

@@ -143,7 +143,7 @@ async def picture_encoded(sql: Statements, fact: Encoded) -> list[str]:
             if state != "ready":
                 size = {"width": picture.width, "height": picture.height, "bytes": picture.bytes}
                 await sql.rows("image_ready", **key, **size)
-                await say_pictured(sql, fact.model, f"{fact.id}.ready", fact.at)
+                await say_pictured(sql, fact.model, f"{fact.id}.{picture.index}", fact.at)
                 done.append(str(original))
     return done
 

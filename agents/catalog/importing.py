@@ -43,7 +43,7 @@ from agents.catalog.tally import Tally
 from schemas.jobs import Import
 from schemas.models import ImportReport, PendingAdded
 
-BATCH = 8000
+BATCH = 4000
 """Models, or tags, in one transaction at most."""
 
 BATCH_IMAGES = 64

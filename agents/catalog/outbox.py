@@ -1,6 +1,7 @@
 """The outbox: what the catalog has still to say, in order. It is filled in the transaction of what it tells of."""
 
 import json
+from typing import TypeVar
 
 import msgspec
 
@@ -19,6 +20,8 @@ from schemas.models import (
     TagDropped,
     TagPut,
 )
+
+T = TypeVar("T")
 
 LARGEST_PAYLOAD = 64 * 1024
 """Bytes of JSON that ride the bus at most."""
@@ -104,22 +107,32 @@ async def say(sql: Statements, fact: Said, msg_id: str) -> None:
 def fitted(fact: Said) -> bytes:
     """The fact as JSON, small enough for the bus.
 
-    One that is too large is said without the header's metadata, then with as many of its paths as fit: whoever needs
-    all of it asks the catalog, which keeps it.
+    One that is too large is said without the header's metadata, then with as many of its paths, tags or pictures as
+    fit: whoever needs all of it asks the catalog, which keeps it.
     """
     data = msgspec.json.encode(fact)
     if len(data) > LARGEST_PAYLOAD and isinstance(fact, ModelReady):
         slim = msgspec.structs.replace(fact.model.identity, metadata={}, trigger_words=())
         fact = msgspec.structs.replace(fact, model=msgspec.structs.replace(fact.model, identity=slim))
         data = msgspec.json.encode(fact)
-    while len(data) > LARGEST_PAYLOAD and isinstance(fact, ModelReady | ModelMoved):
-        paths = fact.model.paths if isinstance(fact, ModelReady) else fact.paths
-        if not paths:
-            break
-        fewer = paths[: len(paths) * 9 // 10]
-        if isinstance(fact, ModelReady):
-            fact = msgspec.structs.replace(fact, model=msgspec.structs.replace(fact.model, paths=fewer))
-        else:
-            fact = msgspec.structs.replace(fact, paths=fewer)
-        data = msgspec.json.encode(fact)
+    while len(data) > LARGEST_PAYLOAD and (shorter := _shortened(fact)) is not None:
+        fact, data = shorter, msgspec.json.encode(shorter)
     return data
+
+
+def _shortened(fact: Said) -> Said | None:
+    """The fact with a tenth of its list left out, from the end; None when it has none to shorten."""
+    match fact:
+        case ModelReady(model=model) if model.paths:
+            return msgspec.structs.replace(fact, model=msgspec.structs.replace(model, paths=_most(model.paths)))
+        case ModelMoved(paths=paths) if paths:
+            return msgspec.structs.replace(fact, paths=_most(paths))
+        case ModelTagged(tags=tags) if tags:
+            return msgspec.structs.replace(fact, tags=_most(tags))
+        case ModelPictured(numbers=numbers) if numbers:
+            return msgspec.structs.replace(fact, numbers=_most(numbers))
+    return None
+
+
+def _most(items: tuple[T, ...]) -> tuple[T, ...]:
+    return items[: len(items) * 9 // 10]

@@ -10,7 +10,7 @@ from agents.catalog.models import apply, forget_messages
 from agents.catalog.outbox import LARGEST_PAYLOAD, fitted, outgoing, published, published_up_to
 from agents.catalog.resolve import list_models
 from schemas.files import FilePath, Hashed, HashFailed, Identity, Refused
-from schemas.models import ModelMissing, ModelMoved, ModelReady
+from schemas.models import ModelMissing, ModelMoved, ModelPictured, ModelReady, ModelTagged
 from tests.catalog.conftest import Tell, brief, said
 from tests.catalog.facts import CHECKPOINT, LORA, at_path, hashed, key, moved, removed, settled, sha, stat
 
@@ -260,6 +260,15 @@ async def test_the_outbox_tells_in_order_where_each_message_goes(db: Database):
     assert [row.id for row in await outgoing(db)] == [rows[3].id]
     await apply(db, [("m3", hashed("c.safetensors", "third"))], now=1.0)
     assert (await outgoing(db))[0].id > rows[2].id
+
+
+def test_a_model_with_more_tags_or_pictures_than_fit_is_told_of_with_those_that_do():
+    tags = tuple(f"{n:0200}" for n in range(1000))
+    for fact in (
+        ModelTagged(sha256=sha("dream"), name="dream", tags=tags, at=1.0),
+        ModelPictured(sha256=sha("dream"), name="dream", numbers=tuple(range(10**12, 10**12 + 9000)), at=1.0),
+    ):
+        assert LARGEST_PAYLOAD // 2 < len(fitted(fact)) <= LARGEST_PAYLOAD
 
 
 def test_a_fact_too_large_for_the_bus_is_said_with_what_fits():
