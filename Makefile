@@ -14,7 +14,7 @@ help:
 	@echo "make test        linters, types and tests      make test-all  also the slow tests"
 	@echo "make bench       measure against bare parts    make format    format the code"
 
-$(VENV)/installed: pyproject.toml deploy/constraints.txt
+$(VENV)/installed: pyproject.toml deploy/constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with PYTHON=..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c deploy/constraints.txt -e ".[blake3]"

@@ -113,3 +113,8 @@ async def test_pictures_of_nobody_and_places_that_hold_none_are_refused(db: Data
     for seq in (-1, 0, 2**70):
         with pytest.raises(Impossible, match="it has none"):
             await drop_picture(db, DropPicture(sha256=A, seq=seq))
+
+
+async def test_ten_and_more_pictures_are_in_the_order_of_their_numbers_not_of_their_digits(db: Database):
+    await add(db, *"abcdefghijkl")
+    assert await numbers(db) == list(range(12))
