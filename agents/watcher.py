@@ -11,9 +11,7 @@ import functools
 import os
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import anyio
 import anyio.abc
@@ -22,44 +20,31 @@ from anyio import to_thread
 
 from agents.ingest import events, gate, judging, table
 from agents.ingest.beside import Describer
-from agents.ingest.files_db import FilesDb, Unsent
+from agents.ingest.files_db import FilesDb
 from agents.ingest.fingerprint import verified
 from agents.ingest.glance import take_up
 from agents.ingest.mounts import is_remote
-from agents.ingest.paths import hash_id, is_inside
+from agents.ingest.paths import is_inside
 from agents.ingest.reconcile import Change, Lost, Row, reconcile
 from agents.ingest.scan import Scan, scan
+from agents.saying import Saying
 from bus.client import Bus, encode
-from bus.consumer import Fact, enqueue, follow
-from bus.errors import Full, Retry, Undecodable, UserError
+from bus.consumer import Fact, follow
+from bus.errors import UserError
 from bus.ids import digest_id
 from bus.subjects import (
     ASK_FILES,
     ASK_ROOT,
-    FILE_DESCRIBED,
     FILE_HASH_FAILED,
     FILE_HASHED,
-    FILE_MOVED,
-    FILE_REFUSED,
-    FILE_REMOVED,
-    FILE_SETTLED,
-    HASH,
     TICK_GROWING,
-    Subject,
 )
 from schemas.asks import FileList, ListedFile, ListFiles, RootState, ScanRoot
-from schemas.files import Hash, Hashed, HashFailed
+from schemas.files import Hashed, HashFailed
 from schemas.settings import WatcherSettings
 
 log = structlog.get_logger()
 
-_SAID: dict[str, Subject[Any]] = {
-    "settled": FILE_SETTLED,
-    "moved": FILE_MOVED,
-    "removed": FILE_REMOVED,
-    "refused": FILE_REFUSED,
-    "described": FILE_DESCRIBED,
-}
 _BATCH = 256
 _LOOK_SECONDS = 0.25
 _LISTED = 1000
@@ -87,7 +72,7 @@ async def run(
         for event in heard.values():
             await event.wait()
         await watcher.look()
-        await rows.do(watcher.ask_again)
+        await rows.do(watcher.saying.ask_again)
         mine = digest_id(os.uname().nodename, data_dir.absolute())[:12]  # each watcher has a place of its own in FILES
         for follower, row in ((f"watcher-hashed-{mine}", FILE_HASHED), (f"watcher-failed-{mine}", FILE_HASH_FAILED)):
             handle = watcher.learn if row is FILE_HASHED else watcher.judge_failed
@@ -99,7 +84,7 @@ async def run(
             await tasks.start(functools.partial(bus.answer, ASK_ROOT, state, pattern=ASK_ROOT(root=root)))
         tasks.start_soon(watcher.keep_looking)
         tasks.start_soon(watcher.keep_judging)
-        tasks.start_soon(watcher.keep_saying)
+        tasks.start_soon(watcher.saying.keep_saying)
         tasks.start_soon(watcher.describer.keep)
         task_status.started()
 
@@ -113,14 +98,15 @@ def _refuse_twins(roots: Mapping[str, str]) -> None:
 
 
 class Watcher:
-    """The three loops (look, judge, say) and what wakes them."""
+    """The two loops (look, judge) and what wakes them; what they find out is for `Saying` to say."""
 
     def __init__(
         self, bus: Bus, table: table.Table, roots: Mapping[str, str], settings: WatcherSettings, data: Path
     ) -> None:
         self.bus, self.table, self.roots, self.settings = bus, table, dict(roots), settings
-        self.describer = Describer(table, self.roots, data, settings.stable, lambda: self.say_now.set())
-        self.look_now, self.judge_now, self.say_now = anyio.Event(), anyio.Event(), anyio.Event()
+        self.saying = Saying(bus, table, settings.scan_interval)
+        self.describer = Describer(table, self.roots, data, settings.stable, self.saying.bell.ring)
+        self.look_now, self.judge_now = anyio.Event(), anyio.Event()
         self.look_at = float("inf")
         self.loop = asyncio.get_running_loop()
         self.remote: dict[str, bool] = {}
@@ -132,7 +118,6 @@ class Watcher:
         self.fresh: set[tuple[str, str]] = set()
         self.stale = True
         self.judged: set[int] = set()
-        self.lost: list[Hash] = []
         self.looks_begun = self.looks = 0
 
     async def hear_changes(self, root: str, ready: anyio.Event) -> None:
@@ -163,14 +148,6 @@ class Watcher:
         top = os.path.realpath(os.fsencode(self.roots[root]))
         others = (os.path.realpath(os.fsencode(folder)) for folder in self.roots.values())
         return frozenset(other for other in others if is_inside(other, top))
-
-    def ask_again(self, db: FilesDb) -> None:
-        """At start: jobs for settled files whose hash never came, those not asked for before the last end among them;
-        one that is queued still is taken for the same."""
-        db.forget_jobs()
-        for row in db.unhashed():
-            job = hash_id(row.key, row.path.rel, row.stat)
-            self.lost.append(Hash(id=job, key=row.key, path=row.path, stat=row.stat))
 
     async def list_files(self, root: str, ask: ListFiles) -> FileList:
         """What lies below a root, a page of it: for the catalog, to compare."""
@@ -208,7 +185,7 @@ class Watcher:
             log.debug("changes", count=count)
             self.stale = True
             self.judge_now.set()
-            self.say_now.set()
+            self.saying.bell.ring()
         self.describer.looked(scans)
         self.looks += 1
         return time.monotonic() - began
@@ -268,7 +245,7 @@ class Watcher:
             due = [row for id, row in self.waiting.items() if self.due.get(id, 0.0) <= now]
             while due:
                 due = due[await self._judge(due[:_BATCH]) :]
-                self.say_now.set()
+                self.saying.bell.ring()
             if self.stale:
                 continue
             pause = min(self.due.values(), default=float("inf")) - time.monotonic()
@@ -334,48 +311,6 @@ class Watcher:
             known.pop(row.id, None)
         self.ids.pop((row.path.root, row.path.rel), None)
 
-    async def keep_saying(self) -> None:
-        """Publish what is in the outbox, in order; what the server has acknowledged is forgotten."""
-        while True:
-            self.say_now = anyio.Event()
-            unsent = _side_by_side(await self.table.do(lambda db: db.unsent(_BATCH)))
-            again = self.lost[-_BATCH:] if not unsent else []
-            if not unsent and not again:
-                with anyio.move_on_after(self.settings.scan_interval):
-                    await self.say_now.wait()
-                continue
-            try:
-                async with anyio.create_task_group() as tasks:
-                    for one in unsent:  # tasks begin in this order, so the messages leave in it
-                        tasks.start_soon(self._say, one)
-                    for job in again:
-                        tasks.start_soon(self._ask_again, job)
-            except* (Retry, Full) as errors:
-                log.warning("not said yet", error=str(errors.exceptions[0]))
-                await anyio.sleep(1)
-            else:
-                await self.table.do(functools.partial(_forget, [one.id for one in unsent]))
-                del self.lost[len(self.lost) - len(again) :]
-
-    async def _say(self, one: Unsent) -> None:
-        message = one.message
-        if isinstance(message, Hash):
-            await self._ask(message)
-        else:
-            subject = _SAID[one.kind](key=message.key)
-            await self.bus.publish_raw(subject, encode(message), msg_id=one.message_id)
-
-    async def _ask(self, job: Hash) -> None:
-        await enqueue(self.bus, HASH, job, root=job.path.root, id=job.id)
-
-    async def _ask_again(self, job: Hash) -> None:
-        """Unless the hash came while no watcher ran: it is heard soon."""
-        with suppress(Undecodable):
-            stored = await self.bus.last(FILE_HASHED, key=job.key)
-            if stored is not None and stored.payload.stat == job.stat:
-                return
-        await self._ask(job)
-
     async def learn(self, facts: list[Fact]) -> None:
         """Remember the hashes that hashers found."""
         now = time.time()  # by this clock: that of a hasher elsewhere may differ from it
@@ -410,26 +345,10 @@ class Watcher:
         self.stale = True
         self.look_now.set()
         self.judge_now.set()
-        self.say_now.set()
-
-
-def _forget(said: list[int], db: FilesDb) -> None:
-    db.sent(said)
+        self.saying.bell.ring()
 
 
 def _row_id(change: Change) -> int | None:
     """The row that a change is made to, if it is there already."""
     row = getattr(change, "row", None)
     return row.id if isinstance(row, Row) else None
-
-
-def _side_by_side(unsent: list[Unsent]) -> list[Unsent]:
-    """The first of them that may be under way at once: of each file one fact, so that facts about it stay in order
-    even when one has to be sent again."""
-    keys: set[str] = set()
-    for count, one in enumerate(unsent):
-        if not isinstance(one.message, Hash):
-            if one.message.key in keys:
-                return unsent[:count]
-            keys.add(one.message.key)
-    return unsent
