@@ -95,31 +95,21 @@ async def made_ready(bus: Bus, data: Path) -> None:
         await bus.publish(FILE_HASHED, fact, key=fact.key)
 
 
-def child(server: LocalServer, data: Path, last: int) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-W", "error", "-c", PROGRAM, server.url, str(data), str(last)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
-
-
-def lines_until_killed(server: LocalServer, data: Path, last: int) -> list[str]:
-    """Run until it has killed itself; everything that it lived to say."""
-    with child(server, data, last) as process:
-        assert process.stdout is not None
-        said = [line.strip() for line in process.stdout]
-    assert process.returncode == -9, said
-    return said
-
-
-def run_to_the_end(server: LocalServer, data: Path) -> list[str]:
-    """Run until every record is promoted and every picture is there; everything that it said."""
+def run(server: LocalServer, data: Path, kill_at: int) -> list[str]:
+    """Run until it has killed itself, or, should that moment never come, until every record is promoted and every
+    picture is there; everything that it lived to say."""
+    command = [sys.executable, "-W", "error", "-c", PROGRAM, server.url, str(data), str(kill_at)]
     said: list[str] = []
-    with child(server, data, 0) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            said.append(line.strip())
-            if "ready" in said and is_done(data):
-                process.kill()
-                break
-        said += [line.strip() for line in process.stdout]
+        try:
+            for line in process.stdout:
+                said.append(line.strip())
+                if "ready" in said and is_done(data):
+                    break
+        finally:
+            process.kill()
+    assert process.returncode == -9, said
     return said
 
 
@@ -152,16 +142,15 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.folder, self.count = folder, 0
 
-    def run(self, kill_at: int | None) -> tuple[str, list[str]]:
-        """Killed at a moment (or never), then run to the end. The content's hash, and what was said before the kill."""
+    def run(self, kill_at: int) -> tuple[str, list[str]]:
+        """Killed at a moment (0: never), then run to the end. The content's hash, and what was said before the kill."""
         self.count += 1
         folder = self.folder / str(self.count)
         with local_server(folder / "nats", port=0, store_bytes=2**28) as server:
             anyio.run(self._prepare, server, folder / "data")
-            said = lines_until_killed(server, folder / "data", kill_at) if kill_at else []
-            said = run_to_the_end(server, folder / "data") if kill_at is None else said
+            said = run(server, folder / "data", kill_at)
             if kill_at:
-                run_to_the_end(server, folder / "data")
+                run(server, folder / "data", 0)
             return content_hash(folder / "data"), said
 
     async def _prepare(self, server: LocalServer, data: Path) -> None:
@@ -176,7 +165,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def killed_everywhere(world: World, every: int) -> None:
     """Compare a run killed at each `every`-th moment with one that was not."""
-    wanted, said = world.run(None)
+    wanted, said = world.run(0)
     moments = [line for line in said if line in MOMENTS]
     assert set(moments) == MOMENTS
     for kill_at in range(1, len(moments), every):
@@ -195,7 +184,7 @@ def test_a_kill_at_any_moment_changes_nothing_in_the_end(world: World):
 
 
 def test_without_a_kill_every_picture_is_there_and_no_original_is_left(world: World):
-    world.run(None)
+    world.run(0)
     images = world.folder / "1" / "data" / "images"
     assert len([*images.glob("*.webp")]) == RECORDS * PICTURES * 3
     assert [*(images / "pending").iterdir()] == []
