@@ -1,6 +1,7 @@
 """Alike: the catalog compared with what the watchers' tables say, and mended: at start, for every watcher that starts
 later, and when somebody asks."""
 
+import sqlite3
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -76,6 +77,9 @@ class Alike:
             log.debug("not compared", root=root, why=str(error))
             if not isinstance(error.__cause__, nats.errors.NoRespondersError):
                 self.compared.clear()  # it was busy: again at its next tick
+            return
+        except (sqlite3.Error, OverflowError, OSError) as error:  # a full disk, or what no true watcher lists
+            log.warning("catalog and watcher not made alike", root=root, error=str(error))
             return
         if mended:
             log.warning("catalog and watcher differed", root=root, mended=mended)

@@ -15,7 +15,8 @@ from agents import catalogdesk
 from agents.catalog.describing import tag_name
 from agents.catalogdesk import ask
 from agents.commands import CATALOGUING, running_bus, say
-from agents.progress import table
+from agents.http.views import Declined
+from agents.progress import printable, table
 from bus.client import Bus
 from bus.errors import UserError
 from schemas import catalog
@@ -73,7 +74,7 @@ async def show(settings: Settings, name: str, as_json: bool) -> int:
         return 0
     for key, value in _facts(whole):
         if value:
-            say(f"{key:<12} {value}")
+            say(f"{key:<12} {printable(value)}")
     return 0
 
 
@@ -229,7 +230,7 @@ def _tell(report: ImportReport) -> None:
         sys.stderr.write(f"{count:,} × {why}\n")
     for reason in report.reasons:
         where = reason.table if reason.id is None else f"{reason.table} {reason.id}"
-        sys.stderr.write(f"  {where}: {reason.why} {reason.detail}\n")
+        sys.stderr.write(f"  {where}: {reason.why} {printable(reason.detail)}\n")
 
 
 async def _model(bus: Bus, name: str) -> WholeModel:
@@ -239,9 +240,9 @@ async def _model(bus: Bus, name: str) -> WholeModel:
 
 
 async def _tag(bus: Bus, name: str) -> Tag:
-    """The tag that is called so, however it is written. Raises UserError."""
+    """The tag that is called so, however it is written. Raises Declined."""
     kept = tag_name(name)
     async for tag in catalogdesk.tags(bus):
         if tag.name == kept:
             return tag
-    raise UserError(f"there is no tag {kept!r}; `darkroom tags` lists them")
+    raise Declined("unknown-tag", f"There is no tag {kept!r}; `darkroom tags` lists them.")

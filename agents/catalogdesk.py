@@ -155,7 +155,10 @@ def placed(path: str, roots: Mapping[str, str]) -> Place:
     or leads, elsewhere, and for one that no watcher would look at."""
     raw = os.fsencode(path)
     real = os.path.realpath(raw)
-    if not any(is_inside(real, os.path.realpath(os.fsencode(folder))) for folder in roots.values()):
+    folders = [os.path.realpath(os.fsencode(folder)) for folder in roots.values()]
+    if real in folders:
+        raise Declined("not-a-model", f"{path} is a folder: name a file in it.")
+    if not any(is_inside(real, folder) for folder in folders):
         raise Declined("outside-roots", f"{path} is in none of the configured folders: {', '.join(roots.values())}.")
     if why := why_ignored(raw.rpartition(b"/")[2]):
         raise Declined("not-a-model", why)

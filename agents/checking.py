@@ -16,6 +16,7 @@ from agents.commands import running_bus, say
 from agents.ingest.errors import IngestError
 from agents.ingest.hashing import hash_file
 from agents.ingest.paths import resolve, stat_of
+from agents.progress import printable
 from agents.rebuilding import rebuild as make_anew
 from agents.service import find, locked
 from bus.client import Bus, connect
@@ -73,7 +74,7 @@ def _text(path: bytes) -> str:
 
 def _show(checked: Checked) -> None:
     for problem in checked.problems[:SHOWN]:
-        say(f"{problem.about} {problem.name}: {problem.error}")
+        say(printable(f"{problem.about} {problem.name}: {problem.error}"))
     if (more := len(checked.problems) - SHOWN) > 0:
         say(f"and {more:,} more (see --json)")
     counted = ", ".join(f"{count:,} {name}{'s' * (count != 1)}" for name, count in sorted(checked.counts.items()))
@@ -82,23 +83,31 @@ def _show(checked: Checked) -> None:
 
 @asynccontextmanager
 async def _any_bus(settings: Settings) -> AsyncIterator[Bus]:
-    """The bus of the running service; where none runs, the data directory's own, for as long as the body runs."""
+    """The bus of the running service; where none runs, the data directory's own, for as long as the body runs. Raises
+    UserError where there never was one."""
     data = Path(settings.data_dir)
     if settings.nats_url or find(data):
         async with running_bus(settings) as bus:
             yield bus
         return
+    if not await to_thread.run_sync((data / "nats").is_dir):
+        raise UserError(f"{data} has no history to make a catalog of: name the data directory with --data")
     with locked(data), local_server(data / "nats", port=0, store_bytes=settings.bus.store_bytes) as server:
         async with connect(server.url, settings.bus, name="cli") as bus:
             yield bus
 
 
 async def rebuild(settings: Settings, output: Path | None, as_json: bool) -> int:
-    """Make the catalog anew of its history and compare it with the live one; the status is 1 when they differ."""
+    """Make the catalog anew of its history and compare it with the live one; the status is 1 when they differ. Raises
+    UserError."""
     live = Path(settings.data_dir) / "catalog.db"
     target = output or live.with_name("catalog.rebuilt.db")
     async with _any_bus(settings) as bus:
-        found = await make_anew(bus, live, target)
+        try:
+            found = await make_anew(bus, live, target)
+        except sqlite3.Error as error:
+            unreadable = f"{live} can't be read as a catalog ({error})"
+            raise UserError(f"{unreadable}: move it away, then rebuild makes one of the history alone") from error
     if as_json:
         say(msgspec.json.encode(found).decode())
         return 0 if found.same else 1

@@ -163,7 +163,7 @@ def pending(data: Data = None, nats: Nats = None, config: Config = None, json: J
 
 @app.command()
 def promote(
-    ids: Annotated[list[int], typer.Argument(min=1, help="The ids of pending records.")],
+    ids: Annotated[list[int], typer.Argument(min=1, max=2**63 - 1, help="The ids of pending records.")],
     strategy: Annotated[str, typer.Option(help="For a described model: merge, override, ignore, delete.")] = "report",
     data: Data = None,
     nats: Nats = None,
@@ -329,7 +329,9 @@ def main() -> None:
             show()
             sys.exit(USER_ERROR)
         if isinstance(error, DarkroomError | msgspec.ValidationError):
-            print(f"darkroom: {error}", file=sys.stderr)
+            from agents.progress import printable
+
+            print(f"darkroom: {printable(str(error))}", file=sys.stderr)
             sys.exit(USER_ERROR if isinstance(error, UserError) else FAILED)
         raise
 

@@ -134,7 +134,7 @@ async def generate(settings: Settings, request: Request, output: Path | None, as
     """Submit, show progress, copy the pictures where they are wanted. Exit status 0 only when they are made."""
     from agents import desk
     from agents.diffusion.plan import check
-    from agents.progress import shown
+    from agents.progress import printable, shown
 
     try:
         check(request, settings.limits)
@@ -156,7 +156,7 @@ async def generate(settings: Settings, request: Request, output: Path | None, as
             say(path)
         sys.stderr.write(f"{len(copies)} picture{'s' * (len(copies) != 1)} in {seconds:.1f} s, job {id}\n")
     else:
-        sys.stderr.write(f"darkroom: {result.status}: {result.error}\n")
+        sys.stderr.write(f"darkroom: {result.status}: {printable(result.error)}\n")
     return 0 if result.status == "succeeded" else 1
 
 

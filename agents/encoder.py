@@ -19,7 +19,7 @@ from agents.diffusion.samplers import labels
 from agents.images.encode import BadName, PixelsGone, encode_pictures
 from agents.images.files import sweep
 from agents.images.infotext import of_plan
-from agents.images.pictures import encode_picture
+from agents.images.pictures import NameTaken, encode_picture
 from agents.images.pixels import BadPixels
 from bus.client import Bus
 from bus.consumer import serve
@@ -93,7 +93,7 @@ async def encode_portrait(bus: Bus, data_dir: Path, job: EncodePicture, delivery
     try:
         picture = await to_thread.run_sync(encode_picture, job, data_dir)
     except UserError as error:
-        await _say_refused(bus, job, str(error), delivery)
+        await _say_refused(bus, job, str(error), delivery, taken=isinstance(error, NameTaken))
         return
     except OSError as error:
         raise Retry(f"the picture can't be written to {data_dir}: {error.strerror}", delay=5.0) from error
@@ -102,8 +102,8 @@ async def encode_portrait(bus: Bus, data_dir: Path, job: EncodePicture, delivery
     await bus.publish(IMAGE_ENCODED, fact, msg_id=f"{job.id}-encoded-{delivery.seq}", id=job.id)
 
 
-async def _say_refused(bus: Bus, job: EncodePicture, error: str, delivery: Delivery) -> None:
-    fact = PictureRefused(id=job.id, sha256=job.sha256, number=job.number, error=error, at=time.time())
+async def _say_refused(bus: Bus, job: EncodePicture, error: str, delivery: Delivery, *, taken: bool = False) -> None:
+    fact = PictureRefused(id=job.id, sha256=job.sha256, number=job.number, error=error, at=time.time(), taken=taken)
     await bus.publish(IMAGE_REFUSED, fact, msg_id=f"{job.id}-refused-{delivery.seq}", id=job.id)
 
 

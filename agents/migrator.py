@@ -6,7 +6,6 @@ is applied, remembered as applied and what follows from it put into the outbox i
 published in order. A kill anywhere between the two repeats nothing and loses nothing.
 """
 
-import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -24,6 +23,7 @@ import structlog
 from agents import asked, portraits
 from agents.alike import Alike
 from agents.bell import Bell
+from agents.burying import IMPOSSIBLE, bury
 from agents.catalog.database import Database
 from agents.catalog.errors import CatalogTaken
 from agents.catalog.models import apply, forget_messages
@@ -43,7 +43,6 @@ from bus.subjects import (
     ASK_PENDING,
     ASK_PROMOTE,
     ASK_RESOLVE,
-    DEAD,
     EVENTS_OF_IMAGES,
     EVERYTHING,
     FILE_DESCRIBED,
@@ -211,14 +210,10 @@ async def _apply(bus: Bus, db: Database, facts: list[Fact], clock: Callable[[], 
     told = [(digest_id(fact.row.template, encode(fact.payload)), fact.payload) for fact in facts]
     try:
         return await apply(db, told, now=clock(), strategy=strategy)
-    except (sqlite3.IntegrityError, OverflowError) as error:
+    except IMPOSSIBLE as error:
         if len(told) > 1:
             return sum([await _apply(bus, db, [fact], clock, strategy) for fact in facts])
-        id, payload = told[0]
-        why = " ".join(str(error).split())[:1000]
-        log.error("impossible fact", fact=facts[0].row.template, error=why)
-        subject = DEAD(kind="fact", reason="impossible", id=id)
-        await bus.publish_raw(subject, encode(payload), msg_id=id, headers={"Darkroom-Error": why})
+        await bury(bus, facts[0], error)
         return 0
 
 

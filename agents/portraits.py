@@ -16,7 +16,8 @@ import structlog
 from anyio import to_thread
 
 from agents.bell import Bell
-from agents.catalog.database import Database
+from agents.burying import IMPOSSIBLE, bury
+from agents.catalog.database import Database, Statements
 from agents.catalog.describing import (
     Waiting,
     forget_originals,
@@ -36,7 +37,7 @@ from agents.images.infotext import of_plan
 from agents.images.pictures import remove_picture, tidy
 from bus.client import Bus
 from bus.consumer import Fact, enqueue
-from bus.errors import DarkroomError
+from bus.errors import DarkroomError, Undecodable
 from bus.ids import digest_id
 from bus.subjects import IMAGE_ENCODED, IMAGE_REFUSED, JOB_PLANNED, PICTURE, Subject
 from schemas.asks import Outcomes, Problem, Promote
@@ -85,12 +86,25 @@ class Portraits:
         self.asked.add(id)
 
     async def hear(self, facts: list[Fact]) -> None:
-        """Write down what was encoded, and what could not be."""
+        """Write down what was encoded, and what could not be: all of it at once where possible. A fact that no row can
+        hold becomes a dead letter, and the others go on."""
+        try:
+            await self._write_down(facts)
+        except IMPOSSIBLE as error:
+            if len(facts) == 1:
+                await bury(self.bus, facts[0], error)
+            else:
+                for fact in facts:
+                    await self.hear([fact])
+
+    async def _write_down(self, facts: list[Fact]) -> None:
         outputs = [await self._with_infotext(fact.payload) for fact in facts if _is_generated(fact.payload)]
         done: list[str] = []
         async with self.db.atomic() as sql:
             for fact in facts:
-                if _is_refused(fact):
+                if not _is_generated(fact.payload) and not await _is_of_this_catalog(sql, fact.payload):
+                    log.warning("picture of another catalog", job=fact.payload.id)
+                elif _is_refused(fact):
                     log.warning("picture refused", sha256=fact.payload.sha256, error=fact.payload.error)
                     await picture_refused(sql, fact.payload)
                 elif fact.payload.model:
@@ -137,13 +151,20 @@ class Portraits:
         await self.forget(await to_thread.run_sync(pending_originals, self.data))
 
     async def forget(self, originals: list[str]) -> None:
-        """Remove those pending originals that nothing needs any more."""
-        unused = await unused_originals(self.db, originals)
-        await to_thread.run_sync(forget_originals, self.data, unused)
+        """Remove those pending originals that nothing needs any more: within a transaction, so that no import can give
+        one of the names to another picture meanwhile."""
+        if originals:
+            async with self.db.atomic() as sql:
+                unused = await unused_originals(sql, originals)
+                await to_thread.run_sync(forget_originals, self.data, unused)
 
     async def _with_infotext(self, fact: Encoded) -> tuple[Encoded, str, list[str]]:
         """A job's pictures, their checkpoint, and the text of each; without its plan, nothing tells either."""
-        stored = await self.bus.last(JOB_PLANNED, id=fact.id)
+        stored = None
+        try:
+            stored = await self.bus.last(JOB_PLANNED, id=fact.id)
+        except Undecodable as error:
+            log.warning("pictures without their plan", job=fact.id, error=str(error))
         if stored is None:
             return fact, "", [""] * len(fact.pictures)
         plan = stored.payload
@@ -158,6 +179,21 @@ class Portraits:
 def job_id(one: Waiting) -> str:
     """The same picture is the same job."""
     return digest_id("picture", one.sha256, one.number, one.source)
+
+
+async def _is_of_this_catalog(sql: Statements, payload: Encoded | PictureRefused) -> bool:
+    """Whether every picture that it tells of is one whose job this is. After a catalog was lost, or an older one put in
+    its place, a number can be another picture's than when the encoder got it."""
+    if isinstance(payload, PictureRefused):
+        sha256, numbers = payload.sha256, [payload.number]
+    else:
+        sha256, numbers = payload.model, [picture.index for picture in payload.pictures]
+    for number in numbers:
+        for original, source in await sql.rows("image_source", sha256=sha256, number=number):
+            one = Waiting(sha256=sha256, number=number, original=original, source=source)
+            if job_id(one) != payload.id:
+                return False
+    return True
 
 
 def _is_refused(fact: Fact) -> bool:

@@ -1,6 +1,7 @@
 """Showing things on a terminal: a job's progress as a bar, rows as a table; plain lines where there is no terminal."""
 
 import sys
+import unicodedata
 from collections.abc import Sequence
 
 from agents import desk
@@ -43,14 +44,28 @@ async def _view(bus: Bus, id: str) -> JobView:
     return view
 
 
+_UNPRINTED = frozenset({"Cc", "Cs", "Zl", "Zp"})
+_TURNING = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that change the direction of writing, so that a name can look like another."""
+
+
+def printable(text: str) -> str:
+    """Text from outside, safe on a terminal: what would move its cursor, colour it or turn the line around is spelled
+    out, as in `\\x1b`."""
+    return "".join(
+        ascii(char)[1:-1] if unicodedata.category(char) in _UNPRINTED or char in _TURNING else char for char in text
+    )
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, nothing: str) -> None:
     """Rows on standard output: a table on a terminal, tab-separated lines elsewhere; `nothing` when there are none."""
     if not rows:
         sys.stderr.write(nothing + "\n")
         return
+    rows = [[printable(" ".join(cell.split())) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for row in rows:
-            sys.stdout.write("\t".join(" ".join(cell.split()) for cell in row) + "\n")
+            sys.stdout.write("\t".join(row) + "\n")
         return
     from rich.console import Console
     from rich.table import Table

@@ -1,7 +1,8 @@
 """Relay: the catalog's outbox on its way into the CATALOG stream, in order, whatever is killed or lost on the way.
 
-Many messages are under way at once: each names the one before it, and the server takes it only behind that one. So a
-message that got lost stops those after it, and all of them are sent again; nothing overtakes, nothing comes twice.
+Many messages are under way at once: each names the place in the stream that it wants, and the server takes it only
+there. So a message that got lost stops those after it, and all of them are sent again; nothing overtakes, nothing comes
+twice, and what a stranger puts into the stream in between only costs another round.
 """
 
 import anyio
@@ -10,9 +11,9 @@ from nats.js.errors import NotFoundError
 
 from agents.bell import Bell
 from agents.catalog.database import Database
-from agents.catalog.outbox import Outgoing, outgoing, published, published_up_to
+from agents.catalog.outbox import Outgoing, outgoing, published
 from bus.client import Bus
-from bus.errors import Retry
+from bus.errors import Retry, Taken
 from bus.subjects import ALL, Subject
 from bus.work import sole
 
@@ -22,7 +23,9 @@ STREAM = "CATALOG"
 SAID: dict[str, Subject[object]] = {".".join(row.template.split(".")[1:3]): row for row in ALL if row.stream == STREAM}
 """The subjects of the catalog's history by what they are called in the outbox: model.ready, say."""
 UNDER_WAY = 64
-_BEHIND = "Nats-Expected-Last-Msg-Id"
+LOOKED_BACK = 2 * UNDER_WAY
+"""Messages at the stream's end among which those are that a relay stored and could not forget any more."""
+_BEHIND = "Nats-Expected-Last-Sequence"
 
 
 async def relay(bus: Bus, db: Database, bell: Bell) -> None:
@@ -31,16 +34,17 @@ async def relay(bus: Bus, db: Database, bell: Bell) -> None:
     while True:
         try:
             last = await _last_stored(bus)
-            await published_up_to(db, last)
+            if await _forget_stored(bus, db, last):
+                pause = bus.settings.retry_delay
             while True:
                 while rows := await outgoing(db, limit=UNDER_WAY):
                     await _publish(bus, rows, last)
-                    last = rows[-1].msg_id
+                    last += len(rows)
                     await published(db, rows[-1].id)
                 pause = bus.settings.retry_delay
                 await bell.wait()
         except Exception as error:
-            if isinstance(sole(error), Retry):
+            if isinstance(sole(error), Retry | Taken):
                 log.warning("the catalog's history was not published, trying again", why=str(sole(error)))
             else:
                 log.exception("the catalog's history was not published, trying again")
@@ -48,27 +52,49 @@ async def relay(bus: Bus, db: Database, bell: Bell) -> None:
             pause = min(pause * 2, 30.0)
 
 
-async def _publish(bus: Bus, rows: list[Outgoing], last: str) -> None:
+async def _publish(bus: Bus, rows: list[Outgoing], last: int) -> None:
     """Store these messages one behind the other; raises when one of them, and so all after it, was not."""
     async with anyio.create_task_group() as tasks:  # tasks begin in this order, so the messages leave in it
-        for row in rows:
-            tasks.start_soon(_publish_one, bus, row, last)
-            last = row.msg_id
+        for place, row in enumerate(rows, last):
+            tasks.start_soon(_publish_one, bus, row, place)
 
 
-async def _publish_one(bus: Bus, row: Outgoing, last: str) -> None:
+async def _publish_one(bus: Bus, row: Outgoing, last: int) -> None:
     subject = SAID[row.kind](**row.tokens)
-    headers = {_BEHIND: last} if last else {}
-    await bus.publish_raw(subject, row.payload, msg_id=row.msg_id, wait=True, headers=headers)
+    headers = {_BEHIND: str(last)}
+    seq = await bus.publish_raw(subject, row.payload, msg_id=row.msg_id, wait=True, headers=headers)
+    if seq != last + 1:
+        raise Retry(f"{subject} was stored before, as message {seq}")
 
 
-async def _last_stored(bus: Bus) -> str:
-    """The id of the stream's last message, which tells how far a relay came that died or lost its answers, however long
-    ago: the server itself remembers message ids for two minutes only. Empty when the stream is."""
-    if last := (await bus.js.stream_info(STREAM)).state.last_seq:
-        try:
-            message = await bus.js.get_msg(STREAM, last)
-        except NotFoundError:
-            return ""
-        return str((message.headers or {}).get("Nats-Msg-Id", ""))
-    return ""
+async def _last_stored(bus: Bus) -> int:
+    """The sequence of the stream's last message, also where that was deleted; 0 when there never was one. Raises Retry
+    for a stream that somebody deleted: it is made again."""
+    try:
+        return int((await bus.js.stream_info(STREAM)).state.last_seq)
+    except NotFoundError as error:
+        await bus.mend()
+        raise Retry(f"the stream {STREAM} was gone") from error
+
+
+async def _forget_stored(bus: Bus, db: Database, last: int) -> bool:
+    """Forget the beginning of the outbox that is stored already: the stream's end tells how far a relay came that died
+    or lost its answers, however long ago. (The server itself remembers message ids for two minutes only.)"""
+    if not (rows := await outgoing(db, limit=UNDER_WAY)):
+        return False
+    stored = {await _msg_id(bus, seq) for seq in range(max(1, last + 1 - LOOKED_BACK), last + 1)}
+    done = 0
+    while done < len(rows) and rows[done].msg_id in stored:
+        done += 1
+    if done:
+        await published(db, rows[done - 1].id)
+    return done > 0
+
+
+async def _msg_id(bus: Bus, seq: int) -> str:
+    """The id of one message in the stream; empty when it has none, or is gone."""
+    try:
+        message = await bus.js.get_msg(STREAM, seq)
+    except NotFoundError:
+        return ""
+    return str((message.headers or {}).get("Nats-Msg-Id", ""))

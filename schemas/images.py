@@ -70,10 +70,12 @@ class Encoded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PictureRefused(msgspec.Struct, frozen=True, kw_only=True):
-    """A picture of a model that can't be encoded: it is damaged, too large, of no known format, or gone."""
+    """A picture of a model that can't be encoded: it is damaged, too large, of no known format, or gone; or, `taken`,
+    other pictures lie under the names that its number makes, so that it needs another one."""
 
     id: str
     sha256: str
     number: int
     error: str
     at: float
+    taken: bool = False

@@ -12,10 +12,12 @@ import pytest
 from agents import desk, hasher, migrator, scanning, watcher
 from agents.diffusion.tiny import write_tiny_checkpoint
 from bus.client import Bus
-from bus.subjects import ASK_FILES, FILE_HASHED, TICK_AGENT
-from schemas.asks import FileList, ListFiles
+from bus.subjects import ASK_COMPARE, ASK_FILES, FILE_HASHED, TICK_AGENT
+from schemas.asks import Compare, Compared, FileList, ListedFile, ListFiles
+from schemas.files import Known
 from schemas.settings import HasherSettings, WatcherSettings
 from schemas.ticks import AgentTick
+from tests.catalog.facts import CHECKPOINT, at_path, key, sha, stat
 from tests.conftest import running
 
 ALIVE = AgentTick(name="watcher", instance="new", state="ready", pid=1, host="here", rss=0, lag=0.0)
@@ -90,3 +92,22 @@ async def test_differences_are_mended_when_somebody_asks(bus: Bus, data: Path):
 async def ask_known(bus: Bus) -> set[str]:
     page = await bus.ask(ASK_FILES, ListFiles(), FileList, root="models")
     return {Path(one.path.rel).stem for one in page.files if one.known}
+
+
+async def test_a_watcher_that_lists_what_no_row_can_hold_does_not_end_the_migrator(bus: Bus, data: Path):
+    listed = anyio.Event()
+
+    async def lie(ask: ListFiles) -> FileList:
+        listed.set()
+        of = stat("x")
+        known = Known(sha256=sha("x"), identity=CHECKPOINT)
+        file = ListedFile(path=at_path("../outside.safetensors"), key=key(of), stat=of, known=known)
+        return FileList(files=(file,), more=False, at=1.0)
+
+    lying = functools.partial(bus.answer, ASK_FILES, lie)
+    async with running(lying, functools.partial(migrator.run, bus, data / "catalog.db", {"models": str(data)})):
+        with anyio.fail_after(20):
+            await listed.wait()
+            while (await bus.ask(ASK_COMPARE, Compare(again=False), Compared)).done < 1:
+                await bus.flush()
+        assert await desk.models(bus) == ()

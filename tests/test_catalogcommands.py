@@ -2,10 +2,12 @@
 
 import functools
 import json
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import anyio
 import pytest
 from structlog.testing import capture_logs
 
@@ -94,10 +96,37 @@ async def test_tags_are_made_changed_put_taken_and_deleted_by_name(
         assert "off 2 models" in capsys.readouterr().err
         await catalogcommands.tags(settings, True)
         assert [tag["name"] for tag in json.loads(capsys.readouterr().out)] == ["light"]
-        with refused(UserError, "no tag 'snap'"):
-            await catalogcommands.drop_tag(settings, "snap")
+        for nothing in (
+            catalogcommands.drop_tag(settings, "snap"),
+            catalogcommands.tag_models(settings, ["red fox"], [], ["snap"]),
+        ):
+            with refused(Declined, "no tag 'snap'"):  # one status for one mistake, whichever command meets it
+                await nothing
         with refused(Declined, "colour"):
             await catalogcommands.add_tag(settings, "x", "red")
+
+
+async def test_names_that_would_steer_the_terminal_are_spelled_out(
+    bus: Bus, settings: Settings, capsys: pytest.CaptureFixture[str]
+):
+    put(Path(settings.data_dir) / "models" / "red\x1b[31m\u202efox.safetensors", model(fill=3))
+    async with service(bus, settings):
+        await catalogcommands.tag_models(settings, ["Golden Hour"], ["loud\x07"], [])
+        await catalogcommands.models(settings, QUIET, False)
+        await catalogcommands.tags(settings, False)
+        await catalogcommands.show(settings, "red\x1b[31m\u202efox", False)
+        told = capsys.readouterr().out
+        assert "\x1b" not in told and "\u202e" not in told and "\x07" not in told
+        assert "red\\x1b[31m\\u202efox" in told and "loud\\x07" in told
+        await catalogcommands.models(settings, QUIET, True)
+        assert "red\x1b[31m\u202efox" in {found["name"] for found in json.loads(capsys.readouterr().out)}
+
+
+@pytest.mark.parametrize("id", ["0", "-1", str(2**63), "9" * 30, "x"])
+async def test_an_id_that_no_record_can_have_is_a_wrong_argument(id: str):
+    command = [sys.executable, "-m", "agents.cli", "promote", "--", id]
+    done = await anyio.run_process(command, check=False)
+    assert done.returncode == 2 and b"Invalid value" in done.stderr
 
 
 async def test_a_legacy_catalog_is_imported_and_what_failed_is_told_and_is_the_status(

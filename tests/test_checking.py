@@ -14,10 +14,11 @@ from agents.catalog.database import Database
 from agents.catalog.describing import add_picture, picture_encoded
 from agents.catalog.gallery import add_outputs
 from agents.catalog.models import apply
-from agents.checking import verify
+from agents.checking import rebuild, verify
 from agents.images.pictures import encode_picture, picture_names
 from agents.ingest.paths import file_key, stat_of
 from bus.errors import UserError
+from bus.work import sole
 from schemas.files import FilePath, Hashed
 from schemas.images import Encoded, EncodePicture, Picture
 from schemas.settings import Settings
@@ -136,3 +137,20 @@ async def test_a_root_that_is_not_known_here_is_a_problem_and_no_catalog_an_erro
     put(tmp_path / "rubbish" / "catalog.db", b"no database" * 1000)
     with pytest.raises(UserError, match="can't be read as a catalog"):
         await verify(Settings(data_dir=str(tmp_path / "rubbish")), False, False)
+
+
+async def test_rebuilding_beside_a_damaged_catalog_says_in_one_sentence_what_to_do(settings: Settings):
+    data = Path(settings.data_dir)
+    (data / "nats").mkdir()
+    put(data / "catalog.db", b"no database" * 1000)
+    with pytest.raises(BaseException) as raised:
+        await rebuild(settings, None, False)
+    told = sole(raised.value)
+    assert isinstance(told, UserError) and "move it away" in str(told)
+    assert not (data / "catalog.rebuilt.db").exists()
+
+
+async def test_rebuilding_in_a_folder_without_a_history_is_an_error_and_makes_nothing(tmp_path: Path):
+    with pytest.raises(UserError, match="no history"):
+        await rebuild(Settings(data_dir=str(tmp_path / "mistyped")), None, False)
+    assert not (tmp_path / "mistyped").exists()

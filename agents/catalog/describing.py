@@ -6,7 +6,6 @@ that deleting and moving pictures renames no file.
 """
 
 import json
-import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,12 @@ TAG_LENGTH = 200
 
 def tag_name(text: str) -> str:
     """A tag's name as it is kept: normalised, case-folded, with single spaces; empty when nothing is left."""
-    return " ".join(fold(unicodedata.normalize("NFC", text)).split())[:TAG_LENGTH].strip()
+    return spelled(text)[:TAG_LENGTH].strip()
+
+
+def spelled(text: str) -> str:
+    """`tag_name` in full length. A NUL is a space: SQLite's JSON would lose what is behind one."""
+    return " ".join(fold(text.replace("\0", " ")).split())
 
 
 async def apply_described(sql: Statements, fact: Described, id: str) -> int:
@@ -173,8 +177,21 @@ def forget_originals(data: Path, originals: Iterable[str]) -> None:
 
 
 async def picture_refused(sql: Statements, fact: PictureRefused) -> None:
-    """A picture can't be encoded: it keeps its place and its original, and says why."""
+    """A picture can't be encoded: it keeps its place and its original, and says why. One whose number is taken, by the
+    files of a catalog that was lost, say, waits again under the next."""
+    if fact.taken:
+        await _renumber(sql, fact.sha256, fact.number)
+        return
     await sql.rows("image_failed", sha256=fact.sha256, number=fact.number, error=fact.error or "It can't be encoded.")
+
+
+async def _renumber(sql: Statements, sha256: str, number: int) -> None:
+    for seq, source, origin, original, at in await sql.rows("image_waiting", sha256=sha256, number=number):
+        [(free,)] = await sql.rows("next_number", sha256=sha256)
+        await sql.rows("drop_image", sha256=sha256, number=number)
+        values = {"sha256": sha256, "number": free, "source": source, "original": original, "origin": origin}
+        await sql.rows("add_image", **values, created_at=at)
+        await sql.rows("move_image", sha256=sha256, number=free, seq=seq)
 
 
 async def say_pictured(sql: Statements, sha256: str, msg_id: str, at: float) -> None:

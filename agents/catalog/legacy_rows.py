@@ -169,7 +169,7 @@ def paths_of(details: Details) -> list[str]:
 def _details(raw: RawModel, type: str, notes: list[Note]) -> tuple[Details, tuple[str, ...]]:
     """What the columns say, and the names of pictures."""
     kept: Details = {}
-    title = _text(raw.name, notes)
+    title = _text(raw.name, notes).replace("\0", " ").strip(" ")  # behind a NUL SQLite's JSON would lose it
     said, meta = _json(raw.extra_json, "extra_json", kept, notes), _json(raw.meta_json, "meta_json", kept, notes)
     images = _names(said.pop("images", None))
     fields = {"title": title[:TITLE_LENGTH], "type": type, **_fields(said)}

@@ -85,14 +85,9 @@ async def published(db: Database, id: int) -> None:
         await sql.rows("delete_outgoing", id=id)
 
 
-async def published_up_to(db: Database, msg_id: str) -> None:
-    """The newest message that the bus holds is this one: it and all before it are published. Nothing if unknown."""
-    for (id,) in await db.committed.rows("outgoing_by_msg_id", msg_id=msg_id):
-        await published(db, id)
-
-
 async def say(sql: Statements, fact: Said, msg_id: str) -> None:
-    """Put a fact into the outbox, within the transaction that makes it true. Raises sqlite3.Error."""
+    """Put a fact into the outbox, within the transaction that makes it true. Raises sqlite3.Error, and
+    OverflowError for one that is too large for the bus however much is left out."""
     kind, token = KINDS[type(fact)]
     value = getattr(fact.model if isinstance(fact, ModelReady) else fact, token)
     await sql.rows(
@@ -107,8 +102,9 @@ async def say(sql: Statements, fact: Said, msg_id: str) -> None:
 def fitted(fact: Said) -> bytes:
     """The fact as JSON, small enough for the bus.
 
-    One that is too large is said without the header's metadata, then with as many of its paths, tags or pictures as
-    fit: whoever needs all of it asks the catalog, which keeps it.
+    One that is too large is said without the header's metadata, then with as many of its paths, tags or pictures, or
+    as much of its path, as fits: whoever needs all of it asks the catalog, which keeps it. Raises OverflowError for one
+    that is too large all the same: in the outbox it would hold up all others for ever.
     """
     data = msgspec.json.encode(fact)
     if len(data) > LARGEST_PAYLOAD and isinstance(fact, ModelReady):
@@ -117,11 +113,13 @@ def fitted(fact: Said) -> bytes:
         data = msgspec.json.encode(fact)
     while len(data) > LARGEST_PAYLOAD and (shorter := _shortened(fact)) is not None:
         fact, data = shorter, msgspec.json.encode(shorter)
+    if len(data) > LARGEST_PAYLOAD:
+        raise OverflowError(f"{KINDS[type(fact)][0]} of {len(data):,} bytes is too large for the bus")
     return data
 
 
 def _shortened(fact: Said) -> Said | None:
-    """The fact with a tenth of its list left out, from the end; None when it has none to shorten."""
+    """The fact with a tenth of its list, or of its path, left out, from the end; None when it has none to shorten."""
     match fact:
         case ModelReady(model=model) if model.paths:
             return msgspec.structs.replace(fact, model=msgspec.structs.replace(model, paths=_most(model.paths)))
@@ -131,6 +129,8 @@ def _shortened(fact: Said) -> Said | None:
             return msgspec.structs.replace(fact, tags=_most(tags))
         case ModelPictured(numbers=numbers) if numbers:
             return msgspec.structs.replace(fact, numbers=_most(numbers))
+        case PendingConflict(path=path) | PendingDropped(path=path) if path:
+            return msgspec.structs.replace(fact, path=path[: len(path) * 9 // 10])
     return None
 
 

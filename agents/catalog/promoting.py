@@ -158,9 +158,9 @@ async def drop_promoted(sql: Statements, sha256s: Iterable[str], at: float) -> l
     return originals
 
 
-async def unused_originals(db: Database, originals: Iterable[str]) -> list[str]:
+async def unused_originals(sql: Statements, originals: Iterable[str]) -> list[str]:
     """Those of these paths (below the data directory) that nothing in the catalog needs any more."""
-    return [str(path) for (path,) in await db.committed.rows("unused_originals", originals=json.dumps([*originals]))]
+    return [str(path) for (path,) in await sql.rows("unused_originals", originals=json.dumps([*originals]))]
 
 
 async def promote_chosen(

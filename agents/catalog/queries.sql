@@ -53,9 +53,6 @@ INSERT INTO outbox (kind, tokens, payload, msg_id) VALUES (:kind, :tokens, :payl
 -- name: outgoing
 SELECT id, kind, tokens, payload, msg_id FROM outbox ORDER BY id LIMIT :limit;
 
--- name: outgoing_by_msg_id
-SELECT id FROM outbox WHERE msg_id = :msg_id;
-
 -- name: delete_outgoing
 DELETE FROM outbox WHERE id <= :id;
 
@@ -208,6 +205,13 @@ VALUES (
 
 -- name: image_state
 SELECT state, original FROM images WHERE sha256 = :sha256 AND number = :number;
+
+-- name: image_source
+SELECT original, source FROM images WHERE sha256 = :sha256 AND number = :number;
+
+-- name: image_waiting
+SELECT seq, source, origin, original, created_at FROM images
+WHERE sha256 = :sha256 AND number = :number AND state = 'waiting';
 
 -- name: image_ready
 UPDATE images SET state = 'ready', original = '', error = '', width = :width, height = :height, bytes = :bytes

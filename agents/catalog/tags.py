@@ -2,7 +2,6 @@
 
 import json
 import re
-import unicodedata
 import uuid
 from collections.abc import Iterable
 
@@ -10,7 +9,6 @@ from agents.catalog import describing
 from agents.catalog.database import Database, Statements
 from agents.catalog.describing import TAG_LENGTH
 from agents.catalog.impossible import Impossible, NoSuchModel, told_in
-from agents.catalog.names import fold
 from agents.catalog.outbox import say
 from schemas.catalog import DropTag, ListTags, PutTag, Tagged, TagModels, TagPage, TagReply
 from schemas.models import Tag, TagDropped, TagPut
@@ -84,7 +82,7 @@ async def tag_models(db: Database, ask: TagModels) -> Tagged:
 def kept_name(text: str) -> str:
     """A tag's name as it is kept (see describing.tag_name). Raises Impossible for one that says nothing, and for one
     that would have to be cut."""
-    if len(" ".join(fold(unicodedata.normalize("NFC", text)).split())) > TAG_LENGTH:
+    if len(describing.spelled(text)) > TAG_LENGTH:
         raise Impossible("bad-tag", f"A tag's name has {TAG_LENGTH} characters at most.")
     if not (name := describing.tag_name(text)):
         raise Impossible("bad-tag", "A tag's name has at least one character besides spaces.")

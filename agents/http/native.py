@@ -18,6 +18,7 @@ import stat
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
-from starlette.routing import Mount, Route, Router
+from starlette.routing import Match, Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 
 from agents.diffusion.samplers import SAMPLERS, SCHEDULES
@@ -87,7 +88,7 @@ def app(
             Route("/metrics", door.metrics),
             Mount("/", StaticFiles(directory=page, html=True, check_dir=False)),
         ],
-        exception_handlers={HTTPException: _refused, DarkroomError: _failed, Exception: _broken},
+        exception_handlers={HTTPException: partial(_refused, api), DarkroomError: _failed, Exception: _broken},
     )
 
 
@@ -200,10 +201,19 @@ async def _alive(request: Request) -> Response:
     return requests.json({"alive": True})
 
 
-async def _refused(request: Request, error: Exception) -> Response:
+async def _refused(api: Sequence[Route], request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     reason = _REASONS.get(error.status_code, "refused")
-    return problem(error.status_code, reason, f"{error.detail}: {request.url.path}", headers=error.headers)
+    headers = dict(error.headers or {})
+    if "Allow" in headers and (methods := _methods(api, request)):
+        headers["Allow"] = ", ".join(sorted(methods))
+    return problem(error.status_code, reason, f"{error.detail}: {request.url.path}", headers=headers)
+
+
+def _methods(api: Sequence[Route], request: Request) -> set[str]:
+    """What an address of the API takes: it may have several routes, and the error knows the first of them alone."""
+    there = [route for route in api if route.matches(request.scope)[0] is not Match.NONE]
+    return {method for route in there for method in route.methods or ()}
 
 
 async def _failed(request: Request, error: Exception) -> Response:

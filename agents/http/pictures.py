@@ -121,7 +121,7 @@ class _Door:
         # A place may hold another picture tomorrow; what has a number is that picture for good.
         cached = "private, max-age=31536000, immutable" if by_number else "private, no-cache"
         headers = {"ETag": f'"{sha256[:16]}-{picture.number}-{tier}"', "Cache-Control": cached}
-        if headers["ETag"] in [tag.strip().removeprefix("W/") for tag in _none_match(request).split(",")]:
+        if {headers["ETag"], "*"} & {tag.strip().removeprefix("W/") for tag in _none_match(request).split(",")}:
             return Response(status_code=304, headers=headers)
         file = self.data / picture_names(sha256, picture.number)[tier]
         if not await to_thread.run_sync(_is_file, file):

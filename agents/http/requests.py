@@ -54,7 +54,8 @@ async def decoded(request: Request, form: msgspec.json.Decoder[T]) -> T:
 def query(request: Request, *known: str) -> dict[str, str]:
     """The parameters after the question mark, the last of each name. Raises BadRequest for one that is not known."""
     if unknown := set(request.query_params) - set(known):
-        raise BadRequest(422, "invalid", f"unknown parameter {min(unknown)!r}; there are {', '.join(known)}")
+        there = f"there are {', '.join(known)}" if known else "this address takes none"
+        raise BadRequest(422, "invalid", f"unknown parameter {min(unknown)!r}; {there}")
     return dict(request.query_params)
 
 

@@ -69,20 +69,22 @@ async function lookAtModels() {
   const found = [];
   let cursor = "";
   do {
-    const page = await call(`/api/models?kind=checkpoint&cursor=${encodeURIComponent(cursor)}`);
+    // An imported catalog may know thousands of models that lie nowhere; what can't be chosen isn't fetched.
+    const page = await call(`/api/models?kind=checkpoint&missing=no&cursor=${encodeURIComponent(cursor)}`);
     found.push(...page.models);
     cursor = page.next;
   } while (cursor);
-  const usable = (model) => !model.missing && !model.unsafe && !model.problem;
-  const key = (list) => JSON.stringify(list?.map((model) => [model.sha256, model.name, usable(model)]));
+  const usable = (model) => !model.unsafe && !model.problem;
+  const key = (list) => JSON.stringify(list?.map((model) => [model.sha256, model.name, model.title, model.pictures, usable(model)]));
   if (models && key(found) === key(models)) return;
   const known = new Set((models ?? found).filter(usable).map((model) => model.sha256));
   const arrived = found.filter((model) => usable(model) && !known.has(model.sha256));
   models = found;
   const wanted = form.model.value || saved().model;
   form.model.replaceChildren(...found.map((model) => {
-    const why = model.missing ? "file missing" : model.unsafe ? "unsafe format" : model.problem;
-    const option = el("option", { value: model.sha256 }, why ? `${model.name} (${why})` : model.name);
+    const why = model.unsafe ? "unsafe format" : model.problem;
+    const name = model.title && model.title !== model.name ? `${model.title} · ${model.name}` : model.name;
+    const option = el("option", { value: model.sha256 }, why ? `${name} (${why})` : name);
     option.disabled = !usable(model);
     return option;
   }));
@@ -90,6 +92,7 @@ async function lookAtModels() {
   form.model.value = choice?.sha256 ?? "";
   if (!choice) form.model.prepend(el("option", { value: "", selected: "" }, "No checkpoint yet"));
   $("generate").disabled = !choice;
+  drawPortrait();
   if (arrived.length) say(`New model: ${arrived.map((model) => model.name).join(", ")}`);
   drawStage(true);
 }
@@ -244,6 +247,13 @@ function show(id) {
   if (matchMedia("(max-width: 860px)").matches) $("stage").scrollIntoView(); // there it lies below the form
 }
 
+function drawPortrait() { // the chosen model's first picture, if it has one
+  const model = models?.find(({ sha256 }) => sha256 === form.model.value);
+  const source = model?.pictures ? `/api/images/${model.sha256}.webp?quality=low` : "";
+  $("portrait").hidden = !source;
+  if (source && $("portrait").getAttribute("src") !== source) $("portrait").src = source;
+}
+
 let drawn = "";
 function drawStage(again = false) {
   const job = jobs.get(shown);
@@ -381,10 +391,12 @@ function fill(values) {
     form.random.checked = false;
   }
   keep();
+  drawPortrait();
 }
 
 form.addEventListener("submit", (event) => { event.preventDefault(); generate(); });
-form.addEventListener("input", keep);
+form.addEventListener("input", () => { keep(); drawPortrait(); });
+$("portrait").addEventListener("error", () => { $("portrait").hidden = true; });
 form.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); generate(); }
 });

@@ -537,3 +537,10 @@ async def test_killed_at_any_commit_and_run_again_it_ends_as_if_never_killed(tmp
     async with anyio.create_task_group() as tasks:
         for point, when in points:
             tasks.start_soon(check, point, when)
+
+
+async def test_a_nul_in_the_name_of_a_model_without_a_usable_path_ends_no_import(
+    db: Database, take: Take, tmp_path: Path
+):
+    await take(make(tmp_path / "old.db", [model(1, b"/old/\0.pt", sha(1), name="\0dream")]))
+    assert ((await only(db)).name, (await only(db)).details.title) == ("dream", "dream")

@@ -128,13 +128,13 @@ async def test_pictures_of_a_record_become_the_models_and_the_record_goes_when_t
             originals += await picture_encoded(sql, encoded(sha("dream"), number))
             originals += await drop_promoted(sql, [sha("dream")], 2.0)
     assert await left(db) == {5: "promoting"}
-    assert await unused_originals(db, originals) == []
+    assert await unused_originals(db.committed, originals) == []
     async with db.atomic() as sql:
         refused = PictureRefused(id="0" * 32, sha256=sha("dream"), number=2, error="It is damaged.", at=2.0)
         await picture_refused(sql, refused)
         originals += await drop_promoted(sql, [sha("dream")], 2.0)
     assert await left(db) == {}
-    unused = sorted(await unused_originals(db, originals))
+    unused = sorted(await unused_originals(db.committed, originals))
     assert set(unused) == {"images/pending/5-0.png", "images/pending/5-1.png"}, "a refused picture keeps its original"
 
 

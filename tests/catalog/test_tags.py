@@ -113,3 +113,11 @@ async def test_tags_come_in_pages_by_name(db: Database):
         seen += [tag.name for tag in page.tags]
         after, more = seen[-1], page.more
     assert seen == [*"abcde"]
+
+
+async def test_a_tag_with_a_nul_in_its_name_is_one_tag_however_often_it_is_put(db: Database, tell: Tell):
+    await tell(hashed("a.safetensors", "dream"))
+    for _ in range(2):
+        reply = await tag_models(db, TagModels(models=(sha("dream"),), put=("\0red\0fox\0",)))
+        assert (reply.tags, reply.problem) == ((("red fox",),), None)
+    assert (await put_tag(db, PutTag(name="\0"))).problem

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from bus.client import Bus
-from tests.http.door import reason
+from tests.http.door import reason, serving
 from tests.http.shelf import shelf
 
 NOBODY = "0" * 64
@@ -78,6 +78,12 @@ async def test_tags_are_made_renamed_coloured_deleted_and_put_on_models(bus: Bus
         assert gone.json()["name"] == "bright" and (await here.get(f"/api/models/{sha256}"))["tags"] == []
         again = await client.delete("/api/tags/2")
         assert (again.status_code, reason(again)) == (404, "unknown-tag")
+
+
+async def test_an_unknown_parameter_where_none_is_taken_is_refused_in_a_whole_sentence(bus: Bus, tmp_path: Path):
+    async with serving(bus, tmp_path) as client:
+        message = (await client.get(f"/api/models/{NOBODY}?x=1")).json()["error"]["message"]
+        assert message == "unknown parameter 'x'; this address takes none"
 
 
 async def test_what_is_not_understood_is_refused_in_one_form(bus: Bus, tmp_path: Path):

@@ -278,6 +278,21 @@ async def test_errors_are_json_everywhere(bus: Bus, tmp_path: Path):
             answer = await client.request(method, path)
             assert answer.status_code == code and reason(answer), (method, path)
         assert set((await client.delete("/api/jobs")).headers["allow"].split(", ")) == {"GET", "HEAD", "POST"}
+        assert (await client.post("/livez", json={})).headers["allow"] in ("GET, HEAD", "HEAD, GET")
+
+
+async def test_a_method_refused_at_one_of_several_routes_of_an_address_is_told_the_methods_of_all(
+    bus: Bus, tmp_path: Path
+):
+    async with serving(bus, tmp_path) as client:
+        for path, methods in (
+            ("/api/models/x", "GET, HEAD, PATCH"),
+            ("/api/models/x/tags", "DELETE, POST"),
+            ("/api/tags", "GET, HEAD, POST"),
+            ("/api/tags/1", "DELETE, PATCH"),
+            ("/api/images/x", "DELETE, GET, HEAD, POST"),
+        ):
+            assert (await client.put(path, json={})).headers["allow"] == methods, path
 
 
 async def test_ready_says_what_is_missing_and_alive_does_not_care(bus: Bus, nats_server: LocalServer, tmp_path: Path):

@@ -75,6 +75,8 @@ async def test_a_picture_is_uploaded_encoded_served_in_three_tiers_and_not_sent_
         etag = {"If-None-Match": f'"x", W/{by_place.headers["etag"]}'}
         same = await here.client.get(f"/api/images/{sha256}.webp?seq=1&quality=low", headers=etag)
         assert (same.status_code, same.content) == (304, b"")
+        any = await here.client.get(f"/api/images/{sha256}.webp?seq=1", headers={"If-None-Match": "*"})
+        assert (any.status_code, any.content) == (304, b"")
         other = await here.client.get(f"/api/images/{sha256}.webp?seq=0&quality=low", headers=etag)
         assert other.status_code == 200
 

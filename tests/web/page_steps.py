@@ -124,6 +124,20 @@ async def cancels(page: Page) -> None:
     await expect(page.get_by_role("button", name="Cancel", exact=True)).to_be_disabled()
 
 
+async def sees_models(page: Page, *names: str) -> None:
+    """These can be chosen from, or are told why not."""
+    await expect(page.get_by_label("Model").locator("option")).to_have_text(list(names), timeout=WAIT_MS)
+
+
+async def sees_portrait(page: Page, address: str) -> None:
+    """The chosen model's picture from this address, or (empty) none."""
+    if address:
+        await expect(page.locator("#portrait")).to_be_visible(timeout=WAIT_MS)
+        await expect(page.locator("#portrait")).to_have_attribute("src", address)
+    else:
+        await expect(page.locator("#portrait")).to_be_hidden(timeout=WAIT_MS)
+
+
 async def sees_refusal(page: Page, words: str) -> None:
     """The service's own words about what it refused, beside the form."""
     await expect(page.locator("#error")).to_contain_text(words, timeout=WAIT_MS)

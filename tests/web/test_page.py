@@ -7,11 +7,20 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from playwright.async_api import Route
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
-from tests.web.page_steps import CHROMIUM, browser_page, fits, sees_refusal, sees_service
+from tests.web.page_steps import (
+    CHROMIUM,
+    browser_page,
+    fits,
+    sees_models,
+    sees_portrait,
+    sees_refusal,
+    sees_service,
+)
 
 WEB = Path(__file__).parents[2] / "agents" / "web"
 HTML, SCRIPT = (WEB / "index.html").read_text(), (WEB / "app.js").read_text()
@@ -84,3 +93,37 @@ async def test_the_page_fits_a_narrow_phone() -> None:
     async with only_files() as url, browser_page(url, width=360, expected="404") as page:
         await sees_service(page, "wait")
         await fits(page)
+
+
+def checkpoint(sha256: str, **more: object) -> dict[str, object]:
+    """A model as /api/models tells it, as far as the page looks at it."""
+    return {"sha256": sha256 * 64, "name": "x", "title": "", "unsafe": False, "problem": "", "pictures": 0, **more}
+
+
+@needs_chromium
+async def test_models_are_shown_with_their_title_and_first_picture_and_those_that_lie_nowhere_not_at_all() -> None:
+    asked: list[str] = []
+    models = [
+        checkpoint("a", name="plain"),
+        checkpoint("b", name="fox_v1", title="Red <b>Fox</b>", pictures=2),
+        checkpoint("c", name="pickle", unsafe=True),
+    ]
+
+    async def told(route: Route) -> None:
+        asked.append(route.request.url)
+        if "/api/images/" in route.request.url:
+            await route.fulfill(content_type="image/svg+xml", body='<svg xmlns="http://www.w3.org/2000/svg"/>')
+        else:
+            await route.fulfill(json={"models": models, "next": ""})
+
+    async with only_files() as url, browser_page(url, expected="404") as page:
+        await page.route("**/api/models?*", told)
+        await page.route("**/api/images/**", told)
+        await page.reload()
+        await sees_models(page, "plain", "Red <b>Fox</b> · fox_v1", "pickle (unsafe format)")
+        assert "missing=no" in asked[0], "an imported catalog may know thousands that lie nowhere"
+        await sees_portrait(page, "")
+        await page.get_by_label("Model").select_option("b" * 64)
+        await sees_portrait(page, f"/api/images/{'b' * 64}.webp?quality=low")
+        await page.get_by_label("Model").select_option("a" * 64)
+        await sees_portrait(page, "")

@@ -1,0 +1,137 @@
+"""The relay on a real bus: the outbox comes into the stream in order and once, whatever the stream's end looks like."""
+
+import functools
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from agents.bell import Bell
+from agents.catalog.database import Database
+from agents.catalog.describing import put_layer
+from agents.catalog.models import apply
+from agents.catalog.outbox import outgoing
+from agents.catalog.promoting import promote_present
+from agents.relay import SAID, relay
+from bus.client import Bus
+from bus.subjects import CATALOG_CHANGED
+from schemas.asks import Strategy
+from schemas.files import Identity
+from tests.catalog.conftest import clock
+from tests.catalog.facts import hashed, sha
+from tests.catalog.pending import add_pending
+
+
+@pytest.fixture
+async def db(tmp_path: Path) -> AsyncIterator[Database]:
+    """A catalog that has twenty things to say."""
+    async with Database.open(tmp_path / "catalog.db", now=clock) as db:
+        for n in range(10):
+            await apply(db, [(f"m{n}", hashed(f"{n}.safetensors", f"content {n}"))], now=1.0)
+        yield db
+
+
+async def relayed(bus: Bus, db: Database) -> None:
+    """Run a relay until it has said everything."""
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(functools.partial(relay, bus, db, Bell()))
+            while await outgoing(db):
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+
+
+async def stored(bus: Bus) -> list[str]:
+    """The message ids in the stream, in order; empty for a message without one."""
+    state = (await bus.js.stream_info("CATALOG")).state
+    messages = [await bus.js.get_msg("CATALOG", seq) for seq in range(state.first_seq, state.last_seq + 1)]
+    return [str((message.headers or {}).get("Nats-Msg-Id", "")) for message in messages]
+
+
+async def said_before(bus: Bus, db: Database, count: int) -> None:
+    """The first of them, stored by a relay that died before it could write that down."""
+    for row in (await outgoing(db))[:count]:
+        await bus.publish_raw(SAID[row.kind](**row.tokens), row.payload, msg_id=row.msg_id)
+
+
+async def ids(db: Database) -> list[str]:
+    return [row.msg_id for row in await outgoing(db)]
+
+
+async def test_what_a_killed_relay_had_said_is_not_said_again_though_a_stranger_spoke_after_it(bus: Bus, db: Database):
+    ours = await ids(db)
+    await said_before(bus, db, 7)
+    await bus.publish_raw(CATALOG_CHANGED(), b"{}", msg_id="stranger")
+    await relayed(bus, db)
+    assert await stored(bus) == [*ours[:7], "stranger", *ours[7:]]
+
+
+async def test_a_stranger_between_two_of_ours_stops_nothing(bus: Bus, db: Database):
+    ours = await ids(db)
+    await said_before(bus, db, 3)
+    await bus.js.publish(CATALOG_CHANGED(), b"{}")  # without an id, too
+    for row in (await outgoing(db))[3:5]:
+        await bus.publish_raw(SAID[row.kind](**row.tokens), row.payload, msg_id=row.msg_id)
+    await relayed(bus, db)
+    assert await stored(bus) == [*ours[:3], "", *ours[3:]]
+
+
+async def test_what_was_said_is_not_said_again_though_the_last_message_was_deleted(bus: Bus, db: Database):
+    ours = await ids(db)
+    await said_before(bus, db, 5)
+    await bus.publish_raw(CATALOG_CHANGED(), b"{}", msg_id="stranger")
+    await bus.js.delete_msg("CATALOG", 6)
+    await relayed(bus, db)
+    messages = [await bus.js.get_msg("CATALOG", seq) for seq in (1, 2, 3, 4, 5, *range(7, len(ours) + 2))]
+    assert [(message.headers or {})["Nats-Msg-Id"] for message in messages] == ours
+
+
+async def test_a_stream_that_was_purged_or_made_again_takes_what_is_left(bus: Bus, db: Database):
+    await relayed(bus, db)
+    await bus.js.purge_stream("CATALOG")
+    await apply(db, [("more", hashed("more.safetensors", "more"))], now=1.0)
+    ours = await ids(db)
+    await relayed(bus, db)
+    assert await stored(bus) == ours
+    await bus.js.delete_stream("CATALOG")
+    await apply(db, [("again", hashed("again.safetensors", "again"))], now=1.0)
+    ours = await ids(db)
+    await relayed(bus, db)
+    assert await stored(bus) == ours
+
+
+@pytest.mark.parametrize(
+    "path", ["/old/" + "%FF" * 32_000 + "/x.safetensors", "/old/" + '"' * 32_000 + "/x.safetensors"]
+)
+@pytest.mark.parametrize("strategy", ["report", "delete"])
+async def test_a_record_whose_path_is_longer_than_a_message_is_told_of(
+    bus: Bus, db: Database, path: str, strategy: Strategy
+):
+    async with db.atomic() as sql:
+        await put_layer(sql, sha("content 1"), "user", {"title": "mine"})
+    await add_pending(db, 1, path, rel="1.safetensors")
+    await promote_present(db, strategy, 1.0)
+    await relayed(bus, db)
+
+
+async def test_a_model_that_no_message_can_tell_of_stops_no_other(bus: Bus, db: Database):
+    with pytest.raises(OverflowError, match="too large"):
+        await apply(db, [("long", hashed("x" * 65_500, "long"))], now=1.0)
+    parts = {f"part {n}": n for n in range(10_000)}
+    identity = Identity(kind="checkpoint", components=parts)
+    with pytest.raises(OverflowError, match="too large"):
+        await apply(db, [("many", hashed("many.safetensors", "many", identity=identity))], now=1.0)
+    await relayed(bus, db)
+
+
+async def test_a_new_catalog_that_says_again_what_the_server_just_heard_gets_on(bus: Bus, tmp_path: Path):
+    for name in ("lost", "new"):
+        async with Database.open(tmp_path / f"{name}.db", now=clock) as db:
+            for n in range(5):
+                await apply(db, [(f"m{n}", hashed(f"{n}.safetensors", f"content {n}"))], now=1.0)
+            ours = await ids(db)
+            await relayed(bus, db)
+    assert [one for one in await stored(bus) if one in ours and not one.startswith("m")] == [
+        one for one in ours if not one.startswith("m")
+    ]
