@@ -142,7 +142,7 @@ class Portraits:
                 removed = await to_thread.run_sync(tidy, self.data, originals, pictures, time.time())
                 if removed:
                     log.info("unused pictures removed", files=removed)
-            except OSError as error:
+            except (OSError, sqlite3.Error) as error:
                 log.warning("pictures not tidied", error=str(error))
             await anyio.sleep(TIDY_SECONDS)
 

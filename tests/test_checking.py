@@ -69,12 +69,14 @@ async def settings(tmp_path: Path) -> Settings:
     return Settings(data_dir=str(data), roots={"models": str(models)})
 
 
-async def problems(settings: Settings, capsys: pytest.CaptureFixture[str], *, quick: bool = False) -> set[str]:
+async def problems(
+    settings: Settings, capsys: pytest.CaptureFixture[str], *, quick: bool = False, **more: int
+) -> set[str]:
     """What is told: about and error of each problem, in short."""
     status = await verify(settings, quick, True)
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert status == (1 if found["problems"] else 0)
-    assert found["counts"] == {"model": 1, "picture": 1, "original": 1, "output": 1}
+    assert found["counts"] == {"model": 1, "picture": 1, "original": 1, "output": 1, **more}
     return {f"{one['about']}: {one['error']}" for one in found["problems"]}
 
 
@@ -102,7 +104,9 @@ async def test_what_is_gone_or_changed_is_named(settings: Settings, capsys: pyte
     (data / picture_names(sha256, 0)["low"]).write_bytes(b"")
     (data / "images" / "pending" / "7-0.png").write_bytes(b"two")
     (data / "outputs" / "2026-01-01" / "a.webp").write_bytes(b"b picture")
-    assert await problems(settings, capsys) == {
+    put(data / "history" / f"{sha256}.json.gz", b"not what it was")
+    assert await problems(settings, capsys, history=1) == {
+        "history: its bytes are not those that were written",
         "model: it can't be read (No such file or directory)",
         "picture: it can't be read (No such file or directory)",
         "picture: it is empty",

@@ -22,6 +22,7 @@ from schemas.models import ModelPromoted, PendingConflict, PendingDropped
 
 _details = msgspec.json.Decoder(Details)
 
+LARGEST_ID = (1 << 63) - 1
 AT_ONCE = 256
 """Records looked at in one transaction."""
 
@@ -108,7 +109,7 @@ async def promote(sql: Statements, id: int, sha256: str, strategy: Strategy, at:
         await sql.rows("pending_promoting", id=id, sha256=sha256)
         await drop_promoted(sql, [sha256], at)
         return Outcome(id=id, outcome="promoted", sha256=sha256)
-    return Outcome(id=id, outcome="unknown", error="There is no such pending record.")
+    return _unknown(id)
 
 
 async def _not_promoted(sql: Statements, id: int, path: str, sha256: str, strategy: Strategy, at: float) -> Outcome:
@@ -170,6 +171,9 @@ async def promote_chosen(
     that may be done with."""
     outcomes, originals = [], []
     for id in ids:
+        if not 0 < id <= LARGEST_ID:
+            outcomes.append(_unknown(id))
+            continue
         async with db.atomic() as sql:
             originals += [f"{describing.PENDING}{file}" for file, _ in await sql.rows("pictures_of_pending", id=id)]
             outcomes.append(await _chosen(sql, id, strategy, at))
@@ -188,6 +192,10 @@ async def _chosen(sql: Statements, id: int, strategy: Strategy, at: float) -> Ou
                 return Outcome(id=id, outcome="waiting", error="Several files could be its own; keep one of them.")
             sha256 = found[0][0]
         return await promote(sql, id, str(sha256), strategy, at)
+    return _unknown(id)
+
+
+def _unknown(id: int) -> Outcome:
     return Outcome(id=id, outcome="unknown", error="There is no such pending record.")
 
 

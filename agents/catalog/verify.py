@@ -99,6 +99,14 @@ def output_problems(connection: sqlite3.Connection, data: Path, seen: Callable[[
             yield Problem(about="output", name=file, error=problem)
 
 
+def history_problems(folder: Path, seen: Callable[[str], None]) -> Iterator[Problem]:
+    """Files of the history that are not what they were: without them nothing can be made anew."""
+    for file in sorted(folder.glob("*.json.gz")) if folder.is_dir() else ():
+        seen("history")
+        if problem := _wrong(file, file.name.removesuffix(".json.gz")):
+            yield Problem(about="history", name=file.name, error=problem)
+
+
 def model_problem(place: Place, folders: Mapping[str, str], digest: Callable[[Path], str], path: Path | None) -> str:
     """What is wrong with the file of a model at `path` (None: its root is not known here), as a sentence or nothing.
     `digest` gives its SHA-256."""
@@ -126,6 +134,7 @@ def check(catalog: Path, data: Path, models: Callable[[list[Place]], list[Proble
         problems = [*database_problems(connection)]
         problems += picture_problems(connection, data, seen)
         problems += output_problems(connection, data, seen)
+        problems += history_problems(catalog.parent / "history", seen)
         lying = places(connection)
     counts["model"] = len(lying)
     problems += models(lying)

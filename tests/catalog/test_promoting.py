@@ -204,8 +204,8 @@ async def describe_twice(db: Database, tell: Tell) -> None:
 
 async def test_a_record_whose_file_nobody_has_hashed_waits_and_an_unknown_id_is_unknown(db: Database):
     await add_pending(db, 1, "/a", rel="dream.safetensors")
-    (waiting, unknown), _ = await promote_chosen(db, [1, 99], "merge", 1.0)
-    assert (waiting.outcome, unknown.outcome) == ("waiting", "unknown")
+    (waiting, unknown, absurd), _ = await promote_chosen(db, [1, 99, 1 << 70], "merge", 1.0)
+    assert (waiting.outcome, unknown.outcome, absurd.outcome) == ("waiting", "unknown", "unknown")
     assert waiting.error and unknown.error and await left(db) == {1: "waiting"}
 
 
