@@ -422,40 +422,44 @@ UNION SELECT substr(original, 16) FROM images WHERE original GLOB 'images/pendin
 -- Where the models that an import has described lay.
 SELECT DISTINCT path.value FROM descriptions, json_each(details, '$.extra.legacy_paths') AS path WHERE layer = 'import';
 
+-- part: fits
+-- Of the models that are looked at, those that a search is for.
+(:text IS NULL OR sha256 IN (
+    SELECT searched.sha256 FROM search JOIN searched ON searched.id = search.rowid WHERE search MATCH :text
+))
+AND (:tags = '[]' OR sha256 IN (
+    SELECT model_tags.sha256 FROM json_each(:tags) JOIN tags ON name = value JOIN model_tags ON tag_id = tags.id
+    GROUP BY model_tags.sha256 HAVING count(*) = json_array_length(:tags)
+))
+AND sha256 NOT IN (
+    SELECT model_tags.sha256 FROM json_each(:without) JOIN tags ON name = value
+    JOIN model_tags ON tag_id = tags.id
+)
+AND (:missing = 'yes' OR (:missing = 'only') <> EXISTS (
+    SELECT 1 FROM paths WHERE paths.sha256 = models.sha256 AND present = 1
+))
+AND (:kind = '' OR sha256 IN (SELECT same.sha256 FROM models AS same WHERE same.kind = :kind))
+AND (:family = '' OR sha256 IN (
+    SELECT same.sha256 FROM models AS same INDEXED BY models_by_kind WHERE same.family = :family
+))
+AND (:type = '' OR sha256 IN (
+    SELECT said.sha256 FROM descriptions AS said WHERE json_extract(details, '$.type') = :type COLLATE NOCASE
+    UNION SELECT same.sha256 FROM models AS same INDEXED BY models_by_kind WHERE same.kind = :type COLLATE NOCASE
+) AND :type = coalesce(
+    (
+        SELECT nullif(json_extract(details, '$.type'), '') FROM descriptions AS said
+        WHERE said.sha256 = models.sha256 AND json_type(details, '$.type') IS NOT NULL
+        ORDER BY iif(layer = 'user', 0, iif(layer = 'import', 1, 2)) LIMIT 1
+    ),
+    (SELECT same.kind FROM models AS same WHERE same.sha256 = models.sha256)
+) COLLATE NOCASE)
+
 -- name: models_by_name
 -- Models that fit, from a place on: read in the order of their index, and only as far as the page goes.
 WITH page AS MATERIALIZED (
     SELECT sha256, folded FROM models
     WHERE (folded, sha256) > (:place, :sha256)
-        AND (:text IS NULL OR sha256 IN (
-            SELECT searched.sha256 FROM search JOIN searched ON searched.id = search.rowid WHERE search MATCH :text
-        ))
-        AND (:tags = '[]' OR sha256 IN (
-            SELECT model_tags.sha256 FROM json_each(:tags) JOIN tags ON name = value JOIN model_tags ON tag_id = tags.id
-            GROUP BY model_tags.sha256 HAVING count(*) = json_array_length(:tags)
-        ))
-        AND sha256 NOT IN (
-            SELECT model_tags.sha256 FROM json_each(:without) JOIN tags ON name = value
-            JOIN model_tags ON tag_id = tags.id
-        )
-        AND (:missing = 'yes' OR (:missing = 'only') <> EXISTS (
-            SELECT 1 FROM paths WHERE paths.sha256 = models.sha256 AND present = 1
-        ))
-        AND (:kind = '' OR sha256 IN (SELECT same.sha256 FROM models AS same WHERE same.kind = :kind))
-        AND (:family = '' OR sha256 IN (
-            SELECT same.sha256 FROM models AS same INDEXED BY models_by_kind WHERE same.family = :family
-        ))
-        AND (:type = '' OR sha256 IN (
-            SELECT said.sha256 FROM descriptions AS said WHERE json_extract(details, '$.type') = :type COLLATE NOCASE
-            UNION SELECT same.sha256 FROM models AS same INDEXED BY models_by_kind WHERE same.kind = :type COLLATE NOCASE
-        ) AND :type = coalesce(
-            (
-                SELECT nullif(json_extract(details, '$.type'), '') FROM descriptions AS said
-                WHERE said.sha256 = models.sha256 AND json_type(details, '$.type') IS NOT NULL
-                ORDER BY iif(layer = 'user', 0, iif(layer = 'import', 1, 2)) LIMIT 1
-            ),
-            (SELECT same.kind FROM models AS same WHERE same.sha256 = models.sha256)
-        ) COLLATE NOCASE)
+        AND {fits}
     ORDER BY folded, sha256 LIMIT :limit
 )
 SELECT m.sha256, name, size, identity, created_at, loadable, lying, details, tags, digests, pictures
@@ -467,35 +471,7 @@ ORDER BY page.folded, page.sha256;
 WITH page AS MATERIALIZED (
     SELECT sha256, -created_at AS place FROM models
     WHERE (:sha256 = '' OR (-created_at, sha256) > (:place, :sha256))
-        AND (:text IS NULL OR sha256 IN (
-            SELECT searched.sha256 FROM search JOIN searched ON searched.id = search.rowid WHERE search MATCH :text
-        ))
-        AND (:tags = '[]' OR sha256 IN (
-            SELECT model_tags.sha256 FROM json_each(:tags) JOIN tags ON name = value JOIN model_tags ON tag_id = tags.id
-            GROUP BY model_tags.sha256 HAVING count(*) = json_array_length(:tags)
-        ))
-        AND sha256 NOT IN (
-            SELECT model_tags.sha256 FROM json_each(:without) JOIN tags ON name = value
-            JOIN model_tags ON tag_id = tags.id
-        )
-        AND (:missing = 'yes' OR (:missing = 'only') <> EXISTS (
-            SELECT 1 FROM paths WHERE paths.sha256 = models.sha256 AND present = 1
-        ))
-        AND (:kind = '' OR sha256 IN (SELECT same.sha256 FROM models AS same WHERE same.kind = :kind))
-        AND (:family = '' OR sha256 IN (
-            SELECT same.sha256 FROM models AS same INDEXED BY models_by_kind WHERE same.family = :family
-        ))
-        AND (:type = '' OR sha256 IN (
-            SELECT said.sha256 FROM descriptions AS said WHERE json_extract(details, '$.type') = :type COLLATE NOCASE
-            UNION SELECT same.sha256 FROM models AS same INDEXED BY models_by_kind WHERE same.kind = :type COLLATE NOCASE
-        ) AND :type = coalesce(
-            (
-                SELECT nullif(json_extract(details, '$.type'), '') FROM descriptions AS said
-                WHERE said.sha256 = models.sha256 AND json_type(details, '$.type') IS NOT NULL
-                ORDER BY iif(layer = 'user', 0, iif(layer = 'import', 1, 2)) LIMIT 1
-            ),
-            (SELECT same.kind FROM models AS same WHERE same.sha256 = models.sha256)
-        ) COLLATE NOCASE)
+        AND {fits}
     ORDER BY place, sha256 LIMIT :limit
 )
 SELECT m.sha256, name, size, identity, created_at, loadable, lying, details, tags, digests, pictures

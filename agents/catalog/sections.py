@@ -3,15 +3,20 @@
 import re
 from importlib.resources import files
 
+_PART = re.compile(r"\{(\w+)\}")
+
 
 def sections(file: str, marker: str) -> dict[str, str]:
-    """The sections of one of this package's .sql files, in order, by what stands after `-- <marker>: `.
+    """The sections of one of this package's .sql files, in order, by what stands after `-- <marker>: `. A section after
+    `-- part: <name>` is none of them: what it says stands wherever another one says {name}.
 
-    Raises ValueError for a section that comes twice.
+    Raises ValueError for a section that comes twice, KeyError for a part that is not there.
     """
     text = (files(__package__) / file).read_text(encoding="utf-8")
-    parts = re.split(rf"^-- {marker}: (\S+)$", text, flags=re.MULTILINE)
-    found = dict(zip(parts[1::2], (part.strip() for part in parts[2::2]), strict=True))
-    if len(found) != len(parts) // 2:
-        raise ValueError(f"a {marker} comes twice in {file}")
-    return found
+    parts = re.split(rf"^-- ({marker}|part): (\S+)$", text, flags=re.MULTILINE)
+    found: dict[str, dict[str, str]] = {marker: {}, "part": {}}
+    for kind, name, body in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+        if name in found[kind]:
+            raise ValueError(f"a {kind} {name} comes twice in {file}")
+        found[kind][name] = body.strip()
+    return {name: _PART.sub(lambda hit: found["part"][hit[1]], body) for name, body in found[marker].items()}
