@@ -64,9 +64,11 @@ class Elders:
                 self.excused.add(inode)
 
     def are_known(self) -> None:
-        """The agents have seen where each is."""
+        """The agents have seen where each is; but those below a root that is away they have not."""
+        if self._is_away():
+            return
         self.excused.clear()
-        self.was_away = self._is_away()
+        self.was_away = False
         for inode in self.homes:
             place, self.changed_at[inode] = self._place(inode)
             self.been[inode] = [place]
