@@ -57,6 +57,7 @@ async def run(
         functools.partial(encode_portrait, bus, data_dir),
         ended=_never,
         give_up=functools.partial(_refuse, bus),
+        asked_again=True,
     )
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_sweep_work, bus, data_dir)

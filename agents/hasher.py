@@ -66,7 +66,7 @@ async def run(
         elif settings.following:
             await tasks.start(hasher.follow)
         for root in roots:
-            work = Work(HASH, hasher.hash, ended=_never, give_up=hasher.give_up)
+            work = Work(HASH, hasher.hash, ended=_never, give_up=hasher.give_up, asked_again=True)
             await tasks.start(
                 functools.partial(
                     serve,

@@ -52,13 +52,19 @@ class Work(Generic[T]):
     """A queue of jobs and what is done with them.
 
     `ended` tells that nothing is left to do for a job (its result is written); `give_up` ends a job that can't succeed,
-    with a status (failed or rejected), a stable reason and a sentence.
+    with a status (failed or rejected), a stable reason and a sentence. `asked_again` is for jobs whose id comes back,
+    each time a job of its own: attempts at one that ended well do not count for the next.
     """
 
     subject: Subject[T]
     handle: Handler[T]
     ended: Callable[[Delivery], Awaitable[bool]]
     give_up: Callable[[Delivery, str, str, str], Awaitable[None]]
+    asked_again: bool = False
+
+    def counted_as(self, delivery: Delivery) -> str:
+        """The id under which attempts at a job are counted. A job that is delivered again keeps its sequence."""
+        return digest_id(delivery.id, delivery.seq) if self.asked_again else delivery.id
 
     @property
     def kind(self) -> str:
@@ -107,7 +113,7 @@ async def _decide(bus: Bus, work: Work[T], message: Msg, delivery: Delivery) -> 
             await message.ack()
             return
         payload = work.subject.decode(message.data)
-        before = await _start(bus, work.kind, delivery.id)
+        before = await _start(bus, work.kind, work.counted_as(delivery))
         if before >= bus.settings.max_attempts:
             await _exhausted(bus, work, message, delivery, f"its worker died {before} times while it ran")
             return
@@ -117,7 +123,7 @@ async def _decide(bus: Bus, work: Work[T], message: Msg, delivery: Delivery) -> 
         with anyio.CancelScope(shield=True), suppress(Exception):  # what ends us is the shutdown
             with anyio.move_on_after(3):
                 if started:
-                    await _say_released(bus, work.kind, delivery.id, "shutdown")
+                    await _say_released(bus, work.kind, work.counted_as(delivery), "shutdown")
             await message.nak(delay=0.2)  # not at once: our own pull may still be open and would get it
         raise
     except Exception as raised:
@@ -133,7 +139,7 @@ async def _decide(bus: Bus, work: Work[T], message: Msg, delivery: Delivery) -> 
             case Retry() | Full() | NoAnswer():
                 log.info("job put back", why=words(error))
                 if started:
-                    await _say_released(bus, work.kind, delivery.id, words(error))
+                    await _say_released(bus, work.kind, work.counted_as(delivery), words(error))
                 patience = min(bus.settings.retry_delay * delivery.delivered, _LONGEST_RETRY)
                 await message.nak(delay=getattr(error, "delay", None) or patience)
             case _ if before + 1 >= bus.settings.max_attempts:

@@ -22,6 +22,7 @@ from agents.ingest.paths import encode, file_key, hash_id, stat_of
 from bus.client import Bus
 from bus.consumer import enqueue
 from bus.errors import UserError
+from bus.ids import digest_id
 from bus.subjects import ATTEMPT_STARTED, DEAD, HASH, TICK_HASH
 from schemas.files import FilePath, Hash, Hashed, HashFailed, Refused, Settled, Stat
 from schemas.jobs import Started
@@ -302,7 +303,11 @@ async def test_a_job_whose_hasher_died_too_often_is_told_as_exhausted_and_the_fi
     async with running(drop.watching()):
         path = drop.put("a.safetensors")
         await drop.until(Settled, "a.safetensors")
-        id = job_for(drop, path).id
+        queued = None
+        with anyio.fail_after(10):
+            while queued is None:
+                queued = await drop.bus.raw("HASH", HASH.filter())
+        id = digest_id(job_for(drop, path).id, queued.seq)
         for attempt in range(3):
             start = Started(id=id, attempt=attempt + 1, worker="test:1", at=time.time())
             await drop.bus.publish(ATTEMPT_STARTED, start, kind="hash", id=id)
@@ -311,6 +316,17 @@ async def test_a_job_whose_hasher_died_too_often_is_told_as_exhausted_and_the_fi
             assert (await drop.until(Refused, "a.safetensors")).reason == "exhausted"
             path.touch()  # what its owner can do
             await drop.until(Hashed, "a.safetensors")
+
+
+async def test_a_file_that_is_asked_for_again_and_again_is_hashed_each_time(drop: Drop) -> None:
+    job = job_for(drop, drop.put("a.safetensors"))
+    async with running(drop.hashing()):
+        for times in range(1, 6):
+            await ask(drop.bus, job)
+            with anyio.fail_after(10):
+                while len(drop.of(Hashed)) < times:
+                    await drop.bus.flush()
+    assert not drop.of(HashFailed)
 
 
 async def test_several_hashers_share_the_work(drop: Drop) -> None:
