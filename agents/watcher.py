@@ -261,10 +261,12 @@ class Watcher:
     async def _read_waiting(self) -> None:
         self.stale = False
         rows = await self.table.do(lambda db: db.waiting())
-        self.waiting = {row.id: row for row in rows}
+        before, self.waiting = self.waiting, {row.id: row for row in rows}
         self.ids = {(row.path.root, row.path.rel): row.id for row in rows}
         self.tracks = {id: track for id, track in self.tracks.items() if id in self.waiting}
-        self.due = {id: at for id, at in self.due.items() if id in self.waiting}
+        # What changed meanwhile (went and came back with its disk, say) is looked at afresh, at once.
+        same = {id for id, row in self.waiting.items() if id in before and before[id].version == row.version}
+        self.due = {id: at for id, at in self.due.items() if id in same}
 
     async def _judge(self, rows: list[Row]) -> int:
         """One look at each of the first of these files, and the gate's word on it, written down; how many. What takes
