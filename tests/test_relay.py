@@ -15,7 +15,7 @@ from agents.catalog.outbox import outgoing
 from agents.catalog.promoting import promote_present
 from agents.relay import SAID, relay
 from bus.client import Bus
-from bus.subjects import CATALOG_CHANGED
+from bus.subjects import CATALOG_CHANGED, PENDING_CONFLICT, PENDING_DROPPED
 from schemas.asks import Strategy
 from schemas.files import Identity
 from tests.catalog.conftest import clock
@@ -113,6 +113,8 @@ async def test_a_record_whose_path_is_longer_than_a_message_is_told_of(
     await add_pending(db, 1, path, rel="1.safetensors")
     await promote_present(db, strategy, 1.0)
     await relayed(bus, db)
+    row = PENDING_CONFLICT if strategy == "report" else PENDING_DROPPED
+    assert await bus.waiting("CATALOG", row.filter()) == {row(number="1"): 1}
 
 
 async def test_a_model_that_no_message_can_tell_of_stops_no_other(bus: Bus, db: Database):

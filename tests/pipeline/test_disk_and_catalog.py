@@ -17,7 +17,7 @@ from tests.pipeline.folders import ROOTS, At
 from tests.pipeline.world import World, world
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "200"))
-"""Histories to try: as many as fit into the suite, always the same; or as one asks for by hand, each time others."""
+"""Histories to try: always the same ones; or as many as one asks for by hand, each time others."""
 BY_HAND = "EXAMPLES" in os.environ
 STEPS = 12
 PATIENCE, LITTLE_PATIENCE = 15.0, 4.0
