@@ -115,6 +115,7 @@ class Watcher:
         self.ids: dict[tuple[str, str], int] = {}
         self.tracks: dict[int, gate.Track] = {}
         self.due: dict[int, float] = {}
+        self.vanished: set[int] = set()
         self.fresh: set[tuple[str, str]] = set()
         self.stale = True
         self.judged: set[int] = set()
@@ -172,6 +173,7 @@ class Watcher:
         """Scan every root, write down what changed; returns the seconds it took."""
         self.looks_begun += 1
         self.look_now = anyio.Event()  # before looking, so that nothing said meanwhile is missed
+        vanished, self.vanished = self.vanished, set()
         self.look_at = float("inf")
         began, wall = time.monotonic(), time.time()
         self.judged.clear()
@@ -186,9 +188,17 @@ class Watcher:
             self.stale = True
             self.judge_now.set()
             self.saying.bell.ring()
+        self._look_soon_at(vanished)
         self.describer.looked(scans)
         self.looks += 1
         return time.monotonic() - began
+
+    def _look_soon_at(self, vanished: set[int]) -> None:
+        """What was not there when it was to be judged, and is by the scan (its disk was away between): judge it."""
+        soon = time.monotonic() + gate.LOOK_AGAIN
+        for id in vanished & self.due.keys():
+            self.due[id] = min(self.due[id], soon)
+            self.judge_now.set()
 
     def _compare(self, scans: list[Scan], wall: float, sure: bool, db: FilesDb) -> int | None:
         """In the table's thread: write down what changed, and count it.
@@ -301,6 +311,7 @@ class Watcher:
                     log.debug("waiting for a file", rel=one.row.path.rel, why=why)
                 case gate.Ignore():
                     self.due[id] = time.monotonic() + self.settings.scan_interval
+                    self.vanished.add(id)
                     self.look_now.set()
                 case _ if id in overtaken:
                     self.stale = True

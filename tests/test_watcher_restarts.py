@@ -15,14 +15,15 @@ import msgspec
 import pytest
 
 from agents import watcher
-from agents.ingest import events, files_db
+from agents.ingest import events, files_db, gate, table
 from bus.client import Bus
 from bus.errors import UserError
 from bus.server import LocalServer
 from schemas.files import Hashed, Moved, Removed, Settled
+from schemas.settings import WatcherSettings
 from tests.conftest import running
 from tests.ingest.dropping import QUICK_WATCH, Drop, dropping, sha256
-from tests.ingest.making import model
+from tests.ingest.making import model, put
 
 
 @pytest.fixture
@@ -55,6 +56,21 @@ async def test_a_root_that_is_unmounted_and_comes_back_costs_no_hash(
         drop.put("new.safetensors")  # it is watched again
         await drop.until(Hashed, "new.safetensors")
         assert len(drop.of(Hashed, "0.safetensors")) == 1
+
+
+async def test_a_waiting_file_that_is_back_before_a_scan_missed_it_is_judged_soon(bus: Bus, tmp_path: Path) -> None:
+    folder, settings = tmp_path / "models", WatcherSettings(stable=60.0, scan_interval=3600.0)
+    put(folder / "a.ckpt", b"pickle")
+    async with table.opened(tmp_path / "files.sqlite3") as rows:
+        watching = watcher.Watcher(bus, rows, {"models": str(folder)}, settings, tmp_path)
+        await watching.look()
+        await watching._read_waiting()
+        [row] = watching.waiting.values()
+        folder.rename(tmp_path / "away")
+        await watching._judge([row])
+        (tmp_path / "away").rename(folder)
+        await watching.look()
+        assert watching.due[row.id] <= time.monotonic() + gate.LOOK_AGAIN
 
 
 async def test_a_root_that_is_not_there_at_start_is_taken_up_when_it_comes(drop: Drop) -> None:
