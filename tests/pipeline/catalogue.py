@@ -34,13 +34,24 @@ class History:
         self.models: dict[str, set[FilePath]] = {}
         self.hashed: list[Hashed] = []
         self.facts: list[str] = []
+        self.last = dict.fromkeys(("FILES", "CATALOG"), 0)
 
     async def follow(self, bus: Bus) -> None:
         """Hear everything from the first message on."""
-        for stream in ("FILES", "CATALOG"):
+        for stream in self.last:
             await bus.js.subscribe(EVERYTHING, stream=stream, cb=self._heard, ordered_consumer=True)
 
+    async def unheard(self, bus: Bus) -> list[str]:
+        """The streams that hold more than was heard."""
+        stored = {stream: (await bus.js.stream_info(stream)).state.last_seq for stream in self.last}
+        return [
+            f"{stream}: {last} stored, {self.last[stream]} heard"
+            for stream, last in stored.items()
+            if last > self.last[stream]
+        ]
+
     async def _heard(self, message: Msg) -> None:
+        self.last[message.metadata.stream] = message.metadata.sequence.stream
         row = row_of(message.subject)
         assert row is not None
         fact = row.decode(message.data)

@@ -2,9 +2,14 @@
 Nothing that is done to them is a reason to read them again."""
 
 import os
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from tests.pipeline.folders import ENDINGS, At, Folders
+
+OLD_ENOUGH = 2.0
+"""Seconds after which a hash is believed to be of that version of the file (`files_db.CLOCK_GRAIN`)."""
 
 FIRST = (At("models", "elder.safetensors"), At("models", "elder.ckpt"), At("models", "old/elder.safetensors"))
 
@@ -18,7 +23,8 @@ class Elders:
 
     One that left a place and came back between two looks at the disk, or was out of sight (under a name that is no
     model's, or with its root) while, or after, it was moved, may have been written meanwhile, for all its
-    change time tells: it is `excused`.
+    change time tells: it is `excused`. One that was hashed for such a reason is young again, and excused if anything is
+    done to it before it has grown old.
     """
 
     def __init__(self, folders: Folders) -> None:
@@ -33,7 +39,9 @@ class Elders:
         self.been: dict[int, list[Place]] = {}
         self.changed_at: dict[int, int] = {}
         self.was_away = False
-        self.are_known()
+        self.hashed: set[int] = set()
+        self.known_since: dict[int, float] = {}
+        self.are_known(())
 
     def bring_home(self) -> None:
         """Each under one name, its first. On the way none is ever out of its root."""
@@ -57,16 +65,21 @@ class Elders:
             place, changed_at = self._place(inode)
             if changed_at != self.changed_at[inode]:
                 self.changed_at[inode] = changed_at
-                if place in self.been[inode] or not place[0]:
+                is_young = time.time() - self.known_since.get(inode, 0.0) < OLD_ENOUGH
+                if place in self.been[inode] or not place[0] or is_young:
                     self.excused.add(inode)
                 self.been[inode].append(place)
             if self.was_away and len(self.been[inode]) > 1:
                 self.excused.add(inode)
 
-    def are_known(self) -> None:
-        """The agents have seen where each is; but those below a root that is away they have not."""
+    def are_known(self, hashed: Iterable[int]) -> None:
+        """The agents have seen where each is, and since this was last called they have hashed some. But what is below a
+        root that is away they have not seen."""
+        self.hashed.update(hashed)
         if self._is_away():
             return
+        self.known_since |= dict.fromkeys(self.hashed, time.time())
+        self.hashed.clear()
         self.excused.clear()
         self.was_away = False
         for inode in self.homes:

@@ -15,11 +15,9 @@ from bus.subjects import EVERYTHING
 from schemas.settings import BusSettings
 from tests.pipeline.catalogue import AGAIN, History, all_known, at, jobs_waiting, look, mended, models_of
 from tests.pipeline.crew import AGENTS, Crew
-from tests.pipeline.elders import Elders
+from tests.pipeline.elders import OLD_ENOUGH, Elders
 from tests.pipeline.folders import ROOTS, Folders
 
-OLD_ENOUGH = 2.0
-"""Seconds after which a hash is believed to be of that version of the file (`files_db.CLOCK_GRAIN`)."""
 QUICK = {
     "DARKROOM_WATCHER__STABLE": "0.1",
     "DARKROOM_WATCHER__STABLE_WITH_HOLES": "0.1",
@@ -97,7 +95,7 @@ class World:
         self.crew.assert_alive()
         if wrong := self.portal.call(self._wrong_in_the_end, is_end):
             raise AssertionError(self._story(wrong))
-        self.elders.are_known()
+        self.elders.are_known(fact.stat.ino for fact in self.history.hashed[self.hashes :])
         self.heard, self.hashes = len(self.history.facts), len(self.history.hashed)
 
     def tell(self, what: str) -> None:
@@ -137,7 +135,11 @@ class World:
     async def _wrong(self) -> list[str]:
         """What does not hold now; first what takes time."""
         return (
-            await self._unsettled() or await self._paths_differ() or await self._models_differ() or self._hashed_again()
+            await self._unsettled()
+            or await self._paths_differ()
+            or await self.history.unheard(self.bus)
+            or await self._models_differ()
+            or self._hashed_again()
         )
 
     async def _unsettled(self) -> list[str]:
