@@ -314,7 +314,9 @@ class Watcher:
                     self.vanished.add(id)
                     self.look_now.set()
                 case _ if id in overtaken:
+                    self.due[id] = time.monotonic() + gate.LOOK_AGAIN
                     self.stale = True
+                    self.look_now.set()
                 case _:
                     self._decided(one.row)
         return len(judged)

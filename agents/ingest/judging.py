@@ -63,11 +63,15 @@ def growing(before: gate.Track | None, one: Judged) -> GrowingTick | None:
 
 
 def write(judged: Sequence[Judged], db: FilesDb, now: float) -> frozenset[int]:
-    """Write the verdicts down, all or none; the ids of the rows that changed before it came to that."""
+    """Write the verdicts down, all or none; the ids of the rows that are left to a scan instead: they changed before it
+    came to that, or what was judged is a file that is known, renamed over the one that waited there."""
     overtaken: set[int] = set()
     with db.atomic():
         for one in judged:
             row, stat = one.row, one.track.latest.stat
+            if stat is not None and (stat.dev, stat.ino) != (row.stat.dev, row.stat.ino) and db.has_inode(stat):
+                overtaken.add(row.id)
+                continue
             match one.verdict:
                 case gate.Settled(proof=proof):
                     assert stat is not None

@@ -4,8 +4,8 @@ import hashlib
 import os
 from pathlib import Path
 
-from agents.ingest import files_db, gate
-from agents.ingest.fingerprint import fingerprint_at, verified
+from agents.ingest import files_db, gate, judging
+from agents.ingest.fingerprint import verified
 from agents.ingest.observe import observe
 from agents.ingest.paths import resolve, stat_of
 from agents.ingest.reconcile import Change, Row, reconcile
@@ -36,11 +36,15 @@ class World:
             db.apply(changes, roots=list(self.folders), looked_at=self.now, now=self.now)
         return changes
 
-    def judge(self) -> None:
-        """The gate, for all that waits; everything is given the time it needs."""
+    def judge(self) -> frozenset[int]:
+        """The gate, for all that waits; everything is given the time it needs. The rows that were left to a scan."""
         with files_db.opened(self.table) as db:
-            for row in db.waiting():
-                self._judge(db, row)
+            return judging.write([self._judged(row) for row in db.waiting()], db, self.now)
+
+    def _judged(self, row: Row) -> judging.Judged:
+        place = judging.Place(self.folders[row.path.root], remote=False)
+        seen_long_ago = gate.Track(latest=observe(place.folder, row.path.rel, self.now), since=0.0)
+        return judging.judge(row, place, seen_long_ago, WatcherSettings(), self.now)
 
     def publish(self) -> list[files_db.Message]:
         """The outbox, heard by a hasher and a catalogue; returns what was said."""
@@ -72,18 +76,6 @@ class World:
 
     def in_catalogue(self) -> dict[FilePath, str]:
         return {path: sha256 for path, (_, sha256) in self.catalogue.items()}
-
-    def _judge(self, db: files_db.FilesDb, row: Row) -> None:
-        folder = self.folders[row.path.root]
-        seen = observe(folder, row.path.rel, self.now)
-        verdict = gate.decide(gate.Track(latest=seen, since=0.0), WatcherSettings(), self.now)
-        match verdict:
-            case gate.Settled(proof=proof):
-                assert seen.stat is not None
-                mark = fingerprint_at(folder, row.path.rel, seen.stat)
-                assert db.settle(row, seen.stat, proof, fingerprint=mark, now=self.now)
-            case gate.Refused(reason=reason, error=error):
-                assert db.refuse(row, seen.stat, reason=reason, error=error, now=self.now)
 
     def _hear(self, db: files_db.FilesDb, message: files_db.Message) -> None:
         match message:
