@@ -25,7 +25,7 @@ from agents.ingest.fingerprint import verified
 from agents.ingest.glance import take_up
 from agents.ingest.mounts import is_remote
 from agents.ingest.paths import is_inside
-from agents.ingest.reconcile import Change, Lost, Row, reconcile
+from agents.ingest.reconcile import Lost, Row, reconcile, without
 from agents.ingest.scan import Scan, scan
 from agents.saying import Saying
 from bus.client import Bus, encode
@@ -203,8 +203,8 @@ class Watcher:
     def _compare(self, scans: list[Scan], wall: float, sure: bool, db: FilesDb) -> int | None:
         """In the table's thread: write down what changed, and count it.
 
-        None, and nothing is done, when files are gone and that is not `sure`: what is renamed while a scan goes by
-        may be seen at neither place. What was judged since the scan began is left to the next one.
+        None, and nothing is done, when files are gone, or went on changing, and that is not `sure`: what is renamed
+        while a scan goes by may be seen at neither place. What was judged since the scan began is left to the next one.
         """
         rows = db.rows()
         dropped = {row.path.root for row in rows if not row.gone} - self.roots.keys()
@@ -212,12 +212,15 @@ class Watcher:
         changes = reconcile(rows, every)
         if not sure and any(isinstance(change, Lost) and not change.unmounted for change in changes):
             return None
-        if overtaken := [change for change in changes if _row_id(change) in self.judged]:
-            changes = [change for change in changes if change not in overtaken]
+        current = without(changes, self.judged)
+        if len(current) < len(changes):
             self.loop.call_soon_threadsafe(lambda: self.look_now.set())
+        checked = verified(current, self.roots, sure=sure)
+        if checked is None:
+            return None
         roots = [one.root for one in scans if one.state == "present"]
-        db.apply(verified(changes, self.roots), roots=roots, looked_at=wall, now=time.time())
-        return len(changes)
+        db.apply(checked, roots=roots, looked_at=wall, now=time.time())
+        return len(current)
 
     def _scan(self) -> list[Scan]:
         """In a thread. What lies in every root, and what can't be looked at there."""
@@ -361,9 +364,3 @@ class Watcher:
         self.look_now.set()
         self.judge_now.set()
         self.saying.bell.ring()
-
-
-def _row_id(change: Change) -> int | None:
-    """The row that a change is made to, if it is there already."""
-    row = getattr(change, "row", None)
-    return row.id if isinstance(row, Row) else None

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 
 from agents.ingest.errors import IngestError
-from agents.ingest.observe import opened
+from agents.ingest.observe import GONE, opened
 from agents.ingest.paths import resolve, stat_of
 from agents.ingest.reconcile import Change, Linked, Moved, Touched, doubted
 from schemas.files import Stat
@@ -26,21 +26,25 @@ def fingerprint(fd: int, size: int) -> str:
     return digest.hexdigest()
 
 
-def fingerprint_at(folder: str | bytes, rel: str, expected: Stat) -> str:
-    """The fingerprint of a path below a folder; empty when it can't be had, or is not of the version `expected`."""
+def fingerprint_at(folder: str | bytes, rel: str, expected: Stat) -> str | None:
+    """The fingerprint of a path below a folder; empty when it can't be read, None when the version `expected` of the
+    file is not there any more."""
     try:
         with opened(resolve(folder, rel)) as fd:
             if stat_of(os.fstat(fd)) != expected:
-                return ""
+                return None
             return fingerprint(fd, expected.size)
-    except (OSError, IngestError):
-        return ""
+    except IngestError:
+        return None
+    except OSError as error:
+        return None if error.errno in GONE else ""
 
 
-def verified(changes: Iterable[Change], folders: Mapping[str, str]) -> list[Change]:
+def verified(changes: Iterable[Change], folders: Mapping[str, str], *, sure: bool) -> list[Change] | None:
     """The changes, with every one that takes a content for known put to the test where its change time differs.
 
-    `folders` is by root. A content that differs, or can't be read, is judged anew.
+    `folders` is by root. A content that differs, or can't be read, is judged anew. None when a file went on changing
+    after it was scanned, unless that is `sure`: only another scan can tell what became of it.
     """
     checked: list[Change] = []
     for change in changes:
@@ -52,8 +56,11 @@ def verified(changes: Iterable[Change], folders: Mapping[str, str]) -> list[Chan
             case _:
                 checked.append(change)
                 continue
-        is_same = row.stat.ctime_ns == candidate.stat.ctime_ns or (
-            fingerprint_at(folders[path.root], path.rel, candidate.stat) == row.fingerprint != ""
-        )
-        checked += [change] if is_same else doubted(change)
+        if row.stat.ctime_ns == candidate.stat.ctime_ns:
+            checked.append(change)
+            continue
+        mark = fingerprint_at(folders[path.root], path.rel, candidate.stat)
+        if mark is None and not sure:
+            return None
+        checked += [change] if mark and mark == row.fingerprint else doubted(change)
     return checked

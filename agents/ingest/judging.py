@@ -47,7 +47,7 @@ def judge(row: Row, place: Place, before: gate.Track | None, settings: WatcherSe
     mark = ""
     if isinstance(verdict, gate.Settled):
         assert seen.stat is not None
-        mark = fingerprint_at(place.folder, row.path.rel, seen.stat)
+        mark = fingerprint_at(place.folder, row.path.rel, seen.stat) or ""
     return Judged(row=row, track=track, verdict=verdict, fingerprint=mark)
 
 

@@ -21,7 +21,7 @@ try:
 except ImportError:  # not a Unix
     fcntl = None  # type: ignore[assignment]
 
-_GONE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENOTCONN))
+GONE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENOTCONN))
 _OPEN_SAFELY = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW
 
 
@@ -42,7 +42,7 @@ def observe(
     except OutsideRoot as error:
         return gate.Observation(at=now, nature="outside", stat=_link_stat(root, rel), error=str(error))
     except OSError as error:
-        if error.errno in _GONE:
+        if error.errno in GONE:
             return gate.Observation(at=now, nature="gone")
         sentence = f"The file can't be read ({error.strerror}); check its permissions and the disk."
         return gate.Observation(at=now, nature="unreadable", stat=_link_stat(root, rel), error=sentence)

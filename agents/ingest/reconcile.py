@@ -2,10 +2,11 @@
 
 A file is the same file when device, inode, size and modification time are: at the same path with the same change time
 too, at another path without it, since renaming and linking touch that. A change time that nothing explains means that
-the content may have been written and its date put back, and is a change.
+the content may have been written and its date put back, and is a change. A file that was lost is known again at another
+path, however long it was out of sight: renamed while its disk was away, or in the moment of a scan that missed it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
 import msgspec
@@ -61,7 +62,8 @@ class Moved(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Linked(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Another path of a settled file that is also still where it was. `row`: an earlier file at that path."""
+    """Another path of a settled file that is also still where it was, or was lost. `row`: an earlier file at that
+    path."""
 
     source: Row
     path: FilePath
@@ -94,6 +96,7 @@ Change = Appeared | Changed | Moved | Linked | Returned | Touched | Lost
 
 _Inode = tuple[int, int]
 _Content = tuple[int, int, int, int]
+_Lasting = tuple[int, int, int]
 
 
 def reconcile(rows: Iterable[Row], scans: Sequence[Scan]) -> list[Change]:
@@ -118,6 +121,18 @@ def doubted(change: Change) -> list[Change]:
     return [change]
 
 
+def without(changes: Sequence[Change], ids: Collection[int]) -> list[Change]:
+    """What can be done of the changes when the rows of these ids are left as they are: nothing that goes to a place
+    which is still taken then."""
+    left = [change for change in changes if change.row and change.row.id in ids]
+    kept = [change for change in changes if not (change.row and change.row.id in ids)]
+    while left:
+        held = {change.row.path for change in left if change.row and not change.row.gone}
+        left = [change for change in kept if isinstance(change, Appeared | Moved | Linked) and change.path in held]
+        kept = [change for change in kept if change not in left] if left else kept
+    return kept
+
+
 class _Reconciliation:
     """The steps share these tables: who is where now, who has lost its place, which places are to be explained."""
 
@@ -131,6 +146,8 @@ class _Reconciliation:
         every = list(rows)
         self.live = [row for row in every if not row.gone]
         self.former = {row.path: row for row in every if row.gone}
+        lost = sorted((row for row in self.former.values() if row.state == "settled"), key=_changed_at)
+        self.lost = {_lasting(row.stat): row for row in lost}
         self.open = dict(self.seen)
         self.staying: dict[_Content, Row] = {}
         self.displaced: dict[FilePath, Row] = {}
@@ -199,11 +216,20 @@ class _Reconciliation:
                 arrivals.append(Returned(row=former, candidate=candidate))
             elif source is not None and source.state == "settled":
                 arrivals.append(Linked(source=source, path=path, candidate=candidate, row=former))
+            elif lost := self.lost_as(path, candidate):
+                arrivals.append(Linked(source=lost, path=path, candidate=candidate, row=former))
             elif path in self.displaced:
                 arrivals.append(Changed(row=self.displaced.pop(path), candidate=candidate))
             else:
                 arrivals.append(Appeared(path=path, candidate=candidate, row=former))
         return arrivals
+
+    def lost_as(self, path: FilePath, candidate: Candidate) -> Row | None:
+        """The file that was lost elsewhere and is here now; a disk may have come back under another number."""
+        row = self.lost.get(_lasting(candidate.stat))
+        if row is None or row.path == path or not (row.unmounted or row.stat.dev == candidate.stat.dev):
+            return None
+        return row
 
     def is_unmounted(self, row: Row) -> bool:
         """Whether a lost file's whole disk is away: its root is, or no folder seen is on that device."""
@@ -220,6 +246,11 @@ def _content(stat: Stat) -> _Content:
     return (stat.dev, stat.ino, stat.size, stat.mtime_ns)
 
 
+def _lasting(stat: Stat) -> _Lasting:
+    """What is left of that when the disk gets another number."""
+    return (stat.ino, stat.size, stat.mtime_ns)
+
+
 def _is_same_disk(row: Row, candidate: Candidate) -> bool:
     """Whether only the device's number may differ: a disk that was mounted again."""
     old, new = row.stat, candidate.stat
@@ -233,3 +264,7 @@ def _is_unread(scan: Scan, rel: str) -> bool:
 
 def _path_of(row: Row) -> FilePath:
     return row.path
+
+
+def _changed_at(row: Row) -> int:
+    return row.stat.ctime_ns

@@ -1,3 +1,4 @@
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -6,7 +7,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from agents.ingest.reconcile import Appeared, Lost, Row, Touched, reconcile
+from agents.ingest.reconcile import Appeared, Linked, Lost, Moved, Row, Touched, reconcile, without
 from agents.ingest.scan import Candidate, Scan
 from schemas.files import FilePath, Refused, Stat
 from tests.ingest.world import World
@@ -191,3 +192,52 @@ def test_a_reused_inode_of_another_size_is_a_new_file() -> None:
         Lost(row=old, unmounted=False),
         Appeared(path=FilePath(root="models", rel="b.ckpt"), candidate=new),
     ]
+
+
+def test_a_lost_file_is_known_at_another_path_and_judged_anew_at_its_own() -> None:
+    lost = row("a.ckpt", stat(), gone=True)
+    elsewhere, back = Candidate("b.ckpt", stat(ctime_ns=10), 1), Candidate("a.ckpt", stat(ctime_ns=10), 1)
+    assert reconcile([lost], [seen(elsewhere)]) == [
+        Linked(source=lost, path=FilePath(root="models", rel="b.ckpt"), candidate=elsewhere)
+    ]
+    assert reconcile([lost], [seen(back)]) == [Appeared(path=lost.path, candidate=back, row=lost)]
+
+
+def test_only_a_disk_that_was_away_may_have_another_number() -> None:
+    elsewhere = Candidate("b.ckpt", stat(dev=2, ctime_ns=10), 1)
+    for unmounted, kind in ((True, Linked), (False, Appeared)):
+        lost = row("a.ckpt", stat(), gone=True, unmounted=unmounted)
+        [change] = reconcile([lost], [seen(elsewhere, devices=frozenset((2,)))])
+        assert isinstance(change, kind)
+
+
+def test_nothing_goes_to_a_place_that_is_still_taken_by_what_is_left_for_later() -> None:
+    one, two, three = (row(f"{n}.ckpt", stat(n), id=n) for n in (1, 2, 3))
+    turned = [Candidate(f"{n % 3 + 1}.ckpt", stat(n, ctime_ns=10), 1) for n in (1, 2, 3)]
+    added = Candidate("4.ckpt", stat(4), 1)
+    changes = reconcile([one, two, three], [seen(*turned, added)])
+    assert len([change for change in changes if isinstance(change, Moved)]) == 3
+    assert without(changes, ()) == changes
+    assert [change.path.rel for change in without(changes, {2}) if isinstance(change, Appeared)] == ["4.ckpt"]
+    assert len(without(changes, {2})) == 1
+
+
+def test_a_file_renamed_while_its_disk_was_away_is_not_hashed_again(tmp_path: Path) -> None:
+    root, away = tmp_path / "models", tmp_path / "away"
+    root.mkdir()
+    (root / "a.ckpt").write_bytes(b"1234")
+    (root / "b.ckpt").write_bytes(b"12345")
+    world = World(tmp_path / "files.sqlite3", {"models": root})
+    world.settle()
+    root.rename(away)
+    world.settle()
+    (away / "a.ckpt").rename(away / "new.ckpt")
+    before = (away / "b.ckpt").stat()
+    (away / "b.ckpt").write_bytes(b"54321")
+    os.utime(away / "b.ckpt", ns=(before.st_atime_ns, before.st_mtime_ns))
+    (away / "b.ckpt").rename(away / "written.ckpt")
+    away.rename(root)
+    world.hashed.clear()
+    world.settle()
+    assert world.hashed == [FilePath(root="models", rel="written.ckpt")]
+    assert world.in_catalogue() == world.on_disk()
