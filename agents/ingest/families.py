@@ -22,7 +22,8 @@ LORA_MARKS = (
         ".lokr_w1_a",
         ".oft_blocks",
     ),
-    *(".oft_diag", ".glora", ".a1.weight", ".on_input", ".to_q_lora.down.weight"),
+    *(".oft_diag", ".oft_R.weight", ".glora", ".a1.weight", ".on_input", ".diff", ".w_norm"),
+    *("_lora.down.weight", "_lora1.down.weight", "_lora2.down.weight"),
 )
 """Endings that only adapters have."""
 
@@ -41,23 +42,42 @@ _ANY_UNET = "model.diffusion_model."
 DIT_RULES = (
     ("flux2", ("double_stream_modulation_img.",), ()),
     ("chroma", ("distilled_guidance_layer.",), ()),
+    ("hunyuan-image", ("txt_in.individual_token_refiner.", "byt5_in."), ("cond_type_embedding.", "vision_in.")),
     ("hunyuan-video", ("txt_in.individual_token_refiner.",), ()),
+    ("hunyuan-image", ("context_embedder.token_refiner.", "time_guidance_embed."), ()),
+    ("hunyuan-video", ("context_embedder.token_refiner.",), ()),
+    ("auraflow", ("joint_transformer_blocks.", "single_transformer_blocks."), ()),
     ("flux", ("double_blocks.", "guidance_in."), ()),
     ("flux-schnell", ("double_blocks.", "single_blocks."), ("guidance_in.",)),
     ("flux", ("single_transformer_blocks.", "time_text_embed.guidance_embedder."), ()),
-    ("flux-schnell", ("single_transformer_blocks.", "context_embedder."), ("time_text_embed.guidance_embedder.",)),
+    (
+        "flux-schnell",
+        ("single_transformer_blocks.", "time_text_embed.text_embedder."),
+        ("time_text_embed.guidance_embedder.",),
+    ),
     ("sd35", ("joint_blocks.0.x_block.attn.ln_k.",), ()),
     ("sd3", ("joint_blocks.",), ()),
-    ("sd35", ("transformer_blocks.0.attn.add_k_proj.", "transformer_blocks.0.attn.norm_q.", "context_embedder."), ()),
+    ("sd35", ("transformer_blocks.0.attn.add_k_proj.", "transformer_blocks.0.attn.norm_q.", "pos_embed.proj."), ()),
     ("sd3", ("transformer_blocks.0.attn.add_k_proj.", "pos_embed.proj.", "context_embedder."), ()),
     ("auraflow", ("double_layers.", "single_layers."), ()),
     ("qwen-image", ("transformer_blocks.0.img_mod.", "txt_in."), ()),
+    ("z-image", ("noise_refiner.", "cap_embedder.", "layers.0.adaLN_modulation.0."), ()),
     ("lumina2", ("noise_refiner.", "cap_embedder."), ()),
+    ("lumina2", ("noise_refiner.", "time_caption_embed."), ("ref_image_refiner.",)),
     ("wan", ("blocks.0.cross_attn.", "patch_embedding."), ()),
+    ("wan", ("blocks.0.attn2.", "patch_embedding.", "condition_embedder.time_embedder."), ()),
+    ("ltx2", ("audio_patchify_proj.",), ()),
+    ("ltx2", ("audio_proj_in.", "proj_in."), ()),
+    ("ltx-video", ("transformer_blocks.0.scale_shift_table", "proj_in.", "caption_projection."), ()),
     ("ltx-video", ("transformer_blocks.0.scale_shift_table", "patchify_proj."), ()),
     ("pixart", ("adaln_single.", "caption_projection."), ()),
-    ("hunyuan-dit", ("mlp_t5.", "style_embedder."), ()),
+    ("hunyuan-dit", ("mlp_t5.",), ()),
     ("cascade", ("clip_txt_mapper.",), ()),
+    ("cascade", ("effnet_mapper.", "clip_mapper."), ()),
+    ("svd", ("input_blocks.0.0.weight", "*.time_stack.0.attn1.to_q.weight"), ()),
+    ("svd", ("conv_in.weight", "*.temporal_transformer_blocks.0.attn1.to_q.weight"), ()),
+    ("kolors", ("input_blocks.0.0.weight", "encoder_hid_proj.weight"), ()),
+    ("kolors", ("conv_in.weight", "encoder_hid_proj.weight", "add_embedding."), ()),
 )
 """Transformers (and Cascade) by (family, has, lacks), under no prefix or that of a full checkpoint."""
 
@@ -70,16 +90,17 @@ CHECKPOINT_RULES = (
 )
 """Full checkpoints with a UNet: the text encoder's layout tells them apart."""
 
+CONTROL_MARKS = (
+    *("control_model.input_hint_block.", "input_hint_block.", "controlnet_cond_embedding.", "controlnet_down_blocks."),
+    *("controlnet_blocks.", "controlnet_x_embedder.", "lllite_unet_", "control_all_x_embedder.", "control_layers."),
+)
+"""Beginnings that only ControlNets have: their other keys may be those of the model they steer."""
+
 OTHER_RULES = (
-    Rule("controlnet", "", ("control_model.input_hint_block.",)),
-    Rule("controlnet", "", ("input_hint_block.",)),
-    Rule("controlnet", "", ("controlnet_cond_embedding.",)),
-    Rule("controlnet", "", ("controlnet_down_blocks.",)),
-    Rule("controlnet", "", ("controlnet_blocks.",)),
-    Rule("controlnet", "", ("controlnet_x_embedder.",)),
-    Rule("unknown", "ip-adapter", ("ip_adapter.", "image_proj.")),
     Rule("unknown", "t2i-adapter", ("adapter.body.",)),
-    Rule("unknown", "motion-module", ("*motion_modules.0.temporal_transformer.proj_in.weight",)),
+    Rule("unknown", "t2i-adapter", ("body.0.block1.", "conv_in.")),
+    Rule("unknown", "motion-module", ("*motion_modules.0.temporal_transformer.proj_in.weight",), ("conv_in.",)),
+    Rule("unknown", "motion-module", ("*motion_modules.0.proj_in.weight",), ("conv_in.",)),
     Rule("vae", "", ("encoder.conv_in.", "decoder.conv_in.", "encoder.down.0.", "decoder.up.0.")),
     Rule("vae", "", ("first_stage_model.encoder.", "first_stage_model.decoder."), (_ANY_UNET,)),
     Rule("vae", "", ("encoder.conv_in.", "decoder.conv_in.", "encoder.down_blocks.", "decoder.up_blocks.")),
@@ -89,10 +110,19 @@ OTHER_RULES = (
     Rule("upscaler", "esrgan", ("conv_first.", "body.0.rdb1.")),
     Rule("upscaler", "esrgan", ("model.0.", "model.1.sub.")),
     Rule("upscaler", "esrgan", ("conv_first.", "RRDB_trunk.")),
+    Rule("upscaler", "hat", ("conv_first.", "layers.0.residual_group.overlap_attn.")),
+    Rule("upscaler", "atd", ("conv_first.", "layers.0.residual_group.layers.")),
+    Rule("upscaler", "swin2sr", ("conv_first.", "layers.0.residual_group.blocks.0.attn.logit_scale")),
     Rule("upscaler", "swinir", ("conv_first.", "layers.0.residual_group.")),
+    Rule("upscaler", "drct", ("conv_first.", "layers.0.swin1.")),
+    Rule("upscaler", "plksr", ("feats.0.", "feats.1.lk.")),
+    Rule("upscaler", "span", ("conv_1.sk.", "block_1.c1_r.")),
+    Rule("upscaler", "omnisr", ("residual_layer.0.residual_layer.", "input.", "up.0.")),
+    Rule("upscaler", "scunet", ("m_head.0.", "m_tail.0.")),
     Rule("upscaler", "dat", ("conv_first.", "layers.0.blocks.")),
-    Rule("upscaler", "compact", ("body.0.", "body.1.", "body.2."), ("body.0.rdb1.",)),
+    Rule("upscaler", "compact", ("body.0.weight", "body.1.weight", "body.2.weight"), ("head.",)),
     Rule("text_encoder", "clip", ("text_model.encoder.layers.", "text_model.embeddings.")),
+    Rule("text_encoder", "clip", ("encoder.layers.0.self_attn.k_proj.", "embeddings.token_embedding.")),
     Rule("text_encoder", "open-clip", ("transformer.resblocks.", "token_embedding.")),
     Rule("text_encoder", "t5", ("encoder.block.0.layer.0.SelfAttention.", "shared.")),
     Rule("text_encoder", "t5", ("encoder.block.0.layer.0.SelfAttention.",)),
@@ -115,16 +145,44 @@ WIDTHS = {768: "sd15", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
 EMBEDDING_WIDTHS = {768: "sd15", 1024: "sd2", 1280: "sdxl"}
 
 LORA_RULES = (
-    ("sdxl", ("lora_te2_", "lora_te1_", "text_encoder_2.")),
-    ("flux", ("lora_unet_double_blocks_", "lora_unet_single_blocks_", "diffusion_model.double_blocks.")),
-    ("flux", ("transformer.single_transformer_blocks.",)),
+    ("chroma", ("lora_unet_distilled_guidance_layer_", "diffusion_model.distilled_guidance_layer.")),
+    ("hunyuan-video", ("lora_unet_double_blocks_0_img_mlp_fc", "lora_unet_single_blocks_0_modulation_linear")),
+    ("hunyuan-video", ("diffusion_model.double_blocks.0.img_attn_", "transformer.double_blocks.0.img_attn_")),
+    ("hunyuan-video", ("transformer.context_embedder.token_refiner.",)),
+    ("flux2", ("transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj.",)),
+    ("flux", ("lora_unet_double_blocks_", "lora_unet_single_blocks_")),
+    ("flux", ("diffusion_model.double_blocks.", "diffusion_model.single_blocks.")),
+    (
+        "flux",
+        ("double_blocks.", "single_blocks.", "base_model.model.double_blocks.", "base_model.model.single_blocks."),
+    ),
+    ("flux", ("transformer.single_transformer_blocks.", "lora_transformer_single_transformer_blocks_")),
+    ("flux", ("lycoris_single_transformer_blocks_",)),
     ("sd3", ("lora_unet_joint_blocks_", "diffusion_model.joint_blocks.")),
-    ("qwen-image", ("transformer_blocks.0.img_mod.", "diffusion_model.transformer_blocks.0.img_m")),
-    ("wan", ("diffusion_model.blocks.0.cross_attn.", "lora_unet_blocks_0_cross_attn_")),
+    ("qwen-image", ("transformer_blocks.0.img_m", "diffusion_model.transformer_blocks.0.img_m")),
+    ("qwen-image", ("transformer.transformer_blocks.0.img_m", "lora_unet_transformer_blocks_0_img_m")),
+    ("wan", ("diffusion_model.blocks.0.cross_attn.", "lora_unet_blocks_0_cross_attn_", "blocks.0.cross_attn.")),
+    (
+        "",
+        ("transformer.", "lora_transformer_", "diffusion_model.transformer_blocks.", "transformer_blocks.", "blocks."),
+    ),
+    ("sdxl", ("lora_te2_text_model_", "lora_te1_text_model_", "text_encoder_2.text_model.")),
 )
-"""Adapters by (family, beginnings of keys, one of which is enough)."""
+"""Adapters by (family, beginnings of keys, one of which is enough), transformers first: their text encoders have the
+names that SDXL's have. With no family, the layout is some transformer's, and a UNet's widths say nothing of it."""
+
+LIKE_FLUX = ("chroma", "flux2", "hunyuan-image", "hunyuan-video")
+"""Families whose adapters may have FLUX.1's names, so that what a trainer wrote goes first."""
 
 LORA_METADATA = (
+    ("ss_base_model_version", "flux_2", "flux2"),
+    ("ss_base_model_version", "chroma", "chroma"),
+    ("ss_base_model_version", "hunyuan_video", "hunyuan-video"),
+    ("ss_base_model_version", "hunyuan-image", "hunyuan-image"),
+    ("ss_base_model_version", "lumina2", "lumina2"),
+    ("ss_base_model_version", "wan", "wan"),
+    ("ss_base_model_version", "qwen_image", "qwen-image"),
+    ("ss_base_model_version", "z_image", "z-image"),
     ("ss_base_model_version", "sdxl", "sdxl"),
     ("ss_base_model_version", "sd_v1", "sd15"),
     ("ss_base_model_version", "sd_v2", "sd2"),

@@ -25,10 +25,14 @@ _ARCHITECTURES: dict[str, tuple[Kind, str]] = {
     "wan": ("diffusion_model", "wan"),
     "lumina2": ("diffusion_model", "lumina2"),
     "qwen_image": ("diffusion_model", "qwen-image"),
+    "hidream": ("diffusion_model", "hidream"),
+    "cosmos": ("diffusion_model", "cosmos"),
     "t5": ("text_encoder", "t5"),
     "t5encoder": ("text_encoder", "t5"),
     "llama": ("text_encoder", "llm"),
     "qwen2vl": ("text_encoder", "llm"),
+    "qwen3": ("text_encoder", "llm"),
+    "qwen3vl": ("text_encoder", "llm"),
 }
 
 

@@ -11,6 +11,17 @@ from schemas.files import Identity, Kind
 
 _CHECKPOINT = "model.diffusion_model."
 _EMBEDDING_TENSORS = 4
+_EMBEDDING_NAMES = frozenset(
+    (*("clip_l", "clip_g", "t5", "clip_l_out", "clip_g_out", "t5_out"), *("text_encoders_0", "text_encoders_1"))
+)
+"""Of the vectors for each text encoder, as trainers name them."""
+
+_SUFFIXES = {5: "-depth", 7: "-upscaler", 8: "-pix2pix"}
+"""Of a UNet's family, by the channels it takes in."""
+
+_INPAINTING = (9, 384)
+"""What inpainting models take in: channels of a UNet, features of FLUX Fill."""
+
 _UNFAMILIAR = (
     "This is a safetensors file, but its tensors are of no kind of model known here; "
     "if it should be one, convert it to the original layout of its family."
@@ -22,8 +33,8 @@ def identify_table(table: Table) -> Identity:
     tensors = table.tensors
     kind, family = _kind_and_family(tensors, table.metadata)
     channels = _input_channels(tensors)
-    if channels == 8 and kind in ("checkpoint", "diffusion_model"):
-        family += "-pix2pix"
+    if family in families.WIDTHS.values() and kind in ("checkpoint", "diffusion_model"):
+        family += _SUFFIXES.get(channels, "")
     if kind in ("checkpoint", "diffusion_model"):
         family = _special(tensors, family)
     problem = "" if kind != "unknown" else _problem(family)
@@ -43,14 +54,19 @@ def identify_table(table: Table) -> Identity:
 def _kind_and_family(tensors: Tensors, metadata: dict[str, str]) -> tuple[Kind, str]:
     """Adapters first, since they name the parts they adapt; then whole checkpoints; then parts."""
     keys = Keys(tensors)
-    if any(key.endswith(families.LORA_MARKS) for key in keys.names):
+    if keys.match(("ip_adapter.", "image_proj.")):
+        return "unknown", "ip-adapter"
+    if any(key.endswith(families.LORA_MARKS) or ".lora_A." in key for key in keys.names):
         return "lora", _lora_family(tensors, keys, metadata)
     for rule in families.CHECKPOINT_RULES:
         if keys.match(rule.has, rule.lacks):
             return rule.kind, rule.family
+    control = any(keys.begin(mark) for mark in families.CONTROL_MARKS)
     for family, has, lacks in families.DIT_RULES:
         if keys.match(has, lacks, _CHECKPOINT) or keys.match(has, lacks):
-            return _whole_or_part(keys), family
+            return "controlnet" if control else _whole_or_part(keys), family
+    if control:
+        return "controlnet", _width_family(tensors)
     for rule in families.OTHER_RULES:
         if keys.match(rule.has, rule.lacks):
             return rule.kind, rule.family or _width_family(tensors)
@@ -68,30 +84,60 @@ def _whole_or_part(keys: Keys) -> Kind:
 def _width_family(tensors: Tensors) -> str:
     """The family by the width of the text that cross-attention reads; empty when there is none or it is unusual."""
     for key, tensor in tensors.items():
-        if key.endswith("attn2.to_k.weight") and len(tensor.shape) == 2:
+        if key.endswith(("attn2.to_k.weight", "attn2.to_k.down")) and len(tensor.shape) == 2:
             return families.WIDTHS.get(tensor.shape[1], "")
     return ""
 
 
 def _lora_family(tensors: Tensors, keys: Keys, metadata: dict[str, str]) -> str:
+    """By the layout, then by widths where the layout is a UNet's; what trainers wrote decides what these leave open."""
+    said = next(
+        (
+            family
+            for name, beginning, family in families.LORA_METADATA
+            if metadata.get(name, "").lower().startswith(beginning)
+        ),
+        "",
+    )
     for family, parts in families.LORA_RULES:
         if any(keys.begin(part) for part in parts):
+            if family == "flux":
+                return said if said in families.LIKE_FLUX else _flux_family(tensors)
+            return family or said
+    for key in tensors:
+        if "attn2" in key and "to_k" in key and (family := families.WIDTHS.get(_reads(tensors, key), "")):
             return family
-    for key, tensor in tensors.items():
-        if "attn2" in key and "to_k" in key and key.endswith(("down.weight", "lora_A.weight", "lora_A.default.weight")):
-            family = families.WIDTHS.get(tensor.shape[1] if len(tensor.shape) > 1 else 0, "")
-            if family:
-                return family
-    for name, beginning, family in families.LORA_METADATA:
-        if metadata.get(name, "").lower().startswith(beginning):
-            return family
-    return ""
+    return said
+
+
+def _flux_family(tensors: Tensors) -> str:
+    """FLUX.1 is 3072 wide; FLUX.2 has the same names and is wider."""
+    for key in tensors:
+        if "double_blocks" in key and "img_attn" in key and "qkv" in key and (width := _reads(tensors, key)):
+            return "flux2" if width in (4096, 6144) else "flux"
+    return "flux"
+
+
+def _reads(tensors: Tensors, key: str) -> int:
+    """The width that the layer an adapter's tensor belongs to takes in; 0 when this tensor does not tell."""
+    shape = tensors[key].shape
+    if len(shape) < 2:
+        return 0
+    if key.endswith(("down.weight", ".hada_w1_b")) or ".lora_A." in key:
+        return shape[1]
+    if key.endswith(".lokr_w1"):
+        other = tensors.get(key[:-1] + "2") or tensors.get(key[:-1] + "2_b")
+        return shape[1] * other.shape[1] if other is not None and len(other.shape) > 1 else 0
+    return 0
 
 
 def _embedding(tensors: Tensors) -> tuple[Kind, str]:
     """Textual inversions: a few vectors under few names."""
-    if {"clip_l", "clip_g"} <= tensors.keys():
-        return "embedding", "sdxl"
+    if tensors.keys() <= _EMBEDDING_NAMES:
+        if "t5" in tensors:
+            return "embedding", "sd3" if "clip_g" in tensors else "flux" if "clip_l" in tensors else ""
+        if {"clip_l", "clip_g"} <= tensors.keys() or "text_encoders_1" in tensors:
+            return "embedding", "sdxl"
     flat = [tensor for tensor in tensors.values() if len(tensor.shape) in (1, 2)]
     if len(tensors) > _EMBEDDING_TENSORS or len(flat) != len(tensors):
         return "unknown", ""
@@ -103,10 +149,14 @@ def _embedding(tensors: Tensors) -> tuple[Kind, str]:
 
 
 def _input_channels(tensors: Tensors) -> int:
-    """Channels that the UNet takes in: 4, 9 for inpainting, 8 for editing; 0 when there is none."""
-    for key in ("model.diffusion_model.input_blocks.0.0.weight", "input_blocks.0.0.weight", "conv_in.weight"):
+    """Channels that a UNet takes in: 4, 9 for inpainting, 8 for editing; or features of a transformer; 0 when there is
+    neither."""
+    for key in (
+        *("model.diffusion_model.input_blocks.0.0.weight", "input_blocks.0.0.weight", "conv_in.weight"),
+        *("model.diffusion_model.img_in.weight", "img_in.weight", "x_embedder.weight"),
+    ):
         tensor = tensors.get(key)
-        if tensor is not None and len(tensor.shape) == 4:
+        if tensor is not None and len(tensor.shape) in (2, 4):
             return tensor.shape[1]
     return 0
 
@@ -115,11 +165,11 @@ def _special(tensors: Tensors, family: str) -> str:
     """Fine-tunes whose noise is scaled otherwise: to sample them as their family would give noise."""
     if "edm_mean" in tensors:
         return "playground"
-    return "cosxl" if "edm_vpred.sigma_max" in tensors else family
+    return family.replace("sdxl", "cosxl") if "edm_vpred.sigma_max" in tensors else family
 
 
 def _variant(tensors: Tensors, metadata: dict[str, str], channels: int) -> Literal["", "inpaint", "v-prediction"]:
-    if channels == 9:
+    if channels in _INPAINTING:
         return "inpaint"
     if "v_pred" in tensors or "ztsnr" in tensors:
         return "v-prediction"

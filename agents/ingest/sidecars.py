@@ -25,6 +25,8 @@ HTML_LENGTH = 8 * TEXT_LENGTH
 NAME_LENGTH = 200
 WORDS = 64
 WORD_LENGTH = 120
+_OF_A1111 = ("activation text", "sd version", "notes", "preferred weight", "negative text")
+_OF_CIVITAI = ("modelId", "trainedWords")
 _OPEN_SAFELY = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _BREAKS = re.compile(r"<(?:br|/p|/li|/h[1-6]|/div)\b[^<>]*>", re.IGNORECASE)
@@ -73,11 +75,7 @@ def parse_civitai(data: dict[str, Any], file: str) -> Sidecars:
     """Civitai's answer about one version of a model; `file` is for the problems. Never raises."""
     fields = _Fields(data, file)
     model = _Fields(fields.take("model", dict, {}), file)
-    model_id, version_id = fields.take("modelId", int, 0), fields.take("id", int, 0)
-    url = ""
-    if 0 < model_id < 1 << 53:
-        url = f"https://civitai.com/models/{model_id}"
-        url += f"?modelVersionId={version_id}" if 0 < version_id < 1 << 53 else ""
+    url = _civitai_url(fields.take("modelId", int, 0), fields.take("id", int, 0))
     return Sidecars(
         name=model.text("name", NAME_LENGTH) or fields.text("name", NAME_LENGTH),
         description=_plain(model.text("description", HTML_LENGTH) or fields.text("description", HTML_LENGTH)),
@@ -91,22 +89,33 @@ def parse_civitai(data: dict[str, Any], file: str) -> Sidecars:
 
 
 def parse_a1111(data: dict[str, Any], file: str) -> Sidecars:
-    """What a user wrote of a model in A1111 or Forge; `file` is for the problems. Never raises."""
+    """What a user wrote of a model in A1111 or Forge; `file` is for the problems. Never raises. A downloader may have
+    added where it came from, or a sentence where it found nothing."""
     fields = _Fields(data, file)
+    ids = [number if type(number := data.get(name)) is int else 0 for name in ("modelId", "modelVersionId")]
     base = fields.text("sd version", NAME_LENGTH)
     return Sidecars(
         description=fields.text("description"),
         notes=fields.text("notes"),
         base_model="" if base == "Unknown" else base,
         trigger_words=fields.words("activation text"),
+        source_url=_civitai_url(*ids),
         problems=tuple(fields.problems),
     )
+
+
+def _civitai_url(model: int, version: int) -> str:
+    """Where a model is shown; empty without its number."""
+    if not 0 < model < 1 << 53:
+        return ""
+    return f"https://civitai.com/models/{model}" + (f"?modelVersionId={version}" if 0 < version < 1 << 53 else "")
 
 
 def _parsed(file: Path, problems: list[str]) -> tuple[Sidecars, tuple[str, ...]]:
     """One JSON sidecar, by what is in it: some programs write civitai's answer into <stem>.json."""
     data = _read(file, problems)
-    from_civitai = file.name.endswith(".civitai.info") or not data.keys().isdisjoint(("modelId", "trainedWords"))
+    is_a1111 = not data.keys().isdisjoint(_OF_A1111)
+    from_civitai = file.name.endswith(".civitai.info") or not (is_a1111 or data.keys().isdisjoint(_OF_CIVITAI))
     found = (parse_civitai if from_civitai else parse_a1111)(data, _shown(file))
     return found, found.problems
 
@@ -149,11 +158,12 @@ class _Fields:
         self.problems: list[str] = []
 
     def take(self, name: str, kind: type, default: Any) -> Any:
-        """The field where it is exactly of this type (a bool is no int); null is as good as absent."""
+        """The field where it is exactly of this type (a bool is no int); null is as good as absent, and so is an empty
+        text."""
         value = self.data.get(name)
         if type(value) is kind:
             return value
-        if value is not None:
+        if value not in (None, ""):
             self.problems.append(f"{self.file}: {name!r} is not what it should be and is left out.")
         return default
 

@@ -77,15 +77,8 @@ def read_length(fd: int) -> int:
     (length,) = struct.unpack("<Q", head[:LENGTH_BYTES])
     if length == 0 and not any(head):
         raise Unfinished("The file begins with zeros where its header should be; it was never written to the end.")
-    if head.startswith((b"PK\x03\x04", b"\x80\x02")):
-        raise BadHeader("This is a pickle under the name of a safetensors file; it is never loaded. Convert it.")
-    if head.lstrip()[:1] == b"<":
-        raise BadHeader("This is a web page, not a model: the download asked for a login, say. Download it again.")
     if length > HEADER_LIMIT:
-        raise BadHeader(
-            f"This is no safetensors file: its first bytes ask for a header of {length:,} bytes, "
-            f"and {HEADER_LIMIT:,} is the limit. Download it again, or convert it."
-        )
+        raise BadHeader(_what_else(head, length))
     if len(head) == LENGTH_BYTES:
         raise Unfinished("The file ends before its header.")
     if head[LENGTH_BYTES:] != b"{":
@@ -93,6 +86,19 @@ def read_length(fd: int) -> int:
             "This is no safetensors file: its header does not begin with '{'. Download it again, or convert it."
         )
     return int(length)
+
+
+def _what_else(head: bytes, length: int) -> str:
+    """What a file is that has no length where one should be. (A length's own bytes may be any, those that a pickle or a
+    page begins with too.)"""
+    if head.startswith((b"PK\x03\x04", b"\x80\x02")):
+        return "This is a pickle under the name of a safetensors file; it is never loaded. Convert it."
+    if head.lstrip()[:1] == b"<":
+        return "This is a web page, not a model: the download asked for a login, say. Download it again."
+    return (
+        f"This is no safetensors file: its first bytes ask for a header of {length:,} bytes, "
+        f"and {HEADER_LIMIT:,} is the limit. Download it again, or convert it."
+    )
 
 
 def read_table(fd: int) -> Table:

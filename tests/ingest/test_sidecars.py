@@ -81,6 +81,21 @@ def test_civitais_answer_under_the_other_name_is_known_by_its_content(tmp_path: 
     assert found.name == "Fox & Friends" and not found.problems
 
 
+@pytest.mark.parametrize("model_id", [1234, "Model not found"])
+def test_what_a_user_wrote_stays_when_a_downloader_adds_where_it_came_from(tmp_path: Path, model_id: object):
+    added = {"modelId": model_id, "modelVersionId": 7, "sha256": "AB"}
+    own = {"activation text": "ohwx man, red", "sd version": "SDXL", "notes": "mine"}
+    found = read_sidecars(model(tmp_path, _json=own | added))
+    assert (found.trigger_words, found.base_model, found.notes) == (("ohwx man", "red"), "SDXL", "mine")
+    assert found.source_url == ("https://civitai.com/models/1234?modelVersionId=7" if model_id == 1234 else "")
+    assert found.problems == ()
+
+
+def test_the_empty_fields_of_a_skeleton_are_no_problems(tmp_path: Path):
+    skeleton = {"id": "", "modelId": "", "model": {"name": "", "nsfw": ""}, "trainedWords": []}
+    assert read_sidecars(model(tmp_path, _civitai_info=skeleton)).problems == ()
+
+
 def test_previews_are_found_best_first_and_links_and_empty_files_are_none(tmp_path: Path):
     path = model(tmp_path, _png=b"x", _preview_png=b"x", _preview_webp=b"x", _jpg=b"", _preview_gif=b"x")
     path.with_name("fox.v6.jpeg").symlink_to(path.with_name("fox.v6.png"))
