@@ -8,7 +8,7 @@ import anyio
 import structlog
 
 from agents.bell import Bell
-from agents.ingest.files_db import FilesDb, Unsent
+from agents.ingest.files_db import ALL, FilesDb, Unsent
 from agents.ingest.paths import hash_id
 from agents.ingest.table import Table
 from bus.client import Bus, encode
@@ -47,12 +47,13 @@ class Saying:
         self.lost: list[Hash] = []
 
     def ask_again(self, db: FilesDb) -> None:
-        """At start: jobs for settled files whose hash never came, those not asked for before the last end among them;
-        one that is queued still is taken for the same."""
-        db.forget_jobs()
+        """At start: jobs for settled files whose hash never came, but for those that are still in the outbox; one that
+        is queued already is taken for the same."""
+        unsaid = {one.message.id for one in db.unsent(ALL) if isinstance(one.message, Hash)}
         for row in db.unhashed():
             job = hash_id(row.key, row.path.rel, row.stat)
-            self.lost.append(Hash(id=job, key=row.key, path=row.path, stat=row.stat))
+            if job not in unsaid:
+                self.lost.append(Hash(id=job, key=row.key, path=row.path, stat=row.stat))
 
     async def keep_saying(self) -> None:
         """Publish what is in the outbox, in order; what the server has acknowledged is forgotten."""

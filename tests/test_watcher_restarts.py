@@ -111,6 +111,22 @@ async def test_a_file_whose_hash_never_came_is_asked_for_again_at_the_next_start
         await drop.until(Hashed, "a.safetensors")
 
 
+async def test_a_file_that_was_away_over_a_restart_while_its_hash_was_young_is_hashed_again(
+    drop: Drop, tmp_path: Path
+) -> None:
+    """Nobody is told its hash, which may be of another version; so it has to be asked for."""
+    async with drop.agents():
+        drop.put("a.safetensors")
+        await drop.until(Hashed, "a.safetensors")
+        drop.folder.rename(tmp_path / "away")
+        await drop.until(Removed, "a.safetensors")
+    (tmp_path / "away").rename(drop.folder)
+    async with drop.agents():
+        settled = await drop.until(Settled, "a.safetensors", 2)
+        if settled.known is None:
+            await drop.until(Hashed, "a.safetensors", 2)
+
+
 async def test_a_hash_that_came_while_no_watcher_ran_is_not_asked_for_again(drop: Drop) -> None:
     async with running(drop.watching()):
         drop.put("a.safetensors")

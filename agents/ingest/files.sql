@@ -142,9 +142,6 @@ SELECT id, kind, message_id, payload FROM outbox ORDER BY id LIMIT :limit;
 -- name: sent
 DELETE FROM outbox WHERE id = :id;
 
--- name: forget_jobs
-DELETE FROM outbox WHERE kind = 'hash';
-
 -- name: remember
 INSERT INTO hash (dev, ino, size, mtime_ns, ctime_ns, sha256, identity, hashed_at, confirmed)
 VALUES (:dev, :ino, :size, :mtime_ns, :ctime_ns, :sha256, :identity, :hashed_at, 0)

@@ -28,6 +28,9 @@ CLOCK_GRAIN = 2.0
 """Seconds after which a file system's clock has certainly moved on: a hash is cached when the stat is still the
 same."""
 
+ALL = -1
+"""As a limit: none."""
+
 Message = files.Settled | files.Moved | files.Removed | files.Refused | files.Hash | files.Described
 Kind = Literal["settled", "moved", "removed", "refused", "hash", "described"]
 _TYPES: dict[Kind, type[Message]] = {
@@ -237,10 +240,6 @@ class FilesDb:
         with self.atomic():
             for id in ids:
                 self._run("sent", id=id)
-
-    def forget_jobs(self) -> None:
-        """Takes the jobs to hash out of the outbox: `unhashed` tells what is to be asked for, and more truly."""
-        self._run("forget_jobs")
 
     def prune(self, *, before: float) -> None:
         """Forgets paths gone (not unmounted), and hashes of no path, since before that time."""
