@@ -1,17 +1,18 @@
 """Hashing: the SHA-256 of a file that must not change meanwhile, as fast as one core can.
 
-How the bytes come from the page cache to the core is in `reading`. Measured on two cores of 2.7 GHz with SHA
-instructions, a warm file, against hashing as many bytes from the core's own cache (1.77 GiB/s; medians of 7 to 30 runs
-during which no other process took over 8 % of a core):
+How the bytes come from the page cache to the core is in `reading`. Measured on two cores of 2.6 GHz with SHA
+instructions, a warm file, against hashing as many bytes from the core's own cache (1.68 GiB/s; medians of 5 to 10
+rounds on a quiet machine):
 
-    one file, read ahead on the other core      0.94 to 0.95
-    one file, read by the thread that hashes    0.82
-    two files at once, as it is done here       1.58: 1.68 times one file
-    two files at once, each with a read-ahead   1.44
-    two threads that hash from their caches     1.91, which with the copy on top is 1.57 for files
+    one file, read ahead on the other core      0.97
+    one file, read by the thread that hashes    0.88 to 0.90
+    two files at once, as it is done here       1.76: 1.83 times one file, 1.97 times one on a single core
+    two files at once, each with a read-ahead   1.69
+    two threads that hash from their caches     1.99
 
-The sum over memory that is in no near cache is 0.70, so a mapping would not help. Advice to the kernel (sequential,
-will need), huge pages and larger buffers gained nothing, the former for cold files either.
+Where two such "cores" are one core's threads, the copy of one slows the hash of the other: on such a machine 0.93 and
+1.68 times were seen. Hashing straight from a mapping would spare the copy, and a file that shrinks would kill the
+process. Advice to the kernel (sequential, will need) and huge pages gained nothing.
 """
 
 import errno
