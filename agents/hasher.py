@@ -152,7 +152,7 @@ class Hasher:
             raise HashCancelled
         with named():
             dev = Path(os.fsdecode(path)).stat().st_dev  # its number is of this host
-            identity = identify(path)
+            identity = identify(path, os.fsencode(job.path.rel))
         asked = {*self.also, *job.algorithms}
         undone: dict[str, str] = {digest: why for digest in asked if (why := why_not(digest))}
         if undone:
@@ -175,6 +175,7 @@ class Hasher:
             at=time.time(),
             digests={digest: value for digest in sorted(asked) if (value := getattr(digests, digest))},
             undone=undone,
+            job=job.id,
         )
 
     def _told(self, job: Hash, loop: asyncio.AbstractEventLoop, progress: Progress) -> None:

@@ -8,8 +8,7 @@ import anyio
 import structlog
 
 from agents.bell import Bell
-from agents.ingest.files_db import ALL, FilesDb, Unsent
-from agents.ingest.paths import hash_id
+from agents.ingest.files_db import ALL, FilesDb, Unsent, job_for
 from agents.ingest.table import Table
 from bus.client import Bus, encode
 from bus.consumer import enqueue
@@ -45,15 +44,13 @@ class Saying:
         self.bus, self.table, self.interval = bus, table, interval
         self.bell = Bell()
         self.lost: list[Hash] = []
+        self.unsure: set[str] = set()
 
     def ask_again(self, db: FilesDb) -> None:
-        """At start: jobs for settled files whose hash never came, but for those that are still in the outbox; one that
-        is queued already is taken for the same."""
-        unsaid = {one.message.id for one in db.unsent(ALL) if isinstance(one.message, Hash)}
-        for row in db.unhashed():
-            job = hash_id(row.key, row.path.rel, row.stat)
-            if job not in unsaid:
-                self.lost.append(Hash(id=job, key=row.key, path=row.path, stat=row.stat))
+        """At start: jobs for settled files whose hash never came. Those in the outbox are said as all else there is,
+        unless they were before the last end; one that is queued already is taken for the same."""
+        self.unsure = {one.message.id for one in db.unsent(ALL) if isinstance(one.message, Hash)}
+        self.lost += [job for job in map(job_for, db.unhashed()) if job.id not in self.unsure]
 
     async def keep_saying(self) -> None:
         """Publish what is in the outbox, in order; what the server has acknowledged is forgotten."""
@@ -80,7 +77,8 @@ class Saying:
     async def _say(self, one: Unsent) -> None:
         message = one.message
         if isinstance(message, Hash):
-            await self._ask(message)
+            if message.id not in self.unsure or not await self._is_answered(message):
+                await self._ask(message)
         else:
             subject = _SAID[one.kind](key=message.key)
             await self.bus.publish_raw(subject, encode(message), msg_id=one.message_id)
@@ -90,11 +88,16 @@ class Saying:
 
     async def _ask_again(self, job: Hash) -> None:
         """Unless the hash came while no watcher ran: it is heard soon."""
+        if not await self._is_answered(job, same_version=True):
+            await self._ask(job)
+
+    async def _is_answered(self, job: Hash, *, same_version: bool = False) -> bool:
+        """Whether the last hash of the file is the answer to this very job; with `same_version`, to any for the same
+        version of it."""
         with suppress(Undecodable):
-            stored = await self.bus.last(FILE_HASHED, key=job.key)
-            if stored is not None and stored.payload.stat == job.stat:
-                return
-        await self._ask(job)
+            if stored := await self.bus.last(FILE_HASHED, key=job.key):
+                return stored.payload.job == job.id or (same_version and stored.payload.stat == job.stat)
+        return False
 
 
 def _forget(said: list[int], db: FilesDb) -> None:

@@ -130,7 +130,8 @@ class Hash(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hashed(msgspec.Struct, frozen=True, kw_only=True):
-    """The content's SHA-256 (64 hex digits) and what its header says; `stat` held before and after reading.
+    """The content's SHA-256 (64 hex digits) and what its header says; `stat` held before and after reading. `job` is
+    the id of the job that this answers.
 
     `digests` are the others that were asked for, as other tools write them: "autov3" (12 hex digits of the SHA-256 of
     what follows a safetensors header; absent where there is none), "blake3" (64), "crc32" (8, upper case). `undone`
@@ -146,6 +147,7 @@ class Hashed(msgspec.Struct, frozen=True, kw_only=True):
     at: float
     digests: dict[str, str] = {}
     undone: dict[str, str] = {}
+    job: str = ""
 
 
 class HashFailed(msgspec.Struct, frozen=True, kw_only=True):

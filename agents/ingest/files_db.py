@@ -318,9 +318,7 @@ class FilesDb:
             self._ask(row)
 
     def _ask(self, row: Row) -> None:
-        """A job for the hashers."""
-        job = hash_id(row.key, row.path.rel, row.stat)
-        self._say(row, "hash", files.Hash(id=job, key=row.key, path=row.path, stat=row.stat))
+        self._say(row, "hash", job_for(row))
 
     def _say(self, row: Row, kind: Kind, message: Message) -> None:
         """Into the outbox; the message id is that of the row's version."""
@@ -347,6 +345,12 @@ class FilesDb:
 
     def _run(self, query: str, **values: Any) -> list[sqlite3.Row]:
         return self.connection.execute(self.queries[query], values).fetchall()
+
+
+def job_for(row: Row) -> files.Hash:
+    """What a hasher is to do for a settled file: the same however often it is asked for."""
+    job = hash_id(row.key, row.path.rel, row.stat, row=row.version)
+    return files.Hash(id=job, key=row.key, path=row.path, stat=row.stat)
 
 
 def _queries(text: str) -> dict[str, str]:

@@ -118,11 +118,14 @@ def _refusal(seen: Observation) -> Refused | None:
     size = seen.stat.size if seen.stat else 0
     lengths = f"The file is {size:,} bytes long, but its header says {seen.expected or 0:,}"
     if size == 0:
-        return Refused(reason="empty", error="The file is empty; copy or download it again.")
+        return Refused(
+            reason="empty", error="The file is empty; unless it is still on its way, copy or download it again."
+        )
     if seen.header == "partial":
         return Refused(
             reason="truncated",
-            error=f"The file ends within its own header, after {size:,} bytes; copy or download it again.",
+            error=f"{seen.error or 'The file ends within its own header'}, after {size:,} bytes; "
+            "copy or download it again.",
         )
     if seen.expected is None or seen.expected == size:
         return None

@@ -154,8 +154,11 @@ def _opened(path: str | bytes) -> Iterator[int]:
 
 
 def _check(fd: int, expected: Stat) -> None:
-    """Raises ChangedWhileHashing unless the open file is, byte for byte of its Stat, the one that was settled."""
+    """Raises ChangedWhileHashing unless the open file is, byte for byte of its Stat, the one that was settled; Gone
+    when no name leads to it any more."""
     found = os.fstat(fd)
+    if found.st_nlink == 0:
+        raise Gone
     if not stat.S_ISREG(found.st_mode) or stat_of(found) != expected:
         raise ChangedWhileHashing
 

@@ -60,11 +60,12 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     errno: int = 0
 
 
-def identify(path: str | bytes) -> Identity:
-    """What the file at a real path is, by its extension and header. Raises OSError or HeaderUnread."""
+def identify(path: str | bytes, name: bytes = b"") -> Identity:
+    """What the file at a real path is, by its header and the extension of its `name` (that of a link to it, say; its
+    own otherwise). Raises OSError or HeaderUnread."""
     fd = os.open(path, _OPEN_SAFELY)
     try:
-        return identify_fd(fd, os.fsencode(path))
+        return identify_fd(fd, name or os.fsencode(path))
     finally:
         os.close(fd)
 

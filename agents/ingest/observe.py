@@ -10,8 +10,9 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from agents.ingest import gate, headers
-from agents.ingest.errors import BadHeader, HeaderUnread, OutsideRoot, Unfinished
+from agents.ingest import gate
+from agents.ingest.errors import OutsideRoot
+from agents.ingest.lengths import Length, length_of
 from agents.ingest.names import control_names
 from agents.ingest.paths import encode, join, resolve, stat_of
 from schemas.files import Stat
@@ -34,11 +35,11 @@ def observe(
     `previous`, a header is not read again for the very Stat it was read for.
     """
     try:
-        path = resolve(root, rel)
+        named, path = join(root, rel), resolve(root, rel)
         seen = stat.S_IFMT(os.lstat(path).st_mode)
         if seen != stat.S_IFREG:
             return gate.Observation(at=now, nature="special", stat=stat_of(os.lstat(path)), error=_no_file(seen))
-        return _look(path, now, remote, previous)
+        return _look(named, path, now, remote, previous)
     except OutsideRoot as error:
         return gate.Observation(at=now, nature="outside", stat=_link_stat(root, rel), error=str(error))
     except OSError as error:
@@ -48,10 +49,13 @@ def observe(
         return gate.Observation(at=now, nature="unreadable", stat=_link_stat(root, rel), error=sentence)
 
 
-def _look(path: bytes, now: float, remote: bool, previous: gate.Observation | None) -> gate.Observation:
-    """The observation of a regular file. The lease is probed last and over the final stat, so that it speaks for both;
-    once before, since nothing else matters while somebody writes."""
-    control = _control_file(path)
+def _look(named: bytes, path: bytes, now: float, remote: bool, previous: gate.Observation | None) -> gate.Observation:
+    """The observation of the regular file `path`, which is called `named`: that may be a link to it.
+
+    The lease is probed last and over the final stat, so that it speaks for both; once before, since nothing else
+    matters while somebody writes.
+    """
+    control = _control_file(path) or (_control_file(named) if named != path else "")
     try:
         with opened(path) as fd:
             if not remote and lease(fd) == "held":
@@ -60,24 +64,25 @@ def _look(path: bytes, now: float, remote: bool, previous: gate.Observation | No
                 )
             before = stat_of(os.fstat(fd))
             if previous is not None and previous.stat == before and previous.lease != "held":
-                header, expected = previous.header, previous.expected
+                said = Length(header=previous.header, expected=previous.expected, error=previous.error)
             else:
-                header, expected = _header(fd, path)
+                said = length_of(fd, named, before.size)
             holes = has_holes(fd, before.size)
             held = "unknown" if remote else lease(fd)
             after = stat_of(os.fstat(fd))
     except BlockingIOError:  # somebody keeps others out by a lease of his own
         return gate.Observation(at=now, nature="file", stat=stat_of(os.lstat(path)), lease="held", control=control)
     if before != after:
-        held, header, expected = "held", "none", None
+        held, said = "held", Length()
     return gate.Observation(
         at=now,
         nature="file",
         stat=after,
         lease=held,
         holes=holes,
-        header=header,
-        expected=expected,
+        header=said.header,
+        expected=said.expected,
+        error=said.error,
         control=control,
     )
 
@@ -119,20 +124,6 @@ def has_holes(fd: int, size: int) -> bool | None:
         return os.lseek(fd, 0, os.SEEK_HOLE) < size
     except (OSError, AttributeError):
         return None
-
-
-def _header(fd: int, path: bytes) -> tuple[gate.Header, int | None]:
-    """What the file's own header says of its length; nothing, when it could not be read this time."""
-    if not path.lower().endswith(b".safetensors"):
-        return "none", None
-    try:
-        return "whole", headers.expected_size(fd)
-    except Unfinished:
-        return "partial", None
-    except BadHeader:
-        return "foreign", None
-    except HeaderUnread:
-        return "none", None
 
 
 def _control_file(path: bytes) -> str:

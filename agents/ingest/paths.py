@@ -73,9 +73,14 @@ def file_key(root: str, dev: int, ino: int) -> str:
     return blake2b(f"{root}\0{dev}\0{ino}".encode(), digest_size=16).hexdigest()
 
 
-def hash_id(key: str, rel: str, stat: Stat, algorithms: tuple[str, ...] = ()) -> str:
-    """32 hex digits for the job to hash one version of a file at one path, with these digests beside the SHA-256."""
+def hash_id(key: str, rel: str, stat: Stat, algorithms: tuple[str, ...] = (), *, row: int = 0) -> str:
+    """32 hex digits for the job to hash one version of a file at one path, with these digests beside the SHA-256.
+
+    `row` is the version of what is remembered of the path: a file that went and came back as it was is asked for anew,
+    even while the first job ends.
+    """
     text = f"{key}\0{rel}\0{stat.dev}\0{stat.ino}\0{stat.size}\0{stat.mtime_ns}\0{stat.ctime_ns}"
+    text += f"\0row {row}" * bool(row)
     text += "".join(f"\0{name}" for name in sorted(set(algorithms)))
     return blake2b(text.encode(), digest_size=16).hexdigest()
 

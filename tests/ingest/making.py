@@ -43,6 +43,24 @@ def model(
     return encoded(table, bytes([fill]) * size)
 
 
+def gguf(architecture: bytes, tensor_type: int = 8, filling: int = 28) -> bytes:
+    """A whole GGUF file with two tensors: 32 numbers of a type (Q8_0), and 41 of F32 behind them; after those the last
+    block is filled up with 28 bytes."""
+
+    def text(value: bytes) -> bytes:
+        return struct.pack("<Q", len(value)) + value
+
+    pairs = text(b"general.alignment") + struct.pack("<II", 4, 32) + text(b"general.architecture")
+    pairs += struct.pack("<I", 8) + text(architecture)
+    pairs += text(b"tokens") + struct.pack("<IIQ", 9, 8, 2) + text(b"a") + text(b"b")
+    pairs += text(b"scores") + struct.pack("<IIQ", 9, 6, 3) + bytes(12)
+    tensors = text(b"one") + struct.pack("<IQIQ", 1, 32, tensor_type, 0)
+    tensors += text(b"two") + struct.pack("<IQQIQ", 2, 41, 1, 0, 64)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 2, 4) + pairs + tensors
+    data = bytes([1]) * 34 + bytes(30) + bytes([2]) * 164 + bytes(filling)
+    return head.ljust(-(-len(head) // 32) * 32, b"\0") + data
+
+
 def put(path: Path, content: bytes) -> Path:
     """Writes a file, with the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from agents.ingest.metadata import METADATA_BYTES
 from agents.ingest.tensors import HEADER_LIMIT, parse
 from schemas.files import Identity
 from tests.ingest.hostile import entry
-from tests.ingest.making import SD15, encoded, header, model, put
+from tests.ingest.making import SD15, encoded, gguf, header, model, put
 
 UNET = "model.diffusion_model."
 IN = UNET + "input_blocks.0.0.weight"
@@ -189,17 +189,10 @@ def test_pickles_are_unsafe_and_not_opened(tmp_path: Path, name: str) -> None:
     assert found.unsafe and found.kind == "unknown" and "never loaded" in found.problem
 
 
-def gguf(architecture: bytes) -> bytes:
-    def text(value: bytes) -> bytes:
-        return struct.pack("<Q", len(value)) + value
-
-    pairs = text(b"general.alignment") + struct.pack("<II", 4, 32) + text(b"general.architecture")
-    return b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + pairs + struct.pack("<I", 8) + text(architecture)
-
-
 def test_gguf_tells_its_architecture(tmp_path: Path) -> None:
     found = identify(tmp_path, gguf(b"flux"), "a.gguf")
     assert (found.kind, found.family, found.problem) == ("diffusion_model", "flux", "")
+    assert (found.dtypes, found.parameters, found.components) == (("F32", "Q8_0"), 73, {"denoiser": 34 + 164})
     assert "'mamba'" in identify(tmp_path, gguf(b"mamba"), "b.gguf").problem
     for broken in (b"", b"GGUF", gguf(b"flux")[:50], b"GGUF" + b"\xff" * 100, gguf(b"\xff\xff")):
         assert identify(tmp_path, broken, "c.gguf").problem

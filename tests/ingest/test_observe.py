@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.ingest import gate, mounts, observe
+from agents.ingest import gate, lengths, mounts, observe
 from agents.ingest.errors import HeaderUnread
 from agents.ingest.paths import encode
 from schemas.settings import WatcherSettings
@@ -37,7 +37,7 @@ def test_a_file_whose_header_a_busy_machine_cannot_read_has_to_hold_still_instea
         raise HeaderUnread
 
     put(tmp_path / "a.safetensors", model())
-    monkeypatch.setattr(observe.headers, "expected_size", busy)
+    monkeypatch.setattr(lengths.headers, "expected_size", busy)
     seen = look(tmp_path, "a.safetensors")
     assert (seen.header, seen.expected) == ("none", None)
     assert isinstance(verdict(seen), gate.Wait)
@@ -158,6 +158,16 @@ def test_links_within_the_root_are_followed_and_others_refused(tmp_path: Path) -
     assert look(root, "b.safetensors").nature == "outside"
     assert look(root, "c.safetensors").nature in ("special", "gone")
     assert look(root, "d.safetensors").nature == "gone"
+
+
+def test_a_link_is_judged_by_its_own_name_wherever_it_leads(tmp_path: Path) -> None:
+    whole, part = put(tmp_path / "blobs" / "aa", model()), put(tmp_path / "blobs" / "bb", model()[:-1])
+    (tmp_path / "a.safetensors").symlink_to(whole)
+    (tmp_path / "b.safetensors").symlink_to(part)
+    assert verdict(look(tmp_path, "a.safetensors")) == gate.Settled(proof="complete")
+    assert look(tmp_path, "b.safetensors").expected == len(model())
+    put(tmp_path / "a.safetensors.aria2", b"")
+    assert look(tmp_path, "a.safetensors").control == "a.safetensors.aria2"
 
 
 def test_pipes_and_folders_are_named_and_never_waited_for(tmp_path: Path) -> None:
