@@ -7,6 +7,7 @@ ends the source with an error.
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
@@ -19,13 +20,18 @@ from watchfiles import Change, watch
 from agents.ingest.errors import EventsLost
 from agents.ingest.glance import lies_in_skipped
 from agents.ingest.mounts import is_remote
-from agents.ingest.names import described_by, why_ignored
+from agents.ingest.names import controlled_by, described_by, why_ignored
 from agents.ingest.paths import encode, is_inside
 from schemas.settings import WatcherSettings
 
 log = structlog.get_logger()
 
 WATCH_AGAIN = 1.0
+"""Seconds until a folder is watched anew; longer and longer, up to the interval of polling, where that keeps ending."""
+
+_KEPT_SECONDS = 30.0
+"""A watch that lasted so long did not end for a reason that is still there."""
+
 STEP_MS, WINDOW_MS, TIMEOUT_MS = 20, 100, 100
 MANY = 1000
 """From so many changes at once on, the system's queue may have been full."""
@@ -48,14 +54,17 @@ async def hear(
     settings: WatcherSettings,
     heard: Callable[[Heard], None],
     ready: anyio.Event,
+    devices: Callable[[], frozenset[int]],
 ) -> None:
     """Tell what happens below a folder, but not below those `besides` (real paths), until cancelled.
 
-    Of file systems that send no events, `unknown` is told every `poll_interval` instead, and so it is of a folder that
-    can't be watched (it is tried again each time). A folder that is not there (yet, or any more), or is another one
-    now, is watched again when it is. `ready` is set when changes are heard, or can't be.
+    `devices` are those of the folders below it, as far as they are known: nothing is heard of a disk that was mounted
+    after the watch began, so it begins anew. Of file systems that send no events, `unknown` is told every
+    `poll_interval` instead, and so it is of a folder that can't be watched (it is tried again each time). A folder that
+    is not there (yet, or any more), or is another one now, is watched again when it is. `ready` is set when changes are
+    heard, or can't be.
     """
-    problem = ""
+    problem, again = "", WATCH_AGAIN
     while True:
         pause = settings.poll_interval
         remote = await to_thread.run_sync(is_remote, folder)
@@ -64,10 +73,12 @@ async def hear(
         elif await to_thread.run_sync(identity_of, folder) is None:
             pause = WATCH_AGAIN
         else:
-            before, begun = problem, anyio.Event()
-            problem = await _listening(folder, besides, heard, ready, begun)
+            before, begun, at = problem, anyio.Event(), time.monotonic()
+            problem = await _listening(folder, besides, heard, devices, ready, begun)
+            is_new = not problem or time.monotonic() - at > _KEPT_SECONDS
+            again = WATCH_AGAIN if is_new else min(2 * again, settings.poll_interval)
             if begun.is_set():
-                pause = WATCH_AGAIN
+                pause = again
             if problem and problem != before:
                 log.warning("no events from a folder, scanning instead", root=root, error=problem)
             heard(Heard(unknown=True))
@@ -76,9 +87,14 @@ async def hear(
 
 
 async def _listening(
-    folder: str, besides: frozenset[bytes], heard: Callable[[Heard], None], *begun: anyio.Event
+    folder: str,
+    besides: frozenset[bytes],
+    heard: Callable[[Heard], None],
+    devices: Callable[[], frozenset[int]],
+    *begun: anyio.Event,
 ) -> str:
-    """Hear until the folder is another one, or why that ended early. Sets the events when changes are heard."""
+    """Hear until the folder or its devices are others, or why that ended early. Sets the events when changes are
+    heard."""
     problem, stop, loop = "", threading.Event(), asyncio.get_running_loop()
     limiter = anyio.CapacityLimiter(1)
 
@@ -99,19 +115,26 @@ async def _listening(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(stop_when_cancelled)
         try:
-            await to_thread.run_sync(listen, folder, besides, tell, stop, limiter=limiter)
+            await to_thread.run_sync(listen, folder, besides, tell, stop, devices, limiter=limiter)
         except EventsLost as error:
             problem = str(error)
         tasks.cancel_scope.cancel()
     return problem
 
 
-def listen(folder: str, besides: frozenset[bytes], tell: Callable[[Heard], object], stop: threading.Event) -> None:
-    """`hear` for one time, in a thread of its own, until `stop` is set or another folder is at that path.
+def listen(
+    folder: str,
+    besides: frozenset[bytes],
+    tell: Callable[[Heard], object],
+    stop: threading.Event,
+    devices: Callable[[], frozenset[int]] = frozenset,
+) -> None:
+    """`hear` for one time, in a thread of its own, until `stop` is set, another folder is at that path, or the devices
+    below it are others.
 
     `tell` is called for the first time when changes are heard, and calls what was before `unknown`. Raises EventsLost.
     """
-    identity, top = identity_of(folder), os.path.realpath(folder)
+    identity, top, mounted = identity_of(folder), os.path.realpath(folder), devices()
     try:
         begun = False
         for batch in _changes(top, stop):
@@ -119,7 +142,8 @@ def listen(folder: str, besides: frozenset[bytes], tell: Callable[[Heard], objec
             begun = True
             if what != Heard():
                 tell(what)
-            if not batch and identity_of(folder) != identity:
+            mounted = mounted or devices()
+            if not batch and (identity_of(folder), devices()) != (identity, mounted):
                 return
     except Exception as error:
         raise EventsLost(f"{type(error).__name__}: {error}") from error
@@ -151,7 +175,7 @@ def sift(top: bytes, batch: Collection[tuple[Change, str]], besides: frozenset[b
     """What of these changes below the real path `top` may concern a model.
 
     A download that grows under a temporary name changes many times a second and concerns nobody; what is gone may
-    have been a folder.
+    have been a folder, or what held a file back.
     """
     rels: set[str] = set()
     folders = beside = False
@@ -168,6 +192,8 @@ def sift(top: bytes, batch: Collection[tuple[Change, str]], besides: frozenset[b
                 continue
             folders = True
         rels.add(encode(below))
+        if target := controlled_by(name):
+            rels.add(encode(below[: -len(name)] + target))
     return Heard(rels=frozenset(rels), folders=folders, beside=beside, unknown=len(batch) >= MANY)
 
 

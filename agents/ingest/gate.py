@@ -16,8 +16,12 @@ Lease = Literal["free", "held", "unknown"]
 Header = Literal["none", "whole", "partial", "foreign"]
 Nature = Literal["file", "gone", "unreadable", "outside", "special"]
 
-LOOK_AGAIN = 0.1
-"""Seconds until a file that a writer or a control file holds back is looked at again."""
+LOOK_AGAIN, LONGEST_PAUSE = 0.1, 1.0
+"""Seconds until a file that a writer or a control file holds back is looked at again, while it changes, and when it has
+been the same for long: a hundred files that somebody keeps open shall cost next to nothing. An event shortens that."""
+
+_PAUSE_SHARE = 0.05
+"""Of the time that it has been the same."""
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,10 +46,12 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Track(msgspec.Struct, frozen=True, kw_only=True):
-    """The latest look at a path, and since when it has been like that, unwritten and uncontrolled."""
+    """The latest look at a path, since when it has been like that, unwritten and uncontrolled, and since when it has
+    looked the same, whoever has it."""
 
     latest: Observation
     since: float
+    same_since: float
 
 
 class Settled(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -80,9 +86,10 @@ Verdict = Settled | Wait | Refused | Ignore
 def follow(track: Track | None, seen: Observation) -> Track:
     """The track with one more look. The clock starts anew whenever anything differs, and stands while a writer or a
     control file is there."""
-    if track is None or seen.lease == "held" or seen.control or _content(track.latest) != _content(seen):
-        return Track(latest=seen, since=seen.at)
-    return Track(latest=seen, since=track.since)
+    if track is None or _content(track.latest) != _content(seen):
+        return Track(latest=seen, since=seen.at, same_since=seen.at)
+    is_kept = seen.lease == "held" or bool(seen.control)
+    return Track(latest=seen, since=seen.at if is_kept else track.since, same_since=track.same_since)
 
 
 def decide(track: Track, settings: WatcherSettings, now: float) -> Verdict:
@@ -94,9 +101,9 @@ def decide(track: Track, settings: WatcherSettings, now: float) -> Verdict:
         case "unreadable" | "outside" | "special":
             return _after(track, settings.stable, now, Refused(reason=seen.nature, error=seen.error))
     if seen.lease == "held":
-        return Wait(until=now + LOOK_AGAIN, why="a program has it open for writing")
+        return Wait(until=now + _pause(track, now), why="a program has it open for writing")
     if seen.control:
-        return Wait(until=now + LOOK_AGAIN, why=f"{seen.control} says that it is still under way")
+        return Wait(until=now + _pause(track, now), why=f"{seen.control} says that it is still under way")
     refusal = _refusal(seen)
     if refusal is not None:
         return _after(track, _patience(seen, settings), now, refusal)
@@ -104,6 +111,11 @@ def decide(track: Track, settings: WatcherSettings, now: float) -> Verdict:
         return Settled(proof="complete")
     needed = settings.stable_with_holes if seen.holes else settings.stable
     return _after(track, needed, now, Settled(proof="stable"))
+
+
+def _pause(track: Track, now: float) -> float:
+    """Seconds until a file that is held back is looked at again."""
+    return min(LONGEST_PAUSE, max(LOOK_AGAIN, _PAUSE_SHARE * (now - track.same_since)))
 
 
 def _is_proven(seen: Observation) -> bool:

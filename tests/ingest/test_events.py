@@ -60,6 +60,21 @@ def test_listening_ends_when_another_folder_is_at_the_path(tmp_path: Path) -> No
     assert heard[0] == Heard(unknown=True)
 
 
+def test_listening_ends_when_another_disk_is_below_the_folder(tmp_path: Path) -> None:
+    below = [frozenset[int](), frozenset((1,)), frozenset((1,))]
+
+    def devices() -> frozenset[int]:
+        return below.pop(0) if below else frozenset((1, 2))
+
+    listen(str(tmp_path), frozenset(), lambda what: None, threading.Event(), devices)
+    assert below == []
+
+
+def test_the_end_of_a_control_file_is_news_of_the_file_that_it_held_back(tmp_path: Path) -> None:
+    heard = sifted(tmp_path, (DELETED, "x/a.safetensors.aria2"))
+    assert heard == Heard(rels=frozenset({"x/a.safetensors.aria2", "x/a.safetensors"}))
+
+
 def test_a_folder_that_cannot_be_watched_is_an_error_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(EventsLost):
         listen(str(tmp_path / "nowhere"), frozenset(), lambda what: None, threading.Event())

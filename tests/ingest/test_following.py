@@ -282,8 +282,10 @@ def looked(before: int | None, size: int, verdict: gate.Verdict = WAIT) -> objec
     stat = seen(size).stat
     assert stat is not None
     row = Row(id=1, path=PATH, key="old", stat=stat, links=1)
-    one = judging.Judged(row=row, track=gate.Track(latest=seen(size), since=0.0), verdict=verdict)
-    return judging.growing(gate.Track(latest=seen(before), since=0.0) if before is not None else None, one)
+    one = judging.Judged(row=row, track=gate.Track(latest=seen(size), since=0.0, same_since=0.0), verdict=verdict)
+    return judging.growing(
+        gate.Track(latest=seen(before), since=0.0, same_since=0.0) if before is not None else None, one
+    )
 
 
 def test_a_long_file_that_became_longer_is_told_under_the_key_that_its_job_will_have() -> None:

@@ -55,6 +55,19 @@ def test_a_writer_is_waited_for_however_long_it_takes() -> None:
     assert isinstance(judge(look(lease="held"), look(1e6, lease="held")), Wait)
 
 
+def test_what_is_held_back_is_looked_at_less_often_the_longer_it_is_the_same() -> None:
+    def pause(*looks: Observation) -> float:
+        verdict = judge(*looks)
+        assert isinstance(verdict, Wait)
+        return round(verdict.until - looks[-1].at, 3)
+
+    held = [look(float(at), lease="held") for at in (0, 1, 10, 1000)]
+    assert [pause(*held[: count + 1]) for count in range(4)] == [0.1, 0.1, 0.5, 1.0]
+    assert pause(*held, look(1001.0, lease="held", stat=stat(200))) == 0.1
+    controlled = [look(float(at), control="x.aria2") for at in (0, 1000)]
+    assert pause(*controlled) == 1.0
+
+
 def test_time_counts_from_the_last_sign_of_a_writer() -> None:
     kept: dict[str, Any] = {"header": "none", "expected": None}
     assert isinstance(judge(look(lease="held", **kept), look(10.0, **kept)), Wait)

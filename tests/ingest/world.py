@@ -44,7 +44,7 @@ class World:
 
     def _judged(self, row: Row) -> judging.Judged:
         place = judging.Place(self.folders[row.path.root], remote=False)
-        seen_long_ago = gate.Track(latest=observe(place.folder, row.path.rel, self.now), since=0.0)
+        seen_long_ago = gate.Track(latest=observe(place.folder, row.path.rel, self.now), since=0.0, same_since=0.0)
         return judging.judge(row, place, seen_long_ago, WatcherSettings(), self.now)
 
     def publish(self) -> list[files_db.Message]:
