@@ -110,7 +110,6 @@ class Watcher:
         self.look_at = float("inf")
         self.loop = asyncio.get_running_loop()
         self.remote: dict[str, bool] = {}
-        self.devices: dict[str, frozenset[int]] = {}
         self.problems: dict[str, tuple[str, ...]] = {}
         self.waiting: dict[int, Row] = {}
         self.ids: dict[tuple[str, str], int] = {}
@@ -125,11 +124,7 @@ class Watcher:
     async def hear_changes(self, root: str, ready: anyio.Event) -> None:
         """Wake the other loops when something may have happened below a root. See events.hear."""
         heard = functools.partial(self._heard, root)
-
-        def devices() -> frozenset[int]:
-            return self.devices.get(root, frozenset())
-
-        await events.hear(root, self.roots[root], self._inner_roots(root), self.settings, heard, ready, devices)
+        await events.hear(root, self.roots[root], self._inner_roots(root), self.settings, heard, ready)
 
     def _heard(self, root: str, what: events.Heard) -> None:
         """A file that waits is looked at by itself, soon; so is a new one. Anything else is a reason to scan."""
@@ -236,7 +231,6 @@ class Watcher:
             if problems and problems != self.problems.get(one.root):
                 log.warning("not everything can be looked at", root=one.root, problems=problems[:5])
             self.problems[one.root] = problems
-            self.devices[one.root] = one.devices
         return scans
 
     async def keep_looking(self) -> None:

@@ -19,7 +19,7 @@ from watchfiles import Change, watch
 
 from agents.ingest.errors import EventsLost
 from agents.ingest.glance import lies_in_skipped
-from agents.ingest.mounts import is_remote
+from agents.ingest.mounts import is_remote, mounts_below
 from agents.ingest.names import controlled_by, described_by, why_ignored
 from agents.ingest.paths import encode, is_inside
 from schemas.settings import WatcherSettings
@@ -31,6 +31,9 @@ WATCH_AGAIN = 1.0
 
 _KEPT_SECONDS = 30.0
 """A watch that lasted so long did not end for a reason that is still there."""
+
+_MOUNTS_SECONDS = 1.0
+"""Between two looks at what is mounted."""
 
 STEP_MS, WINDOW_MS, TIMEOUT_MS = 20, 100, 100
 MANY = 1000
@@ -54,15 +57,13 @@ async def hear(
     settings: WatcherSettings,
     heard: Callable[[Heard], None],
     ready: anyio.Event,
-    devices: Callable[[], frozenset[int]],
 ) -> None:
     """Tell what happens below a folder, but not below those `besides` (real paths), until cancelled.
 
-    `devices` are those of the folders below it, as far as they are known: nothing is heard of a disk that was mounted
-    after the watch began, so it begins anew. Of file systems that send no events, `unknown` is told every
-    `poll_interval` instead, and so it is of a folder that can't be watched (it is tried again each time). A folder that
-    is not there (yet, or any more), or is another one now, is watched again when it is. `ready` is set when changes are
-    heard, or can't be.
+    Of file systems that send no events, `unknown` is told every `poll_interval` instead, and so it is of a folder that
+    can't be watched (it is tried again each time). A folder that is not there (yet, or any more), or is another one
+    now, is watched again when it is; so is one below which a disk was mounted, of which nothing would be heard. `ready`
+    is set when changes are heard, or can't be.
     """
     problem, again = "", WATCH_AGAIN
     while True:
@@ -74,7 +75,7 @@ async def hear(
             pause = WATCH_AGAIN
         else:
             before, begun, at = problem, anyio.Event(), time.monotonic()
-            problem = await _listening(folder, besides, heard, devices, ready, begun)
+            problem = await _listening(folder, besides, heard, ready, begun)
             is_new = not problem or time.monotonic() - at > _KEPT_SECONDS
             again = WATCH_AGAIN if is_new else min(2 * again, settings.poll_interval)
             if begun.is_set():
@@ -87,14 +88,10 @@ async def hear(
 
 
 async def _listening(
-    folder: str,
-    besides: frozenset[bytes],
-    heard: Callable[[Heard], None],
-    devices: Callable[[], frozenset[int]],
-    *begun: anyio.Event,
+    folder: str, besides: frozenset[bytes], heard: Callable[[Heard], None], *begun: anyio.Event
 ) -> str:
-    """Hear until the folder or its devices are others, or why that ended early. Sets the events when changes are
-    heard."""
+    """Hear until the folder or what is mounted in it is another, or why that ended early. Sets the events when changes
+    are heard."""
     problem, stop, loop = "", threading.Event(), asyncio.get_running_loop()
     limiter = anyio.CapacityLimiter(1)
 
@@ -115,26 +112,21 @@ async def _listening(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(stop_when_cancelled)
         try:
-            await to_thread.run_sync(listen, folder, besides, tell, stop, devices, limiter=limiter)
+            await to_thread.run_sync(listen, folder, besides, tell, stop, limiter=limiter)
         except EventsLost as error:
             problem = str(error)
         tasks.cancel_scope.cancel()
     return problem
 
 
-def listen(
-    folder: str,
-    besides: frozenset[bytes],
-    tell: Callable[[Heard], object],
-    stop: threading.Event,
-    devices: Callable[[], frozenset[int]] = frozenset,
-) -> None:
-    """`hear` for one time, in a thread of its own, until `stop` is set, another folder is at that path, or the devices
-    below it are others.
+def listen(folder: str, besides: frozenset[bytes], tell: Callable[[Heard], object], stop: threading.Event) -> None:
+    """`hear` for one time, in a thread of its own, until `stop` is set, another folder is at that path, or other disks
+    are mounted below it.
 
     `tell` is called for the first time when changes are heard, and calls what was before `unknown`. Raises EventsLost.
     """
-    identity, top, mounted = identity_of(folder), os.path.realpath(folder), devices()
+    identity, top = identity_of(folder), os.path.realpath(folder)
+    mounted, look_at = mounts_below(top), time.monotonic() + _MOUNTS_SECONDS
     try:
         begun = False
         for batch in _changes(top, stop):
@@ -142,9 +134,12 @@ def listen(
             begun = True
             if what != Heard():
                 tell(what)
-            mounted = mounted or devices()
-            if not batch and (identity_of(folder), devices()) != (identity, mounted):
+            if not batch and identity_of(folder) != identity:
                 return
+            if time.monotonic() > look_at:
+                if mounts_below(top) != mounted:
+                    return
+                look_at = time.monotonic() + _MOUNTS_SECONDS
     except Exception as error:
         raise EventsLost(f"{type(error).__name__}: {error}") from error
 

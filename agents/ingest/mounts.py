@@ -30,13 +30,28 @@ def find_type(mountinfo: bytes, real: bytes) -> str:
     best, kind = -1, ""
     for line in mountinfo.splitlines():
         fields, _, rest = line.partition(b" - ")
-        words = fields.split(b" ")
-        if len(words) < 5 or not rest:
+        if not rest or not _point(fields):
             continue
-        point = _OCTAL.sub(lambda found: bytes([int(found[1], 8) & 255]), words[4]).rstrip(b"/")
+        point = _point(fields).rstrip(b"/")
         if (real == point or real.startswith(point + b"/")) and len(point) >= best:
             best, kind = len(point), rest.split(b" ")[0].decode("ascii", "replace")
     return kind
+
+
+def _point(line: bytes) -> bytes:
+    """Where a line of the table is mounted; empty for a line that is none."""
+    words = line.split(b" ")
+    return _OCTAL.sub(lambda found: bytes([int(found[1], 8) & 255]), words[4]) if len(words) > 4 else b""
+
+
+def mounts_below(folder: str | bytes) -> frozenset[bytes]:
+    """What is mounted below a folder (lines of the system's table); nothing where the system does not tell."""
+    try:
+        table = _MOUNTINFO.read_bytes()
+    except OSError:
+        return frozenset()
+    below = os.path.realpath(os.fsencode(folder)).rstrip(b"/") + b"/"
+    return frozenset(line for line in table.splitlines() if _point(line).startswith(below))
 
 
 def is_remote(path: str | bytes) -> bool:

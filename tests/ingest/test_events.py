@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from watchfiles import Change
 
-from agents.ingest import events
+from agents.ingest import events, mounts
 from agents.ingest.errors import EventsLost
 from agents.ingest.events import Heard, listen, sift
 from tests.ingest.making import model, put
@@ -60,14 +60,21 @@ def test_listening_ends_when_another_folder_is_at_the_path(tmp_path: Path) -> No
     assert heard[0] == Heard(unknown=True)
 
 
-def test_listening_ends_when_another_disk_is_below_the_folder(tmp_path: Path) -> None:
-    below = [frozenset[int](), frozenset((1,)), frozenset((1,))]
+def test_listening_ends_when_another_disk_is_mounted_below_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = put(tmp_path / "mountinfo", b"1 0 8:1 / / rw - ext4 /dev/a rw\n")
+    monkeypatch.setattr(mounts, "_MOUNTINFO", table)
+    monkeypatch.setattr(events, "_MOUNTS_SECONDS", 0.0)
+    root = tmp_path / "root"
+    root.mkdir()
 
-    def devices() -> frozenset[int]:
-        return below.pop(0) if below else frozenset((1, 2))
+    def tell(what: Heard) -> None:
+        table.write_bytes(table.read_bytes() + b"2 1 8:2 / " + bytes(root / "disk") + b" rw - ext4 /dev/b rw\n")
 
-    listen(str(tmp_path), frozenset(), lambda what: None, threading.Event(), devices)
-    assert below == []
+    listen(str(root), frozenset(), tell, threading.Event())
+    assert len(mounts.mounts_below(root)) == 1
+    assert mounts.mounts_below(tmp_path / "roo") == frozenset()
 
 
 def test_the_end_of_a_control_file_is_news_of_the_file_that_it_held_back(tmp_path: Path) -> None:
