@@ -32,6 +32,7 @@ from agents.catalog.resolve import list_models, resolve
 from agents.imports import serve_imports
 from agents.portraits import Portraits
 from agents.relay import relay
+from agents.service import owned
 from bus.client import Bus, encode
 from bus.consumer import Fact, follow
 from bus.errors import NoAnswer, Undecodable
@@ -107,9 +108,23 @@ async def run(
 
     Ready when every fact stored before has been applied and asks are answered.
 
-    Raises CatalogTaken when another migrator answers on this bus, CatalogUnusable or CatalogTooNew for the file.
+    Raises CatalogTaken when another migrator answers on this bus, CatalogUnusable or CatalogTooNew for the file, and
+    UserError when another has it, on whatever bus.
     """
     await _refuse_to_be_second(bus)
+    with owned(path):
+        await _keep(bus, path, roots, settings, clock, task_status)
+
+
+async def _keep(
+    bus: Bus,
+    path: Path,
+    roots: Mapping[str, str],
+    settings: MigratorSettings,
+    clock: Callable[[], float],
+    task_status: anyio.abc.TaskStatus[None],
+) -> None:
+    """The same, with the file our own."""
     to_say, to_draw = Bell(), Bell()
 
     def changed() -> None:

@@ -28,6 +28,7 @@ from agents.ingest.paths import is_inside
 from agents.ingest.reconcile import Lost, Row, reconcile, without
 from agents.ingest.scan import Scan, scan
 from agents.saying import Saying
+from agents.service import owned
 from bus.client import Bus, encode
 from bus.consumer import Fact, follow
 from bus.errors import UserError
@@ -64,29 +65,38 @@ async def run(
 ) -> None:
     """Watch until cancelled. Ready when changes are heard and the first scan is in the table. Raises UserError."""
     _refuse_twins(roots)
-    async with table.opened(data_dir / "files.sqlite3") as rows, anyio.create_task_group() as tasks:
-        watcher = Watcher(bus, rows, roots, settings, data_dir)
-        heard = {root: anyio.Event() for root in roots}
-        for root, event in heard.items():
-            tasks.start_soon(watcher.hear_changes, root, event)
-        for event in heard.values():
-            await event.wait()
-        await watcher.look()
-        await rows.do(watcher.saying.ask_again)
-        mine = digest_id(os.uname().nodename, data_dir.absolute())[:12]  # each watcher has a place of its own in FILES
-        for follower, row in ((f"watcher-hashed-{mine}", FILE_HASHED), (f"watcher-failed-{mine}", FILE_HASH_FAILED)):
-            handle = watcher.learn if row is FILE_HASHED else watcher.judge_failed
-            await tasks.start(functools.partial(follow, bus, "FILES", (row,), follower, handle, pattern=row.filter()))
-        for root in roots:
-            answer = functools.partial(watcher.list_files, root)
-            await tasks.start(functools.partial(bus.answer, ASK_FILES, answer, pattern=ASK_FILES(root=root)))
-            state = functools.partial(watcher.root_state, root)
-            await tasks.start(functools.partial(bus.answer, ASK_ROOT, state, pattern=ASK_ROOT(root=root)))
-        tasks.start_soon(watcher.keep_looking)
-        tasks.start_soon(watcher.keep_judging)
-        tasks.start_soon(watcher.saying.keep_saying)
-        tasks.start_soon(watcher.describer.keep)
-        task_status.started()
+    path = data_dir / "files.sqlite3"
+    with owned(path):
+        async with table.opened(path) as rows, anyio.create_task_group() as tasks:
+            watcher = Watcher(bus, rows, roots, settings, data_dir)
+            heard = {root: anyio.Event() for root in roots}
+            for root, event in heard.items():
+                tasks.start_soon(watcher.hear_changes, root, event)
+            for event in heard.values():
+                await event.wait()
+            await watcher.look()
+            await rows.do(watcher.saying.ask_again)
+            mine = digest_id(os.uname().nodename, data_dir.absolute())[
+                :12
+            ]  # each watcher has a place of its own in FILES
+            for follower, row in (
+                (f"watcher-hashed-{mine}", FILE_HASHED),
+                (f"watcher-failed-{mine}", FILE_HASH_FAILED),
+            ):
+                handle = watcher.learn if row is FILE_HASHED else watcher.judge_failed
+                await tasks.start(
+                    functools.partial(follow, bus, "FILES", (row,), follower, handle, pattern=row.filter())
+                )
+            for root in roots:
+                answer = functools.partial(watcher.list_files, root)
+                await tasks.start(functools.partial(bus.answer, ASK_FILES, answer, pattern=ASK_FILES(root=root)))
+                state = functools.partial(watcher.root_state, root)
+                await tasks.start(functools.partial(bus.answer, ASK_ROOT, state, pattern=ASK_ROOT(root=root)))
+            tasks.start_soon(watcher.keep_looking)
+            tasks.start_soon(watcher.keep_judging)
+            tasks.start_soon(watcher.saying.keep_saying)
+            tasks.start_soon(watcher.describer.keep)
+            task_status.started()
 
 
 def _refuse_twins(roots: Mapping[str, str]) -> None:

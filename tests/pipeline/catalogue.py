@@ -27,12 +27,13 @@ AGAIN = 0.02
 
 
 class History:
-    """What the streams told since the beginning: the models as their history leaves them, every hash, and all of it in
-    short."""
+    """What the streams told since the beginning: the models as their history leaves them, every hash, when each path
+    was last told of, and all of it in short."""
 
     def __init__(self) -> None:
         self.models: dict[str, set[FilePath]] = {}
         self.hashed: list[Hashed] = []
+        self.settled: dict[FilePath, float] = {}
         self.facts: list[str] = []
         self.last = dict.fromkeys(("FILES", "CATALOG"), 0)
 
@@ -64,6 +65,8 @@ class History:
                 self.models[fact.sha256] = set()
             case Hashed():
                 self.hashed.append(fact)
+            case Settled() | Moved():
+                self.settled[fact.path] = fact.at
             case Changed():
                 return  # the same again, row by row
         self.facts.append(f"{fact.at:.3f} {_in_short(fact)}")

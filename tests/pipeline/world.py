@@ -12,6 +12,7 @@ from bus.client import Bus, connect
 from bus.errors import NoAnswer
 from bus.server import local_server
 from bus.subjects import EVERYTHING
+from schemas.files import FilePath, Stat
 from schemas.settings import BusSettings
 from tests.pipeline.catalogue import AGAIN, History, all_known, at, jobs_waiting, look, mended, models_of
 from tests.pipeline.crew import AGENTS, Crew
@@ -42,6 +43,7 @@ class World:
         self.kills: list[float] = []
         self.history = History()
         self.heard = self.hashes = 0
+        self.known: dict[tuple[FilePath, Stat], float] = {}
         self.elders = Elders(folders)
         self.are_old = False
 
@@ -95,7 +97,9 @@ class World:
         self.crew.assert_alive()
         if wrong := self.portal.call(self._wrong_in_the_end, is_end):
             raise AssertionError(self._story(wrong))
-        self.elders.are_known(fact.stat.ino for fact in self.history.hashed[self.hashes :])
+        hashed = self.history.hashed[self.hashes :]
+        self.known |= dict.fromkeys(((fact.path, fact.stat) for fact in hashed), time.time())
+        self.elders.are_known(fact.stat.ino for fact in hashed)
         self.heard, self.hashes = len(self.history.facts), len(self.history.hashed)
 
     def tell(self, what: str) -> None:
@@ -177,18 +181,15 @@ class World:
         return wrong
 
     def _hashed_again(self) -> list[str]:
-        """Files that were read though they were known."""
+        """Files that were read since the last check though they were known; but a hash is believed only when it is old
+        enough, and a kill may have come between doing something and knowing that it was done."""
         wrong = []
-        versions: dict[object, float] = {}
-        files: dict[int, float] = {}
-        for number, fact in enumerate(self.history.hashed):
-            path, version, ino = at(fact.path), (fact.path, fact.stat), fact.stat.ino
-            before, is_sure = versions.get(version, fact.at), fact.at - files.get(ino, 0.0) > OLD_ENOUGH
-            versions[version] = files[ino] = fact.at
-            if number < self.hashes or not is_sure:
-                continue
-            if before < fact.at and not any(before < killed < fact.at for killed in self.kills):
-                wrong.append(f"{path!r} was hashed again, just as it was {fact.at - before:.3f} s before")
+        for fact in self.history.hashed[self.hashes :]:
+            path, ino = at(fact.path), fact.stat.ino
+            known = self.known.get((fact.path, fact.stat), fact.at)
+            is_young = 0 <= self.history.settled.get(fact.path, 0.0) - known <= OLD_ENOUGH
+            if not is_young and known < fact.at and not any(known < killed < fact.at for killed in self.kills):
+                wrong.append(f"{path!r} was hashed again, just as it was {fact.at - known:.3f} s before")
             if self.are_old and ino in self.elders.homes.keys() - self.elders.excused:
                 wrong.append(f"{self.elders.homes[ino].name}, old and only moved, was hashed again at {path!r}")
         return wrong
