@@ -19,6 +19,9 @@ _READ_BYTES = 256 << 10
 _ARCHITECTURE, _ALIGNMENT = b"general.architecture", b"general.alignment"
 _DEFAULT_ALIGNMENT, _LARGEST_ALIGNMENT = 32, 1 << 20
 _MAX_RANK = 8
+_MAX_ENTRIES = 1 << 16
+"""Of pairs, of tensors, of arrays in an array: no model has a tenth of that, and a hostile header is soon read."""
+
 _MOST = 1 << 62
 
 _STRING, _ARRAY = 8, 9
@@ -111,6 +114,8 @@ def read(fd: int) -> Contents:
     version, tensors, pairs = reader.numbers("<IQQ")
     if version not in _VERSIONS:
         raise BadHeader(f"This is a GGUF file of version {version}; 2 and 3 are known here. Convert it.")
+    if max(tensors, pairs) > _MAX_ENTRIES:
+        raise BadHeader("The header is damaged: there is more in it than in any model's. Download the file again.")
     known: dict[bytes, object] = {}
     for _ in range(pairs):
         key = reader.text()
@@ -145,7 +150,7 @@ def _contents(reader: "_Reader", tensors: int, architecture: str, alignment: int
         if max(parameters, end) > _MOST:
             raise BadHeader("The header is damaged: no file is as large as it says. Download the file again.")
     sizes.pop("", None)
-    end += -(-reader.at // alignment) * alignment
+    end += -(-reader.at // alignment) * alignment if tensors else reader.at
     return Contents(
         architecture=architecture,
         parameters=parameters,
@@ -167,7 +172,7 @@ class _Reader:
         if self.at > HEADER_LIMIT:
             raise BadHeader(f"This GGUF file's header is longer than {HEADER_LIMIT:,} bytes; it is not opened.")
         while len(self.raw) < self.at:
-            more = os.pread(self.fd, _READ_BYTES, len(self.raw))
+            more = os.pread(self.fd, max(_READ_BYTES, len(self.raw)), len(self.raw))
             if not more:
                 raise Unfinished(f"The file ends within its header, after {len(self.raw):,} bytes; download it again.")
             self.raw += more
@@ -196,11 +201,22 @@ class _Reader:
         if kind in _SIZES:
             self.take(_SIZES[kind] * count)
         elif kind == _STRING:
-            for _ in range(count):
-                self.text()
-        elif kind == _ARRAY and depth < _MAX_RANK:
+            self._skip_texts(count)
+        elif kind == _ARRAY and depth < _MAX_RANK and count <= _MAX_ENTRIES:
             for _ in range(count):
                 inner, length = self.numbers("<IQ")
                 self.skip(inner, length, depth + 1)
         else:
             raise BadHeader("The header is damaged: a value in it is of no known type. Download the file again.")
+
+    def _skip_texts(self, count: int) -> None:
+        """The words of a tokenizer are hundreds of thousands."""
+        unpack = struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            if len(self.raw) < self.at + 8:
+                self.take(8)
+                self.at -= 8
+            end = self.at + 8 + unpack(self.raw, self.at)[0]
+            if end > len(self.raw):
+                self.take(end - self.at)
+            self.at = end

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agents.ingest.tensors import HEADER_LIMIT
-from tests.ingest.making import encoded, model, put
+from tests.ingest.making import encoded, gguf, model, put
 
 Verdict = Literal["good", "unsafe", "problem", "ignored", "truncated", "oversized", "empty", "outside", "special"]
 """Hashed and ready, listed but never loaded, hashed and listed with a problem, nothing said, or why it is refused."""
@@ -62,6 +62,12 @@ def bomb() -> bytes:
         for _ in range(BOMB_BYTES >> 20):
             inner.write(bytes(1 << 20))
     return file.getvalue()
+
+
+def texts() -> bytes:
+    """A GGUF header of nearly two million empty texts."""
+    count = (HEADER_LIMIT - 1024) // 8
+    return b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<QIIQ", 0, 9, 8, count) + bytes(8 * count)
 
 
 def sparse(path: Path, _: Path) -> None:
@@ -118,6 +124,9 @@ CORPUS = (
     Hostile(b"preallocated.safetensors", "truncated", preallocated),
     of("counts.gguf", "problem", GGUF),
     of("long-text.gguf", "problem", GGUF + struct.pack("<Q", 2**64 - 1) + b"general.architecture"),
+    of("texts.gguf", "problem", texts),
+    of("cut.gguf", "truncated", gguf(b"flux")[:-40]),
+    of("cut.pt", "truncated", lambda: bomb()[:-1]),
     of("bomb.pt", "unsafe", bomb),
     of("bomb.ckpt", "unsafe", bomb),
     of("runs-code.pth", "unsafe", b"\x80\x02cposix\nsystem\nq\x00X\x02\x00\x00\x00idq\x01\x85q\x02Rq\x03."),

@@ -63,10 +63,12 @@ class Elders:
         self.was_away |= self._is_away()
         for inode in self.homes:
             place, changed_at = self._place(inode)
+            is_young = time.time() - self.known_since.get(inode, 0.0) < OLD_ENOUGH
+            if is_young and (self.was_away or changed_at != self.changed_at[inode]):
+                self.excused.add(inode)
             if changed_at != self.changed_at[inode]:
                 self.changed_at[inode] = changed_at
-                is_young = time.time() - self.known_since.get(inode, 0.0) < OLD_ENOUGH
-                if place in self.been[inode] or not place[0] or is_young:
+                if place in self.been[inode] or not place[0]:
                     self.excused.add(inode)
                 self.been[inode].append(place)
             if self.was_away and len(self.been[inode]) > 1:
