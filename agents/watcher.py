@@ -6,7 +6,6 @@ A scan is the truth; events of the file system only wake it. What was seen and w
 and evt.file.hash_failed to judge again.
 """
 
-import asyncio
 import functools
 import os
 import time
@@ -118,7 +117,6 @@ class Watcher:
         self.describer = Describer(table, self.roots, data, settings.stable, self.saying.bell.ring)
         self.look_now, self.judge_now = anyio.Event(), anyio.Event()
         self.look_at = float("inf")
-        self.loop = asyncio.get_running_loop()
         self.remote: dict[str, bool] = {}
         self.problems: dict[str, tuple[str, ...]] = {}
         self.waiting: dict[int, Row] = {}
@@ -129,7 +127,7 @@ class Watcher:
         self.fresh: set[tuple[str, str]] = set()
         self.stale = True
         self.judged: set[int] = set()
-        self.looks_begun = self.looks = 0
+        self.looks_begun = self.looks = self.left = 0
 
     async def hear_changes(self, root: str, ready: anyio.Event) -> None:
         """Wake the other loops when something may have happened below a root. See events.hear."""
@@ -200,7 +198,10 @@ class Watcher:
             self.saying.bell.ring()
         self._look_soon_at(vanished)
         self.describer.looked(scans)
-        self.looks += 1
+        if self.left:
+            self.look_now.set()
+        else:
+            self.looks = self.looks_begun
         return time.monotonic() - began
 
     def _look_soon_at(self, vanished: set[int]) -> None:
@@ -223,8 +224,7 @@ class Watcher:
         if not sure and any(isinstance(change, Lost) and not change.unmounted for change in changes):
             return None
         current = without(changes, self.judged)
-        if len(current) < len(changes):
-            self.loop.call_soon_threadsafe(lambda: self.look_now.set())
+        self.left = len(changes) - len(current)
         checked = verified(current, self.roots, sure=sure)
         if checked is None:
             return None
@@ -307,13 +307,13 @@ class Watcher:
             return seen
 
         def write(db: FilesDb) -> frozenset[int]:
-            self.judged.update(one.row.id for one in judged)
-            return judging.write(judged, db, time.time())
+            self.judged.update(one.row.id for one in ended)
+            return judging.write(ended, db, time.time())
 
         judged = await to_thread.run_sync(look)
         for tick in filter(None, (judging.growing(self.tracks.get(one.row.id), one) for one in judged)):
             await self.bus.tick(TICK_GROWING, tick, key=tick.key)
-        ended = any(isinstance(one.verdict, gate.Settled | gate.Refused) for one in judged)
+        ended = [one for one in judged if isinstance(one.verdict, gate.Settled | gate.Refused)]
         overtaken = await self.table.do(write) if ended else frozenset()
         for one in judged:
             id = one.row.id

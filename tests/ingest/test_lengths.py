@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from agents.ingest import lengths
 from agents.ingest.lengths import Length, length_of
 from tests.ingest.making import gguf, model, put
 
@@ -77,11 +76,3 @@ def test_the_name_that_counts_is_the_one_given(tmp_path: Path) -> None:
     blob = put(tmp_path / "blobs" / "0123abcd", model())
     assert said(blob) == Length()
     assert said(blob, b"a.safetensors") == Length(header="whole", expected=len(model()))
-
-
-def test_a_header_that_a_busy_machine_cannot_read_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def busy(fd: int) -> int:
-        raise lengths.HeaderUnread
-
-    monkeypatch.setattr(lengths.headers, "expected_size", busy)
-    assert said(put(tmp_path / "a.safetensors", model())) == Length()
