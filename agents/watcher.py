@@ -40,7 +40,7 @@ from bus.subjects import (
     TICK_GROWING,
 )
 from schemas.asks import FileList, ListedFile, ListFiles, RootState, ScanRoot
-from schemas.files import Hashed, HashFailed
+from schemas.files import FilePath, Hashed, HashFailed
 from schemas.settings import WatcherSettings
 
 log = structlog.get_logger()
@@ -123,7 +123,7 @@ class Watcher:
         self.ids: dict[tuple[str, str], int] = {}
         self.tracks: dict[int, gate.Track] = {}
         self.due: dict[int, float] = {}
-        self.vanished: set[int] = set()
+        self.unexplained: set[int] = set()
         self.fresh: set[tuple[str, str]] = set()
         self.stale = True
         self.judged: set[int] = set()
@@ -181,7 +181,7 @@ class Watcher:
         """Scan every root, write down what changed; returns the seconds it took."""
         self.looks_begun += 1
         self.look_now = anyio.Event()  # before looking, so that nothing said meanwhile is missed
-        vanished, self.vanished = self.vanished, set()
+        unexplained, self.unexplained = self.unexplained, set()
         self.look_at = float("inf")
         began, wall = time.monotonic(), time.time()
         self.judged.clear()
@@ -196,7 +196,7 @@ class Watcher:
             self.stale = True
             self.judge_now.set()
             self.saying.bell.ring()
-        self._look_soon_at(vanished)
+        self._look_soon_at(unexplained, scans)
         self.describer.looked(scans)
         if self.left:
             self.look_now.set()
@@ -204,12 +204,15 @@ class Watcher:
             self.looks = self.looks_begun
         return time.monotonic() - began
 
-    def _look_soon_at(self, vanished: set[int]) -> None:
-        """What was not there when it was to be judged, and is by the scan (its disk was away between): judge it."""
-        soon = time.monotonic() + gate.LOOK_AGAIN
-        for id in vanished & self.due.keys():
-            self.due[id] = min(self.due[id], soon)
-            self.judge_now.set()
+    def _look_soon_at(self, unexplained: set[int], scans: list[Scan]) -> None:
+        """What was not there, or another file, when it was to be judged, and is there by the scan: judge it soon. (Of
+        what the scan did not see either, the next one tells.)"""
+        soon, seen = time.monotonic() + gate.LOOK_AGAIN, {one.root: one.candidates for one in scans}
+        for id in unexplained & self.due.keys() & self.waiting.keys():
+            path = self.waiting[id].path
+            if path.rel in seen.get(path.root, {}):
+                self.due[id] = min(self.due[id], soon)
+                self.judge_now.set()
 
     def _compare(self, scans: list[Scan], wall: float, sure: bool, db: FilesDb) -> int | None:
         """In the table's thread: write down what changed, and count it.
@@ -278,7 +281,16 @@ class Watcher:
     async def _glance(self) -> None:
         """Take up what is new of the paths that events named; a scan explains the others."""
         fresh, self.fresh, self.stale = self.fresh, set(), True
-        if not await self.table.do(lambda db: take_up(fresh, self.roots, db, time.time())):
+
+        def take(db: FilesDb) -> bool:
+            done = take_up(fresh, self.roots, db, time.time())
+            found = (db.row_at(FilePath(root=root, rel=rel)) for root, rel in fresh)
+            self.judged.update(
+                row.id for row in found if row and row.state == "waiting"
+            )  # a scan under way did not see what is new
+            return done
+
+        if not await self.table.do(take):
             self.look_now.set()
 
     async def _read_waiting(self) -> None:
@@ -307,8 +319,9 @@ class Watcher:
             return seen
 
         def write(db: FilesDb) -> frozenset[int]:
-            self.judged.update(one.row.id for one in ended)
-            return judging.write(ended, db, time.time())
+            left = judging.write(ended, db, time.time())
+            self.judged.update(one.row.id for one in ended if one.row.id not in left)
+            return left
 
         judged = await to_thread.run_sync(look)
         for tick in filter(None, (judging.growing(self.tracks.get(one.row.id), one) for one in judged)):
@@ -322,12 +335,9 @@ class Watcher:
                 case gate.Wait(until=until, why=why):
                     self.due[id] = until
                     log.debug("waiting for a file", rel=one.row.path.rel, why=why)
-                case gate.Ignore():
+                case _ if id in overtaken or isinstance(one.verdict, gate.Ignore):
                     self.due[id] = time.monotonic() + self.settings.scan_interval
-                    self.vanished.add(id)
-                    self.look_now.set()
-                case _ if id in overtaken:
-                    self.due[id] = time.monotonic() + gate.LOOK_AGAIN
+                    self.unexplained.add(id)
                     self.stale = True
                     self.look_now.set()
                 case _:

@@ -73,6 +73,53 @@ async def test_a_waiting_file_that_is_back_before_a_scan_missed_it_is_judged_soo
         assert watching.due[row.id] <= time.monotonic() + gate.LOOK_AGAIN
 
 
+async def test_a_waiting_file_that_no_scan_sees_either_is_left_to_the_next_one(bus: Bus, tmp_path: Path) -> None:
+    folder, settings = tmp_path / "models", WatcherSettings(stable=60.0, scan_interval=3600.0)
+    put(folder / "a.ckpt", b"pickle")
+    async with table.opened(tmp_path / "files.sqlite3") as rows:
+        watching = watcher.Watcher(bus, rows, {"models": str(folder)}, settings, tmp_path)
+        await watching.look()
+        await watching._read_waiting()
+        [row] = watching.waiting.values()
+        folder.rename(tmp_path / "away")
+        await watching._judge([row])
+        watching._look_soon_at(watching.unexplained, [])
+        assert watching.due[row.id] > time.monotonic() + 3000
+
+
+async def test_a_file_left_to_the_scan_does_not_keep_the_scan_from_it(bus: Bus, tmp_path: Path) -> None:
+    """A known file is renamed over one that waits: nothing is written of that, so no scan has to mind it."""
+    folder = tmp_path / "models"
+    known, waits = put(folder / "a.safetensors", model()), put(folder / "b.safetensors", b"waits")
+    async with table.opened(tmp_path / "files.sqlite3") as rows:
+        watching = watcher.Watcher(bus, rows, {"models": str(folder)}, WatcherSettings(), tmp_path)
+        await watching.look()
+        await watching._read_waiting()
+        await watching._judge([row for row in watching.waiting.values() if row.path.rel == "a.safetensors"])
+        watching.judged.clear()
+        known.rename(waits)
+        await watching._judge([*watching.waiting.values()])
+        assert watching.judged == set()
+        await watching.look()
+        assert watching.left == 0
+        found = await rows.do(lambda db: [row for row in db.rows() if not row.gone])
+        assert [(row.path.rel, row.state) for row in found] == [("b.safetensors", "settled")]
+
+
+async def test_a_file_that_came_after_a_scan_went_by_is_not_gone(bus: Bus, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    async with table.opened(tmp_path / "files.sqlite3") as rows:
+        watching = watcher.Watcher(bus, rows, {"models": str(folder)}, WatcherSettings(), tmp_path)
+        scans = watching._scan()
+        put(folder / "a.ckpt", b"pickle")
+        watching.fresh.add(("models", "a.ckpt"))
+        await watching._glance()
+        await rows.do(lambda db: watching._compare(scans, time.time(), True, db))
+        assert [row.gone for row in await rows.do(lambda db: db.rows())] == [False]
+        assert watching.left == 1
+
+
 async def test_a_root_that_is_not_there_at_start_is_taken_up_when_it_comes(drop: Drop) -> None:
     drop.folder.rmdir()
     async with drop.agents():

@@ -147,7 +147,7 @@ def _contents(reader: "_Reader", tensors: int, architecture: str, alignment: int
         size = count // block * block_bytes
         sizes[name] = sizes.get(name, 0) + size
         end = max(end, offset + size)
-        if max(parameters, end) > _MOST:
+        if max(parameters, end, sizes[name]) > _MOST:
             raise BadHeader("The header is damaged: no file is as large as it says. Download the file again.")
     sizes.pop("", None)
     end += -(-reader.at // alignment) * alignment if tensors else reader.at

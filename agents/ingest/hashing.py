@@ -117,7 +117,7 @@ def sums_of(
     """The same for the sums that `make` gives for the open file, in hex under their names."""
     started = clock()
     with _opened(path) as fd:
-        _check(fd, expected)
+        _check(fd, expected, path)
         sums = make(fd)
         meter = _Meter(expected.size, started, on_progress, clock)
         with closing(read(fd, expected.size, cores)) as chunks:
@@ -127,7 +127,7 @@ def sums_of(
                 meter.add(len(chunk))
                 if cancelled():
                     raise HashCancelled
-        _check(fd, expected)
+        _check(fd, expected, path)
     return {name: value.hexdigest() for name, value in sums.items()}
 
 
@@ -153,14 +153,12 @@ def _opened(path: str | bytes) -> Iterator[int]:
             os.close(fd)
 
 
-def _check(fd: int, expected: Stat) -> None:
+def _check(fd: int, expected: Stat, path: str | bytes) -> None:
     """Raises ChangedWhileHashing unless the open file is, byte for byte of its Stat, the one that was settled; Gone
-    when no name leads to it any more."""
+    when it is not even there any more."""
     found = os.fstat(fd)
-    if found.st_nlink == 0:
-        raise Gone
     if not stat.S_ISREG(found.st_mode) or stat_of(found) != expected:
-        raise ChangedWhileHashing
+        raise ChangedWhileHashing if os.path.lexists(path) else Gone
 
 
 def _hashes(fd: int, algorithms: Collection[Algorithm]) -> dict[str, Sum]:

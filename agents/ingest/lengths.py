@@ -50,7 +50,8 @@ def length_of(fd: int, name: bytes, size: int) -> Length:
 
 
 def _of_archive(fd: int, size: int) -> Length:
-    """A zip archive is whole when its directory lies right before its end. (What only looks like one says nothing.)"""
+    """A zip archive is whole when its directory lies right before its end. What only looks like one says nothing, nor
+    does one with more behind it: it can be loaded."""
     if os.pread(fd, len(_ZIP), 0) != _ZIP:
         return Length()
     begin = max(0, size - _END_BYTES - _COMMENT_BYTES)
@@ -62,7 +63,7 @@ def _of_archive(fd: int, size: int) -> Length:
     end = begin + at
     if _ELSEWHERE in (length, offset):
         place = os.pread(fd, _PLACE_BYTES, end - _PLACE_BYTES) if end >= _PLACE_BYTES else b""
-        if not place.startswith(_ZIP64_PLACE):
+        if len(place) < _PLACE_BYTES or not place.startswith(_ZIP64_PLACE):
             return Length()
         (end,) = struct.unpack_from("<Q", place, 8)
         record = os.pread(fd, _END64_BYTES, end) if end < size else b""
@@ -71,4 +72,5 @@ def _of_archive(fd: int, size: int) -> Length:
         length, offset = struct.unpack_from("<QQ", record, 40)
     if offset + length > end or os.pread(fd, len(_ZIP_ENTRY), offset) != _ZIP_ENTRY:
         return Length()
-    return Length(header="whole", expected=begin + at + _END_BYTES + comment)
+    expected = begin + at + _END_BYTES + comment
+    return Length(header="whole", expected=expected) if size <= expected else Length()

@@ -32,7 +32,7 @@ def observe(
     """What a file is like at `now` (monotonic seconds), below the folder `root`. Never raises for what it finds.
 
     `remote` says that others may write the file unseen (see `mounts.is_remote`): a lease proves nothing then. With
-    `previous`, a header is not read again for the very Stat it was read for.
+    `previous`, a length that the file gave is not read again for the very Stat it was read for.
     """
     try:
         named, path = join(root, rel), resolve(root, rel)
@@ -63,7 +63,7 @@ def _look(named: bytes, path: bytes, now: float, remote: bool, previous: gate.Ob
                     at=now, nature="file", stat=stat_of(os.fstat(fd)), lease="held", control=control
                 )
             before = stat_of(os.fstat(fd))
-            if previous is not None and previous.stat == before and previous.lease != "held":
+            if previous is not None and previous.stat == before and previous.header != "none":
                 said = Length(header=previous.header, expected=previous.expected, error=previous.error)
             else:
                 said = length_of(fd, named, before.size)

@@ -198,6 +198,16 @@ def test_what_is_gone_or_can_not_be_read_says_so(tmp_path: Path, monkeypatch: py
     with pytest.raises(Gone):
         hash_file(str(tmp_path / "b.ckpt"), expected=stat)
 
+    def deleted() -> bool:
+        path.unlink(missing_ok=True)
+        return False
+
+    with pytest.raises(Gone):
+        hash_file(str(path), expected=stat, cancelled=deleted)
+
+    path = put(tmp_path / "a.ckpt", content(4 * BUFFER_BYTES))
+    stat = stat_of(path.stat())
+
     def broken(*_: object) -> int:
         raise OSError(5, "Input/output error")
 

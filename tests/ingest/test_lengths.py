@@ -62,6 +62,18 @@ def test_an_archive_larger_than_32_bits_says_its_length(tmp_path: Path, monkeypa
     assert said(put(tmp_path / "b.pt", content[:-30])).header == "partial"
 
 
+def test_an_archive_with_more_behind_it_can_be_loaded_and_says_nothing(tmp_path: Path) -> None:
+    content = archive(tmp_path / "a.pt") + b"\n"
+    assert said(put(tmp_path / "b.pt", content)) == Length()
+    assert torch.load(tmp_path / "b.pt", weights_only=True)["weight"].sum() == 1000
+
+
+def test_a_record_that_is_cut_off_proves_nothing(tmp_path: Path) -> None:
+    end = b"PK\x05\x06" + b"\0" * 8 + b"\xff" * 8 + b"\0\0"
+    for before in (b"PK\x03\x04", b"PK\x03\x04" + b"PK\x06\x07" + b"\xff" * 16, b"PK\x03\x04PK\x06\x07" + b"\0" * 16):
+        assert said(put(tmp_path / "a.pt", before + end)) == Length()
+
+
 def test_the_end_of_another_archive_proves_nothing(tmp_path: Path) -> None:
     whole = archive(tmp_path / "a.ckpt")
     assert said(put(tmp_path / "b.ckpt", whole[:500] + whole[-22:])) == Length()
