@@ -63,8 +63,7 @@ class Elders:
         self.was_away |= self._is_away()
         for inode in self.homes:
             place, changed_at = self._place(inode)
-            is_young = time.time() - self.known_since.get(inode, 0.0) < OLD_ENOUGH
-            if is_young and (self.was_away or changed_at != self.changed_at[inode]):
+            if time.time() - self.known_since.get(inode, 0.0) < OLD_ENOUGH:
                 self.excused.add(inode)
             if changed_at != self.changed_at[inode]:
                 self.changed_at[inode] = changed_at
