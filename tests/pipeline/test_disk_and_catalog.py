@@ -139,7 +139,6 @@ def worlds(tmp_path: Path) -> Iterator[Worlds]:
     made.end()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)  # a failure is made smaller for up to five minutes before it is shown
 def test_after_any_history_of_disk_and_agents_the_catalog_is_what_the_disk_is(worlds: Worlds):
     run_state_machine_as_test(
