@@ -75,9 +75,8 @@ async def run(
                 await event.wait()
             await watcher.look()
             await rows.do(watcher.saying.ask_again)
-            mine = digest_id(os.uname().nodename, data_dir.absolute())[
-                :12
-            ]  # each watcher has a place of its own in FILES
+            # Each watcher has a place of its own in FILES.
+            mine = digest_id(os.uname().nodename, data_dir.absolute())[:12]
             for follower, row in (
                 (f"watcher-hashed-{mine}", FILE_HASHED),
                 (f"watcher-failed-{mine}", FILE_HASH_FAILED),
@@ -285,9 +284,8 @@ class Watcher:
         def take(db: FilesDb) -> bool:
             done = take_up(fresh, self.roots, db, time.time())
             found = (db.row_at(FilePath(root=root, rel=rel)) for root, rel in fresh)
-            self.judged.update(
-                row.id for row in found if row and row.state == "waiting"
-            )  # a scan under way did not see what is new
+            # A scan under way did not see what is new.
+            self.judged.update(row.id for row in found if row and row.state == "waiting")
             return done
 
         if not await self.table.do(take):
