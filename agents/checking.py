@@ -2,15 +2,19 @@
 
 import sqlite3
 import sys
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import anyio
 import msgspec
 from anyio import to_thread
 
+from agents.bell import Bell
 from agents.catalog import verify as verifying
+from agents.catalog.database import Database
 from agents.catalog.verify import Checked, Place, Problem
 from agents.commands import running_bus, say
 from agents.ingest.errors import IngestError
@@ -18,7 +22,9 @@ from agents.ingest.hashing import hash_file
 from agents.ingest.paths import resolve, stat_of
 from agents.progress import printable
 from agents.rebuilding import rebuild as make_anew
-from agents.service import find, locked
+from agents.relay import relay
+from agents.replay import put_in_place, set_aside, stream_of
+from agents.service import find, locked, owned
 from bus.client import Bus, connect
 from bus.errors import UserError
 from bus.server import local_server
@@ -97,10 +103,12 @@ async def _any_bus(settings: Settings) -> AsyncIterator[Bus]:
             yield bus
 
 
-async def rebuild(settings: Settings, output: Path | None, as_json: bool) -> int:
-    """Make the catalog anew of its history and compare it with the live one; the status is 1 when they differ. Raises
-    UserError."""
+async def rebuild(settings: Settings, output: Path | None, as_json: bool, replace: bool = False) -> int:
+    """Make the catalog anew of its history and compare it with the live one; the status is 1 when they differ. With
+    `replace`, put it in the live one's place. Raises UserError."""
     live = Path(settings.data_dir) / "catalog.db"
+    if replace:
+        return await _replace(settings, live, as_json)
     target = output or live.with_name("catalog.rebuilt.db")
     async with _any_bus(settings) as bus:
         try:
@@ -125,3 +133,42 @@ async def rebuild(settings: Settings, output: Path | None, as_json: bool) -> int
     )
     say(f"{found.path}: made of {found.transactions:,} transactions in {found.seconds:.1f} s; {verdict}")
     return 0 if found.same else 1
+
+
+async def _replace(settings: Settings, live: Path, as_json: bool) -> int:
+    async with _any_bus(settings) as bus:
+        with owned(live):
+            if (end := (await stream_of(bus)).end) is None:
+                raise UserError("the bus has no history to make a catalog of: restore a backup of its files")
+            done = await put_in_place(bus, live, end, time.time())
+    if as_json:
+        say(msgspec.json.encode({"path": str(live), **msgspec.to_builtins(done)}).decode())
+    else:
+        made = f"made of {done.transactions:,} transactions in {done.seconds:.1f} s"
+        say(f"{live}: {made}; the file that was there is in the trash")
+    return 0
+
+
+async def _until_published(db: Database) -> None:
+    while True:
+        if not (await db.standing()).unsent:
+            return
+        await anyio.sleep(0.05)
+
+
+async def new_history(settings: Settings, empty: bool) -> None:
+    """Begin a new history with what the catalog holds, or with nothing, and publish its beginning. Raises UserError."""
+    live = Path(settings.data_dir) / "catalog.db"
+    async with _any_bus(settings) as bus:
+        with owned(live):
+            if empty:
+                await to_thread.run_sync(set_aside, live, time.time())
+            elif not await to_thread.run_sync(live.is_file):
+                raise UserError(f"{live} is not there: restore it, or begin with nothing (--empty)")
+            end = (await stream_of(bus)).end
+            opened = Database.open(live, now=time.time, begin=True, after=end.id if end else "")
+            async with opened as db, anyio.create_task_group() as tasks:
+                tasks.start_soon(relay, bus, db, Bell())
+                await _until_published(db)
+                tasks.cancel_scope.cancel()
+    say(f"{live}: a new history begins{'' if empty else ' with all that it holds'}")

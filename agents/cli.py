@@ -8,7 +8,7 @@ import anyio
 import msgspec
 import typer
 
-from agents import tagcli
+from agents import tagcli, trashcli
 from agents.options import Config, Data, Json, Nats, exit_with, read_settings
 from bus.errors import DarkroomError, UserError
 from bus.work import sole
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 
 app.add_typer(tagcli.app, name="tags")
+app.add_typer(trashcli.app, name="trash")
 
 USER_ERROR, FAILED = 2, 1
 
@@ -268,6 +269,10 @@ def rebuild(
         Path | None,
         typer.Option("-o", "--output", help="The new file (default: DATA/catalog.rebuilt.db)."),
     ] = None,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Put it in the live one's place, which goes to the trash; nothing may run."),
+    ] = False,
     data: Data = None,
     nats: Nats = None,
     config: Config = None,
@@ -276,7 +281,25 @@ def rebuild(
     """Make the catalog anew of its history alone, and compare it with the live one row for row."""
     from agents.checking import rebuild as command
 
-    exit_with(anyio.run(command, read_settings(data, nats, config), output, json))
+    if replace and output:
+        raise UserError("--replace puts the new catalog in the live one's place: it takes no --output")
+    exit_with(anyio.run(command, read_settings(data, nats, config), output, json, replace))
+
+
+@app.command("new-history")
+def new_history(
+    empty: Annotated[
+        bool, typer.Option("--empty", help="With an empty catalog; the one there goes to the trash.")
+    ] = False,
+    data: Data = None,
+    nats: Nats = None,
+    config: Config = None,
+) -> None:
+    """Begin a new history with what the catalog holds: for one that does not go with the history on its bus. The old
+    history stays on the bus, and is no longer replayed. Nothing may run."""
+    from agents.checking import new_history as command
+
+    exit_with(anyio.run(command, read_settings(data, nats, config), empty))
 
 
 @app.command()

@@ -32,6 +32,7 @@ from agents.catalog.resolve import list_models, resolve
 from agents.imports import serve_imports
 from agents.portraits import Portraits
 from agents.relay import relay
+from agents.replay import prepare
 from agents.service import owned
 from bus.client import Bus, encode
 from bus.consumer import Fact, follow
@@ -108,8 +109,10 @@ async def run(
 
     Ready when every fact stored before has been applied and asks are answered.
 
-    Raises CatalogTaken when another migrator answers on this bus, CatalogUnusable or CatalogTooNew for the file, and
-    UserError when another has it, on whatever bus.
+    The file is held beside its history first, and made of that where it is missing, damaged or older.
+
+    Raises CatalogTaken when another migrator answers on this bus, CatalogUnusable or CatalogTooNew for the file,
+    CatalogApart when it belongs to another history, and UserError when another has it, on whatever bus.
     """
     await _refuse_to_be_second(bus)
     with owned(path):
@@ -133,20 +136,21 @@ async def _keep(
 
     async with anyio.create_task_group() as greeters:  # ends last: the place is free when the file is closed
         instance = await _claim(bus, clock, greeters)
-        async with Database.open(path, now=clock, changed=changed) as db, anyio.create_task_group() as tasks:
+        opening = await prepare(bus, path, clock())
+        opened = Database.open(path, now=clock, changed=changed, begin=opening.begin, after=opening.after)
+        async with opened as db, anyio.create_task_group() as tasks:
             await forget_messages(db, before=clock() - REMEMBERED_SECONDS)
-            afresh = await db.meta(_FOLLOWED) is None
+            files_from, images_from = await _starts(db)
             tasks.start_soon(relay, bus, db, to_say)
             files = partial(_hear_files, bus, db, clock, settings.conflicts)
-            images = Portraits(bus, db, path.parent, clock)
-            await tasks.start(partial(follow, bus, FILES, HEARD, NAME, files, pattern=EVERYTHING, afresh=afresh))
-            await db.put_meta(_FOLLOWED, "yes")
+            images = Portraits(bus, db, path.parent, clock, settings.trash_days)
+            await tasks.start(partial(follow, bus, FILES, HEARD, NAME, files, pattern=EVERYTHING, afresh=files_from))
             # Until the catalog has heard all there is, "no such model" would be a lie that ends jobs.
             await _catch_up(bus)
             tasks.start_soon(images.keep_asking, to_draw)
-            await tasks.start(
-                partial(follow, bus, EVENTS, portraits.HEARD, f"{NAME}-images", images.hear, pattern=EVENTS_OF_IMAGES)
-            )
+            hear = partial(follow, bus, EVENTS, portraits.HEARD, f"{NAME}-images", images.hear)
+            await tasks.start(partial(hear, pattern=EVENTS_OF_IMAGES, afresh=images_from))
+            await db.put_meta(_FOLLOWED, "yes")
             alike = Alike(bus, db, frozenset(roots), clock, partial(_catch_up, bus))
             tasks.start_soon(alike.keep)
             tasks.start_soon(images.keep_tidy)
@@ -162,6 +166,15 @@ async def _keep(
                 await tasks.start(bus.answer, subject, reply)
             log.info("catalog ready", path=str(path), instance=instance)
             task_status.started()
+
+
+async def _starts(db: Database) -> tuple[int | None, int | None]:
+    """Where a new or rebuilt catalog begins to read the facts about files and about pictures: behind those whose
+    effects are in it. None for one that was read into before: its durables know."""
+    if await db.meta(_FOLLOWED) is not None:
+        return None, None
+    files, events = [int(await db.meta(f"cursor.{stream}") or 0) + 1 for stream in (FILES, EVENTS)]
+    return files, events
 
 
 async def _hear_files(
@@ -224,7 +237,7 @@ async def _apply(bus: Bus, db: Database, facts: list[Fact], clock: Callable[[], 
     # A fact holds the time it was true: the same words again, by whatever way, are the same fact.
     told = [(digest_id(fact.row.template, encode(fact.payload)), fact.payload) for fact in facts]
     try:
-        return await apply(db, told, now=clock(), strategy=strategy)
+        return await apply(db, told, now=clock(), strategy=strategy, cursor={FILES: facts[-1].seq})
     except IMPOSSIBLE as error:
         if len(told) > 1:
             return sum([await _apply(bus, db, [fact], clock, strategy) for fact in facts])

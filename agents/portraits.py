@@ -8,10 +8,12 @@ that is queued already is taken for the same.
 import sqlite3
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
+import nats.errors
 import structlog
 from anyio import to_thread
 
@@ -27,14 +29,19 @@ from agents.catalog.describing import (
     picture_encoded,
     picture_refused,
     pictures_used,
+    trash_originals,
 )
 from agents.catalog.gallery import add_outputs
 from agents.catalog.impossible import Impossible
+from agents.catalog.models import note_cursor
 from agents.catalog.picturing import drop_picture
+from agents.catalog.position import judge
 from agents.catalog.promoting import drop_promoted, promote_chosen, unused_originals
 from agents.diffusion.samplers import labels
 from agents.images.infotext import of_plan
 from agents.images.pictures import remove_picture, tidy
+from agents.replay import stream_of
+from agents.storage.trash import empty
 from bus.client import Bus
 from bus.consumer import Fact, enqueue
 from bus.errors import DarkroomError, Undecodable
@@ -47,9 +54,12 @@ from schemas.images import Encoded, EncodePicture, PictureRefused
 log = structlog.get_logger()
 
 HEARD: tuple[Subject[Any], ...] = (IMAGE_ENCODED, IMAGE_REFUSED)
+STREAM = "EVENTS"
 UNDER_WAY = 32
 """Pictures of models in the encoder's queue at most: generated ones must find room there at any time."""
 TIDY_SECONDS = 3600.0
+TRASH_DAYS = 30.0
+DAY = 24 * 3600.0
 ASK_AGAIN_SECONDS = 600.0
 """What was asked for and has not come since is asked for once more."""
 
@@ -57,8 +67,11 @@ ASK_AGAIN_SECONDS = 600.0
 class Portraits:
     """The pictures of one catalog, whose files lie below `data`."""
 
-    def __init__(self, bus: Bus, db: Database, data: Path, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, bus: Bus, db: Database, data: Path, clock: Callable[[], float], trash_days: float = TRASH_DAYS
+    ) -> None:
         self.bus, self.db, self.data, self.clock = bus, db, data, clock
+        self.trash_days = trash_days
         self.asked: set[str] = set()
 
     async def keep_asking(self, bell: Bell) -> None:
@@ -111,6 +124,7 @@ class Portraits:
                     done += await picture_encoded(sql, fact.payload)
             for encoded, model, texts in outputs:
                 await add_outputs(sql, encoded, model, texts)
+            await note_cursor(sql, {STREAM: facts[-1].seq})
             models = {fact.payload.sha256 if _is_refused(fact) else fact.payload.model for fact in facts} - {""}
             done += await drop_promoted(sql, models, self.clock())
         await self.forget(done)
@@ -134,21 +148,44 @@ class Portraits:
         return reply
 
     async def keep_tidy(self) -> None:
-        """Every hour, remove pictures and originals that nothing in the catalog needs: what a kill left behind."""
+        """Every hour, move pictures and originals that nothing in the catalog needs to the trash (a kill left them
+        behind), and remove what lies there for too long. Without a catalog that is shown to be at the end of its
+        history, nothing is judged: what it does not know may be what it lost."""
         while True:
             try:
-                originals = frozenset(await originals_used(self.db))
-                pictures = frozenset(await pictures_used(self.db))
-                removed = await to_thread.run_sync(tidy, self.data, originals, pictures, time.time())
-                if removed:
-                    log.info("unused pictures removed", files=removed)
-            except (OSError, sqlite3.Error) as error:
+                if (since := await self._whole_since()) is None:
+                    log.warning("pictures not tidied: the catalog is not at the end of its history")
+                else:
+                    originals = frozenset(await originals_used(self.db))
+                    pictures = frozenset(await pictures_used(self.db))
+                    sweep = partial(tidy, self.data, originals, pictures, time.time(), since=since)
+                    moved = await to_thread.run_sync(sweep)
+                    if moved:
+                        log.info("unused pictures moved to the trash", files=moved)
+                before = time.time() - self.trash_days * DAY
+                files, size = await to_thread.run_sync(partial(empty, self.data, before=before))
+                if files:
+                    log.info("old files removed from the trash", files=files, bytes=size)
+            except (OSError, sqlite3.Error, DarkroomError, nats.errors.Error) as error:
                 log.warning("pictures not tidied", error=str(error))
             await anyio.sleep(TIDY_SECONDS)
 
+    async def _whole_since(self) -> float | None:
+        """When the catalog began (seconds since 1970), if it is what its history on the bus says: a transaction on its
+        way there is no difference."""
+        file = await self.db.standing()
+        if file.position is None or judge(file, await stream_of(self.bus)).verdict != "current":
+            return None
+        return file.position.begun
+
     async def forget_leftovers(self) -> None:
-        """At start, before anything is imported: remove originals that a kill left between a commit and this."""
-        await self.forget(await to_thread.run_sync(pending_originals, self.data))
+        """At start, before anything is imported: move originals to the trash that a kill left between a commit and
+        this."""
+        if (since := await self._whole_since()) is not None:
+            originals = await to_thread.run_sync(pending_originals, self.data, since)
+            async with self.db.atomic() as sql:
+                unused = await unused_originals(sql, originals)
+                await to_thread.run_sync(trash_originals, self.data, unused, time.time())
 
     async def forget(self, originals: list[str]) -> None:
         """Remove those pending originals that nothing needs any more: within a transaction, so that no import can give

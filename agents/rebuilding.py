@@ -1,28 +1,22 @@
-"""`darkroom rebuild`: a new catalog made of the CATALOG stream alone, compared row for row with the live one."""
+"""`darkroom rebuild`: a new catalog made of its history alone, compared row for row with the live one."""
 
 import sqlite3
-import time
-from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import anyio
 import msgspec
-import nats.errors
 from anyio import to_thread
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-from agents.catalog import history
-from agents.catalog.database import Database
-from agents.catalog.rebuild import Differences, Rebuilt, compare, read_only, rebuilt
+from agents.catalog.position import Point
+from agents.catalog.rebuild import Differences, compare, read_only
+from agents.replay import BrokenHistory, replay, stream_of
 from bus.client import Bus
-from bus.errors import DarkroomError, UserError
-from bus.subjects import CATALOG_CHANGED
+from bus.errors import UserError
 from schemas.models import Changed
 
-STREAM = "CATALOG"
 TRIES = 50
-_FETCHED = 200
+NOTHING = Point(id="")
+"""The end of a history that has none."""
 
 
 class Rebuild(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,90 +38,41 @@ async def rebuild(bus: Bus, live: Path, output: Path) -> Rebuild:
     """Make the catalog anew in `output`, and compare it with the one at `live` if that is there. Raises UserError."""
     if await to_thread.run_sync(output.exists):
         raise UserError(f"{output} is there already: move it away, or name another file with --output")
-    began = time.monotonic()
     with ExitStack() as stack:
-        snapshot, up_to, unsent = await _snapshot(bus, live, stack)
+        snapshot, end, unsent = await _snapshot(bus, live, stack)
         try:
-            async with Database.open(output, now=time.time):
-                pass  # it has the tables now
-            count = await _replayed(bus, live.parent / "history", output, up_to, unsent)
-        except (OSError, ValueError, sqlite3.Error) as error:
+            done = await replay(bus, live.parent / "history", output, end, unsent)
+        except (BrokenHistory, OSError) as error:
             raise UserError(f"the history can't be replayed into {output}: {error}") from error
         tables = await to_thread.run_sync(_compared, snapshot, output) if snapshot else []
-    took = round(time.monotonic() - began, 3)
-    return Rebuild(path=str(output), transactions=count, seconds=took, tables=tuple(tables))
+    return Rebuild(path=str(output), transactions=done.transactions, seconds=done.seconds, tables=tuple(tables))
 
 
-async def _snapshot(bus: Bus, live: Path, stack: ExitStack) -> tuple[sqlite3.Connection | None, int, list[Changed]]:
-    """The live catalog at a moment when the stream stood still: what it holds is what the stream tells up to that
-    sequence, and what was not published yet."""
+async def _snapshot(bus: Bus, live: Path, stack: ExitStack) -> tuple[sqlite3.Connection | None, Point, list[Changed]]:
+    """The live catalog at a moment when the stream stood still: what it holds is what the stream tells up to its end,
+    and what was not published yet."""
     if not await to_thread.run_sync(live.exists):
-        return None, await _last_seq(bus), []
+        return None, (await stream_of(bus)).end or NOTHING, []
     for _ in range(TRIES):
-        before = await _last_seq(bus)
+        before = await stream_of(bus)
         with ExitStack() as attempt:
             connection = attempt.enter_context(read_only(live))
-            rows = connection.execute("SELECT kind, payload, msg_id FROM outbox ORDER BY id").fetchall()
-            if await _last_seq(bus) == before:
+            query = "SELECT payload FROM outbox WHERE kind = 'catalog.changed' ORDER BY id"
+            unsent = [msgspec.json.decode(payload, type=Changed) for (payload,) in connection.execute(query).fetchall()]
+            if await stream_of(bus) == before:
                 stack.push(attempt.pop_all())
-                return connection, before, await _unsent(bus, before, rows)
+                return connection, *_line(before.end, unsent)
     raise UserError("the catalog changes all the time: try again when less is going on")
 
 
-async def _unsent(bus: Bus, last: int, rows: list[tuple[str, str, str]]) -> list[Changed]:
-    """Of the outbox, what is not in the stream: what comes behind its last message."""
-    stored = ""
-    if last:
-        stored = str(((await bus.js.get_msg(STREAM, last)).headers or {}).get("Nats-Msg-Id", ""))
-    ids = [msg_id for _, _, msg_id in rows]
-    behind = rows[ids.index(stored) + 1 :] if stored in ids else rows
-    return [msgspec.json.decode(payload, type=Changed) for kind, payload, _ in behind if kind == "catalog.changed"]
-
-
-async def _last_seq(bus: Bus) -> int:
-    return int((await bus.js.stream_info(STREAM)).state.last_seq)
-
-
-async def _replayed(bus: Bus, folder: Path, output: Path, up_to: int, unsent: list[Changed]) -> int:
-    count = 0
-    with rebuilt(output) as new:
-        async for fact in _facts(bus, up_to):
-            await to_thread.run_sync(_replay, new, fact, folder)
-            count += 1
-        for fact in unsent:
-            await to_thread.run_sync(_replay, new, fact, folder)
-            count += 1
-        await to_thread.run_sync(new.make_searchable)
-    return count
-
-
-def _replay(new: Rebuilt, fact: Changed, folder: Path) -> None:
-    new.replay(history.changes_of(fact, folder))
-
-
-async def _facts(bus: Bus, up_to: int) -> AsyncIterator[Changed]:
-    """Every transaction that the stream tells, in order, up to a sequence. Raises DarkroomError when one is missing."""
-    if not up_to:
-        return
-    subject = CATALOG_CHANGED.filter()
-    wanted = sum((await bus.waiting(STREAM, subject)).values())
-    config = ConsumerConfig(
-        deliver_policy=DeliverPolicy.ALL, ack_policy=AckPolicy.NONE, inactive_threshold=30.0, mem_storage=True
-    )
-    puller = await bus.js.pull_subscribe(subject, stream=STREAM, config=config)
-    read = at = 0
-    try:
-        while read < wanted and at < up_to:
-            for message in await puller.fetch(min(_FETCHED, wanted - read), timeout=10):
-                read, at = read + 1, message.metadata.sequence.stream
-                if at > up_to:
-                    return
-                yield CATALOG_CHANGED.decode(message.data)
-    except (nats.errors.Error, TimeoutError) as error:
-        raise DarkroomError(f"the CATALOG stream could not be read to its end: {error}") from error
-    finally:
-        with anyio.CancelScope(shield=True):
-            await puller.unsubscribe()
+def _line(end: Point | None, unsent: list[Changed]) -> tuple[Point, list[Changed]]:
+    """The history to replay, and what of the outbox comes after the stream's end: some of it may be stored already. A
+    history that was begun and not published yet is in the outbox alone."""
+    if unsent and (not end or end.history != unsent[-1].history):
+        return msgspec.structs.replace(NOTHING, history=unsent[-1].history), unsent
+    ids = [fact.id for fact in unsent]
+    stored = end.id if end else ""
+    return end or NOTHING, unsent[ids.index(stored) + 1 :] if stored in ids else unsent
 
 
 def _compared(live: sqlite3.Connection, output: Path) -> list[Differences]:

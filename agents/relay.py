@@ -11,7 +11,10 @@ from nats.js.errors import NotFoundError
 
 from agents.bell import Bell
 from agents.catalog.database import Database
+from agents.catalog.errors import CatalogApart
 from agents.catalog.outbox import Outgoing, outgoing, published
+from agents.catalog.position import judge
+from agents.replay import apart, read_stream, stream_of
 from bus.client import Bus
 from bus.errors import Retry, Taken
 from bus.subjects import ALL, Subject
@@ -29,11 +32,13 @@ _BEHIND = "Nats-Expected-Last-Sequence"
 
 
 async def relay(bus: Bus, db: Database, bell: Bell) -> None:
-    """Publish the outbox in order, for ever; what can't be published is tried again, and nothing overtakes it."""
+    """Publish the outbox in order, for ever; what can't be published is tried again, and nothing overtakes it. Raises
+    CatalogApart when the stream turns out to be of another catalog."""
     pause = bus.settings.retry_delay
     while True:
         try:
             last = await _last_stored(bus)
+            await _stay_together(bus, db)
             if await _forget_stored(bus, db, last):
                 pause = bus.settings.retry_delay
             while True:
@@ -43,6 +48,8 @@ async def relay(bus: Bus, db: Database, bell: Bell) -> None:
                     await published(db, rows[-1].id)
                 pause = bus.settings.retry_delay
                 await bell.wait()
+        except CatalogApart:
+            raise
         except Exception as error:
             if isinstance(sole(error), Retry | Taken):
                 log.warning("the catalog's history was not published, trying again", why=str(sole(error)))
@@ -50,6 +57,20 @@ async def relay(bus: Bus, db: Database, bell: Bell) -> None:
                 log.exception("the catalog's history was not published, trying again")
             await anyio.sleep(pause)
             pause = min(pause * 2, 30.0)
+
+
+async def _stay_together(bus: Bus, db: Database) -> None:
+    """The stream ends where the catalog is, or was. One that somebody deleted, or that a server lost the end of, gets
+    a new history with all that the catalog holds. Raises CatalogApart for another catalog's."""
+    stream, file = await stream_of(bus), await db.standing()
+    judgement = judge(file, stream)
+    if judgement.verdict == "read":
+        judgement = judge(file, await read_stream(bus, stream, file))
+    if judgement.verdict == "go on":
+        log.warning("a new history begins with all that the catalog holds", why=judgement.why)
+        await db.begin_history(stream.end.id if stream.end else "")
+    elif judgement.verdict != "current":
+        raise CatalogApart(apart(db.path, judgement.why))
 
 
 async def _publish(bus: Bus, rows: list[Outgoing], last: int) -> None:

@@ -79,14 +79,15 @@ async def follow(
     *,
     pattern: str,
     batch: int = 256,
-    afresh: bool = False,
+    afresh: int | None = None,
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Read a stream of facts in order, in batches, from where this durable stopped. Ready when the first pull is out.
 
     `handle` gets facts it has not acknowledged before (after a kill: perhaps again) and must apply them all or raise.
     What it raises is tried again, in order, for ever: a fact is never skipped, except one that can't be decoded, which
-    goes to the dead letters. `afresh` forgets where the durable stopped and reads the stream from its beginning.
+    goes to the dead letters. `afresh` forgets where the durable stopped and reads the stream from that sequence on, or
+    all of it where it is shorter.
 
     One follower of a name at a time. What a lost connection swallowed would come again behind newer facts, and what a
     blocked loop held too long would come twice: so the deliveries are counted, and where one is missing the durable is
@@ -99,7 +100,7 @@ async def follow(
         puller = Puller(bus, stream, consumer, batch * 2)
         async with puller.messages() as messages:
             task_status.started()
-            task_status, afresh = anyio.TASK_STATUS_IGNORED, False
+            task_status, afresh = anyio.TASK_STATUS_IGNORED, None
             while await follower.apply_some(puller, await _batch(messages, batch)):
                 pass
         log.warning("deliveries missed, facts taken up again", stream=stream, follower=name, after=follower.applied)
@@ -129,7 +130,7 @@ class _Follower:
     due: int = 1
     born: object = None
 
-    async def take_up(self, afresh: bool) -> None:
+    async def take_up(self, afresh: int | None) -> None:
         """Begin after the last fact that was applied here, or acknowledged before. Waits for the server.
 
         What a killed follower held would come again only when its leases end, and behind newer facts: so its durable is
@@ -145,19 +146,22 @@ class _Follower:
                 log.warning("the bus did not answer yet", stream=self.stream, error=str(error))
                 await anyio.sleep(0.5)
 
-    async def _take_up(self, afresh: bool) -> int:
+    async def _take_up(self, afresh: int | None) -> int:
         js, name, start = self.bus.js, self.consumer.durable_name or "", 0
-        born = (await js.stream_info(self.stream)).created
+        stream = await js.stream_info(self.stream)
+        born = stream.created
         if born != self.born:  # a stream that was deleted and made again counts from one
             self.born, self.applied = born, 0
         with suppress(NotFoundError):
             info = await js.consumer_info(self.stream, name)
-            if not (afresh or self.applied or info.num_ack_pending):
+            if not (afresh is not None or self.applied or info.num_ack_pending):
                 return (info.delivered.consumer_seq if info.delivered else 0) + 1
             start = (info.ack_floor.stream_seq if info.ack_floor else 0) + 1
             await js.delete_consumer(self.stream, name)
+        if afresh is not None:
+            start = afresh if afresh <= stream.state.last_seq + 1 else 1
         consumer, start = self.consumer, self.applied + 1 if self.applied else start
-        if start > 1 and not afresh:
+        if start > 1:
             consumer = consumer.evolve(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=start)
         await ensure_consumer(self.bus, self.stream, consumer)
         return 1

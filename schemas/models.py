@@ -152,12 +152,24 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Changed(msgspec.Struct, frozen=True, kw_only=True):
-    """What one transaction did to the catalog's rows, in order; too many are in `history/<file>.json.gz` beside it."""
+    """What one transaction did to the catalog's rows, in order; too many are in `history/<file>.json.gz` beside it.
+
+    `history` (32 hex digits) is the one it belongs to, `number` its place there (from 1), `after` the id of the
+    transaction before it, also where that is of another history. The first of a history holds every row there was,
+    `lineage`, the histories that it goes on with, newest first, and `begun`, when the oldest of them began (seconds
+    since 1970). `cursors` are the sequences of the streams up to which facts are applied, by stream.
+    """
 
     id: str
     changes: tuple[Change, ...] = ()
     file: str = ""
     at: float
+    history: str = ""
+    number: int = 0
+    after: str = ""
+    lineage: tuple[str, ...] = ()
+    begun: float = 0.0
+    cursors: dict[str, int] = {}
 
 
 class Tally(msgspec.Struct, frozen=True, kw_only=True):

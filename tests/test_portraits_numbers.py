@@ -54,6 +54,7 @@ async def test_a_catalog_that_was_lost_gets_its_pictures_again_beside_those_of_t
     await encoded(bus, path, others)
     for file in tmp_path.glob("catalog.db*"):
         file.unlink()
+    await bus.js.purge_stream("CATALOG")  # and with it what it could be made of again
     before = {file.name: file.read_bytes() for file in (tmp_path / "images").iterdir()}
     await with_pictures(path, 7, 8)
     rows = await encoded(bus, path, 2)

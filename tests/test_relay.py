@@ -10,9 +10,11 @@ import pytest
 from agents.bell import Bell
 from agents.catalog.database import Database
 from agents.catalog.describing import put_layer
+from agents.catalog.errors import CatalogApart
 from agents.catalog.models import apply
 from agents.catalog.outbox import outgoing
 from agents.catalog.promoting import promote_present
+from agents.rebuilding import rebuild
 from agents.relay import SAID, relay
 from bus.client import Bus
 from bus.subjects import CATALOG_CHANGED, PENDING_CONFLICT, PENDING_DROPPED
@@ -37,7 +39,7 @@ async def relayed(bus: Bus, db: Database) -> None:
     with anyio.fail_after(20):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(functools.partial(relay, bus, db, Bell()))
-            while await outgoing(db):
+            while await outgoing(db) or (await db.standing()).unsent:
                 await anyio.lowlevel.checkpoint()
             tasks.cancel_scope.cancel()
 
@@ -87,18 +89,36 @@ async def test_what_was_said_is_not_said_again_though_the_last_message_was_delet
     assert [(message.headers or {})["Nats-Msg-Id"] for message in messages] == ours
 
 
-async def test_a_stream_that_was_purged_or_made_again_takes_what_is_left(bus: Bus, db: Database):
+async def test_a_stream_that_was_purged_or_made_again_gets_a_history_of_all_there_is(bus: Bus, db: Database):
     await relayed(bus, db)
-    await bus.js.purge_stream("CATALOG")
+    for name, lose in (("more", bus.js.purge_stream), ("again", bus.js.delete_stream)):
+        await lose("CATALOG")
+        await apply(db, [(name, hashed(f"{name}.safetensors", name))], now=1.0)
+        ready = [one for one in await ids(db) if one.startswith(name)]
+        await relayed(bus, db)
+        fact = (await bus.last(CATALOG_CHANGED)).payload  # type: ignore[union-attr]
+        assert await stored(bus) == [*ready, fact.id]
+        assert fact.number == 1 and len(fact.lineage) == {"more": 1, "again": 2}[name]
+        assert (await rebuild(bus, db.path, db.path.with_name(f"{name}.rebuilt.db"))).same
+
+
+async def test_a_history_whose_beginning_was_purged_begins_again(bus: Bus, db: Database):
     await apply(db, [("more", hashed("more.safetensors", "more"))], now=1.0)
-    ours = await ids(db)
     await relayed(bus, db)
-    assert await stored(bus) == ours
-    await bus.js.delete_stream("CATALOG")
-    await apply(db, [("again", hashed("again.safetensors", "again"))], now=1.0)
-    ours = await ids(db)
+    await bus.js.purge_stream("CATALOG", keep=1)
     await relayed(bus, db)
-    assert await stored(bus) == ours
+    assert (await bus.last(CATALOG_CHANGED)).payload.number == 1  # type: ignore[union-attr]
+    assert (await rebuild(bus, db.path, db.path.with_name("rebuilt.db"))).same
+
+
+async def test_a_relay_never_publishes_behind_another_catalogs_history(bus: Bus, db: Database, tmp_path: Path):
+    await relayed(bus, db)
+    before = await stored(bus)
+    async with Database.open(tmp_path / "other.db", now=clock) as other:
+        await apply(other, [("other", hashed("other.safetensors", "other"))], now=1.0)
+        with pytest.raises(CatalogApart, match=r"rebuild --replace.*new-history"):
+            await relay(bus, other, Bell())
+    assert await stored(bus) == before
 
 
 @pytest.mark.parametrize(
@@ -125,15 +145,3 @@ async def test_a_model_that_no_message_can_tell_of_stops_no_other(bus: Bus, db: 
     with pytest.raises(OverflowError, match="too large"):
         await apply(db, [("many", hashed("many.safetensors", "many", identity=identity))], now=1.0)
     await relayed(bus, db)
-
-
-async def test_a_new_catalog_that_says_again_what_the_server_just_heard_gets_on(bus: Bus, tmp_path: Path):
-    for name in ("lost", "new"):
-        async with Database.open(tmp_path / f"{name}.db", now=clock) as db:
-            for n in range(5):
-                await apply(db, [(f"m{n}", hashed(f"{n}.safetensors", f"content {n}"))], now=1.0)
-            ours = await ids(db)
-            await relayed(bus, db)
-    assert [one for one in await stored(bus) if one in ours and not one.startswith("m")] == [
-        one for one in ours if not one.startswith("m")
-    ]

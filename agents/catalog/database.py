@@ -7,7 +7,7 @@ opened read-only and never checkpoints. Readers see what is committed, never the
 import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -18,6 +18,7 @@ import msgspec
 
 from agents.catalog import history
 from agents.catalog.errors import CatalogTooNew, CatalogUnusable
+from agents.catalog.position import KEY, Position, Standing, standing
 from agents.catalog.sections import sections
 from schemas.models import Changed
 
@@ -31,8 +32,6 @@ CHECKPOINT_PAGES = 16384
 
 PIECE = 4096
 """Changes that are fetched from the database at once."""
-
-_HISTORY = "history"
 
 Row = tuple[Any, ...]
 
@@ -77,10 +76,19 @@ class Database:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, path: Path, *, now: Callable[[], float], changed: Callable[[], None] = lambda: None
+        cls,
+        path: Path,
+        *,
+        now: Callable[[], float],
+        changed: Callable[[], None] = lambda: None,
+        begin: bool = False,
+        after: str = "",
     ) -> AsyncIterator[Self]:
         """Open the catalog at `path`, made or migrated as needed; `now` gives Unix seconds for the record of that, and
         `changed` is called when a transaction that changed its content is committed.
+
+        With `begin`, after a migration, and where it has none yet, a history begins that holds every row there is;
+        `after` is the id of the transaction on the bus that it comes after, if there is one.
 
         Raises CatalogTooNew for a catalog of a newer version, CatalogUnusable for anything else that is no usable
         catalog.
@@ -98,20 +106,24 @@ class Database:
             except sqlite3.Error as error:
                 raise CatalogUnusable(
                     f"The catalog {path} can't be used ({error}). Make its folder writable and see that the disk is "
-                    "not full; a file that is damaged or is no catalog has to be moved away, or restored from a backup."
+                    "not full. In place of a damaged file, `darkroom rebuild --replace` puts one made of its history."
                 ) from error
             db = cls(writer, reader, path, now, changed)
-            await db._begin_history()
+            await db._settle_history(new=not applied, begin=begin or 0 < applied < max(_migrations()), after=after)
             yield db
 
-    @asynccontextmanager
-    async def atomic(self) -> AsyncIterator[Statements]:
+    def atomic(self) -> AbstractAsyncContextManager[Statements]:
         """One writing transaction: committed (and on disk) when the block ends, undone when it raises or is cancelled.
         What it changed is searched for anew, and told in the outbox.
 
         Raises sqlite3.OperationalError when another process holds the file for more than five seconds, or
         sqlite3.OperationalError or OSError when the disk is full. Not reentrant.
         """
+        return self._transaction()
+
+    @asynccontextmanager
+    async def _transaction(self, *, begins: bool = False) -> AsyncIterator[Statements]:
+        """`atomic`; the first of a history is told also where it changes nothing."""
         async with self._lock:
             try:
                 # A statement that was handed to the thread runs to its end, cancelled or not: what follows queues
@@ -120,7 +132,7 @@ class Database:
                     await self._writer.execute_fetchall("BEGIN IMMEDIATE")
                 yield self._statements
                 with anyio.CancelScope(shield=True):
-                    told = await self._tell_changes()
+                    told = await self._tell_changes(begins)
                     await self._writer.execute_fetchall("COMMIT")
             except BaseException:
                 with anyio.CancelScope(shield=True):
@@ -129,16 +141,16 @@ class Database:
         if told:
             self._changed()
 
-    async def _tell_changes(self) -> bool:
+    async def _tell_changes(self, begins: bool) -> bool:
         """The end of a transaction: make the search fit, and put what changed, if anything, into the outbox as one
-        fact."""
+        fact, with its place in the history."""
         sql, pieces, of_outputs = self._statements, list[str](), 0.0
         [(piece, last, outputs)] = await sql.rows("changes", after=0, limit=PIECE)
         while piece is not None:
             pieces.append(piece)
             of_outputs += outputs
             [(piece, last, outputs)] = await sql.rows("changes", after=last, limit=PIECE)
-        if not pieces:
+        if not (pieces or begins):
             return False
         id, facts = uuid.uuid4().hex, list[Changed]()
 
@@ -151,13 +163,9 @@ class Database:
                 await self._make_search_fit(of_outputs > 0)
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
-        await sql.rows(
-            "add_outgoing",
-            kind="catalog.changed",
-            tokens="{}",
-            payload=msgspec.json.encode(facts[0]).decode(),
-            msg_id=id,
-        )
+        fact = await self._placed(facts[0])
+        payload = msgspec.json.encode(fact).decode()
+        await sql.rows("add_outgoing", kind="catalog.changed", tokens="{}", payload=payload, msg_id=id)
         await sql.rows("forget_changes")
         return True
 
@@ -173,12 +181,46 @@ class Database:
             await sql.rows("number_searched_outputs")
             await sql.rows("search_outputs")
 
-    async def _begin_history(self) -> None:
-        """The first time: note what is there already, from before there was a history."""
-        if await self.meta(_HISTORY) is None:
-            async with self.atomic() as sql:
-                await history.note_everything(self._writer)
-                await sql.rows("put_meta", key=_HISTORY, value="begun")
+    async def _placed(self, fact: Changed) -> Changed:
+        """The next transaction of the history, which is there now."""
+        sql = self._statements
+        [(stored,)] = await sql.rows("meta", key=KEY)
+        at = msgspec.json.decode(stored, type=Position)
+        reached = msgspec.structs.replace(at, number=at.number + 1, last=fact.id)
+        await sql.rows("put_meta", key=KEY, value=msgspec.json.encode(reached).decode())
+        return msgspec.structs.replace(
+            fact,
+            history=at.history,
+            number=reached.number,
+            after=at.last,
+            lineage=() if at.number else at.lineage,
+            begun=0.0 if at.number else at.begun,
+            cursors={stream: int(seq) for stream, seq in await sql.rows("cursors")},
+        )
+
+    async def _settle_history(self, *, new: bool, begin: bool, after: str) -> None:
+        if new:
+            at = Position(history=uuid.uuid4().hex, last=after, begun=self.now())
+            await self.put_meta(KEY, msgspec.json.encode(at).decode())
+        if begin or await self.meta(KEY) is None:
+            await self.begin_history(after)
+
+    async def begin_history(self, after: str) -> None:
+        """Begin a history that holds every row there is, and goes on with the one before (in a new file there is none);
+        `after` is the id of the last transaction on the bus, of whatever history. Raises sqlite3.Error."""
+        stored = await self.meta(KEY)
+        before = msgspec.json.decode(stored, type=Position) if stored else Position(history="")
+        lineage = (before.history, *before.lineage) if before.number or before.lineage or not stored else ()
+        at = Position(history=uuid.uuid4().hex, last=after, lineage=lineage, begun=before.begun)
+        async with self._transaction(begins=True) as sql:
+            await sql.rows("forget_unsent")
+            await history.note_everything(self._writer)
+            await sql.rows("put_meta", key=KEY, value=msgspec.json.encode(at).decode())
+
+    async def standing(self) -> Standing:
+        """Where the catalog is in its history, and what of that is still to be published. Raises sqlite3.Error."""
+        [(position, unsent, queued, waiting)] = await self.committed.rows("standing")
+        return standing(position, unsent, queued, waiting)
 
     async def meta(self, key: str) -> str | None:
         """What the catalog remembers about itself under this name. Raises sqlite3.Error."""

@@ -16,6 +16,7 @@ import structlog
 from agents.catalog.database import Database, Statements
 from agents.catalog.names import fold
 from agents.catalog.outbox import say
+from agents.storage.trash import Batch
 from schemas.files import Described, Details
 from schemas.images import Encoded, PictureRefused
 from schemas.models import Layer, ModelDescribed, ModelPictured, ModelTagged, TagPut
@@ -162,10 +163,12 @@ async def pictures_used(db: Database) -> list[tuple[str, int]]:
     return [(str(sha256), int(number)) for sha256, number in await db.committed.rows("pictures_used")]
 
 
-def pending_originals(data: Path) -> list[str]:
-    """Every file among the pending originals, as a path below the data directory."""
+def pending_originals(data: Path, since: float = 0.0) -> list[str]:
+    """Every file among the pending originals that got its name after a time (seconds since 1970), as a path below the
+    data directory."""
     folder = data / PENDING
-    return [f"{PENDING}{file.name}" for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []
+    files = [file for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []
+    return [f"{PENDING}{file.name}" for file in files if file.stat().st_ctime >= since]
 
 
 def forget_originals(data: Path, originals: Iterable[str]) -> None:
@@ -174,6 +177,14 @@ def forget_originals(data: Path, originals: Iterable[str]) -> None:
     for original in originals:
         if original.startswith(PENDING):
             (data / original).unlink(missing_ok=True)
+
+
+def trash_originals(data: Path, originals: Iterable[str], now: float) -> None:
+    """Move pending originals that nothing needs to the trash; `now` is seconds since 1970. Raises OSError."""
+    trash = Batch(data, now)
+    for original in originals:
+        if original.startswith(PENDING):
+            trash.move(original)
 
 
 async def picture_refused(sql: Statements, fact: PictureRefused) -> None:

@@ -15,5 +15,10 @@ class CatalogTaken(UserError):
     """Another migrator answers for the catalog on this bus, and there can be only one: stop it first."""
 
 
+class CatalogApart(UserError):
+    """The catalog's file and the history on the bus don't belong together: the message says why, and names the two
+    commands that go on."""
+
+
 class LegacyUnusable(UserError):
     """The legacy catalog, or its folder of pictures, can't be read: the message says which and what helps."""

@@ -93,7 +93,7 @@ async def sweep_imports(db: Database, data: Path) -> int:
         folders = list((data / WORK).glob("import-*"))
         for folder in folders:
             shutil.rmtree(folder)
-        return len(folders) + sweep_pending(data, used)
+        return len(folders) + sweep_pending(data, used, db.now())
 
     return await to_thread.run_sync(remove)
 
@@ -141,7 +141,7 @@ async def _run(
         await run.begin()
         if not job.dry_run:
             used = {str(file) for (file,) in await db.committed.rows("pending_originals")}
-            await to_thread.run_sync(sweep_pending, data, used)
+            await to_thread.run_sync(sweep_pending, data, used, db.now())
         return await run.all()
 
 
@@ -267,7 +267,7 @@ class Run:
                 lambda: plan_batch(batch, met, self.tags, pictures, tally, now=self.began_at)
             )
             self.planned.release()
-            await to_thread.run_sync(self.shelf.hang, plan.files)
+            await to_thread.run_sync(self.shelf.hang, plan.files, self.db.now())
             await self._write(sql, plan, tally)
             await self._reach(sql, "models", batch.last, tally)
 

@@ -1,7 +1,8 @@
 """Applying facts about files to the catalog: rows in, ledger, rows out, and what it says about models in the outbox."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -19,14 +20,20 @@ _identity = msgspec.json.Decoder(Identity)
 
 
 async def apply(
-    db: Database, facts: Sequence[tuple[str, FileFact | Described]], *, now: float, strategy: Strategy = "report"
+    db: Database,
+    facts: Sequence[tuple[str, FileFact | Described]],
+    *,
+    now: float,
+    strategy: Strategy = "report",
+    cursor: Mapping[str, int] = MappingProxyType({}),
 ) -> int:
     """Apply facts, each with its message id, in order and in one transaction: all of them or none.
 
     A message id that was applied before changes nothing. What changed about models goes into the outbox as facts of
     their own, whose message ids are made of the id of the fact that caused them. `now` (Unix seconds) is when the inbox
     says it happened. Pending records of files whose content is known now are promoted; `strategy` is for those whose
-    model is described already. Returns how many facts went into the outbox.
+    model is described already. `cursor` is the sequence of the last of them, by stream. Returns how many facts went
+    into the outbox.
 
     Raises sqlite3.IntegrityError, or OverflowError for a number over 63 bits, for a fact that no true watcher or hasher
     says, and sqlite3.OperationalError when the file can't be written.
@@ -52,8 +59,15 @@ async def apply(
             if place.present and place.sha256
         ]
         count += await promote_placed(sql, placed, strategy, now)
+        await note_cursor(sql, cursor)
         await sql.many("add_message", [{"message_id": id, "applied_at": now} for id in fresh])
     return count
+
+
+async def note_cursor(sql: Statements, cursor: Mapping[str, int]) -> None:
+    """The facts of these streams are applied up to these sequences: a catalog that is made of its history goes on
+    there."""
+    await sql.many("put_meta", [{"key": f"cursor.{stream}", "value": str(seq)} for stream, seq in cursor.items()])
 
 
 async def places_of(db: Database, root: str) -> dict[FilePath, Place]:

@@ -56,6 +56,27 @@ SELECT id, kind, tokens, payload, msg_id FROM outbox ORDER BY id LIMIT :limit;
 -- name: delete_outgoing
 DELETE FROM outbox WHERE id <= :id;
 
+-- name: standing
+-- Where the catalog is in its history, what of that is still to be published, and the outbox's messages: ever, and now.
+SELECT
+    (SELECT value FROM db_meta WHERE key = 'position'),
+    (
+        SELECT json_group_array(json_object(
+            'id', msg_id, 'history', coalesce(payload ->> 'history', ''), 'number', coalesce(payload ->> 'number', 0),
+            'after', coalesce(payload ->> 'after', '')
+        )) FROM (SELECT msg_id, payload FROM outbox WHERE kind = 'catalog.changed' ORDER BY id)
+    ),
+    (SELECT seq FROM sqlite_sequence WHERE name = 'outbox'),
+    (SELECT count(*) FROM outbox);
+
+-- name: forget_unsent
+-- Transactions that a new history makes superfluous: it begins with all that they made.
+DELETE FROM outbox WHERE kind = 'catalog.changed';
+
+-- name: cursors
+-- The sequences of the streams up to which facts are applied.
+SELECT substr(key, 8), value FROM db_meta WHERE key GLOB 'cursor.*';
+
 -- name: meta
 SELECT value FROM db_meta WHERE key = :key;
 

@@ -5,7 +5,7 @@ Synchronous, with connections of its own, for a worker thread: the live catalog 
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from agents.catalog.history import TABLES, Column, columns_from
+from agents.catalog.position import KEY, Position
 from agents.catalog.sections import sections
 from schemas.models import Change
 
@@ -66,6 +67,17 @@ class Rebuilt:
             f"INSERT INTO {change.table} ({', '.join(names)}) VALUES ({', '.join(f':{name}' for name in names)})"
             f" ON CONFLICT ({', '.join(keys)}) DO {f'UPDATE SET {update}' if update else 'NOTHING'}"
         )
+
+    def settle(self, position: Position | None, cursors: Mapping[str, int]) -> None:
+        """Note where in its history the catalog is now, if anywhere, and up to which sequences of the streams it knows
+        the facts."""
+        rows = [(f"cursor.{stream}", str(seq)) for stream, seq in cursors.items()]
+        if position is not None:
+            rows.append((KEY, msgspec.json.encode(position).decode()))
+        with self._connection:
+            self._connection.execute("BEGIN")
+            self._connection.execute("DELETE FROM db_meta")
+            self._connection.executemany("INSERT INTO db_meta (key, value) VALUES (?, ?)", rows)
 
     def make_searchable(self) -> None:
         """Write the search anew, for every model and every picture of the gallery."""

@@ -18,6 +18,7 @@ from agents.catalog.errors import LegacyUnusable
 from agents.images import blobs
 from agents.images.decode import MAX_BYTES, BadPicture, picture
 from agents.images.files import place, sync_folder
+from agents.storage.trash import Batch
 
 PENDING = Path("images") / "pending"
 MEDIA = "/media/"
@@ -79,15 +80,17 @@ class Shelf:
         suffix = next((suffix for magic, suffix in _FORMATS if data.startswith(magic)), "avif")
         return Copied(source, suffix)
 
-    def hang(self, files: dict[str, str]) -> None:
+    def hang(self, files: dict[str, str], now: float) -> None:
         """Give pictures that were copied, by their SHA-256, their names among the pending originals, durably. A file
-        that has such a name and belongs to no record (nobody committed it) makes room. Raises OSError."""
+        that has such a name and belongs to no record (nobody committed it) goes to the trash; `now` is seconds since
+        1970. Raises OSError."""
         if not self._keep or not files:
             return
         folder = self.data / PENDING
         folder.mkdir(parents=True, exist_ok=True)
+        trash = Batch(self.data, now)
         for file, source in files.items():
-            (folder / file).unlink(missing_ok=True)
+            trash.move(str(PENDING / file))
             os.link(self._folder / source, folder / file)
         sync_folder(folder)
 
@@ -104,11 +107,10 @@ class Shelf:
             return file.read(MAX_BYTES + 1)
 
 
-def sweep_pending(data: Path, used: Collection[str]) -> int:
-    """Remove pending originals that no record has. The number removed."""
-    removed = 0
+def sweep_pending(data: Path, used: Collection[str], now: float) -> int:
+    """Move pending originals that no record has to the trash; `now` is seconds since 1970. How many. Raises OSError."""
+    trash = Batch(data, now)
     for file in (data / PENDING).glob("*-*.*"):
         if _OURS.fullmatch(file.name) and file.name not in used:
-            file.unlink(missing_ok=True)
-            removed += 1
-    return removed
+            trash.move(str(PENDING / file.name))
+    return trash.moved

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from agents.images.files import place
+from agents.storage.trash import Batch
 
 FOLDER = "blobs"
 
@@ -23,16 +24,16 @@ def put(data: Path, content: bytes) -> str:
     return key
 
 
-def sweep(data: Path, used: Collection[str], *, before: float) -> int:
-    """Remove the blobs last put before that time (seconds since 1970) that are not `used` (by key). The number removed.
+def sweep(data: Path, used: Collection[str], *, before: float, trash: Batch, since: float = 0.0) -> int:
+    """Move the blobs last put between those times (seconds since 1970) that are not `used` (by key) to the trash; how
+    many.
 
     The time is ctime: a data directory copied back with old times gets the same patience as one that was written."""
-    removed = 0
+    moved = 0
     with contextlib.suppress(FileNotFoundError), os.scandir(data / FOLDER) as entries:
         for entry in entries:
             if len(entry.name) == 64 and entry.name not in used:
                 with contextlib.suppress(FileNotFoundError):
-                    if entry.stat(follow_symlinks=False).st_ctime < before:
-                        Path(entry.path).unlink()
-                        removed += 1
-    return removed
+                    if since <= entry.stat(follow_symlinks=False).st_ctime < before:
+                        moved += trash.move(f"{FOLDER}/{entry.name}")
+    return moved

@@ -14,6 +14,7 @@ from pathlib import Path
 from agents.images import blobs, files
 from agents.images.decode import MAX_BYTES, Broken, picture, upright_size
 from agents.images.tiers import TIERS, tier_sizes, webp_tiers
+from agents.storage.trash import Batch
 from bus.errors import UserError
 from schemas.images import EncodePicture, Picture
 
@@ -98,14 +99,24 @@ def remove_picture(data: Path, sha256: str, number: int) -> None:
         (data / file).unlink(missing_ok=True)
 
 
-def tidy(data: Path, originals: Collection[str], pictures: Collection[tuple[str, int]], now: float) -> int:
-    """Remove what no catalog needs any more: files of pictures that are not among `pictures` (model, number), pending
-    originals not among `originals` (paths below `data`), and blobs that are not, once they are old enough that nobody
-    can be about to mention them. The number removed; `now` is seconds since 1970. Raises OSError.
+def tidy(
+    data: Path,
+    originals: Collection[str],
+    pictures: Collection[tuple[str, int]],
+    now: float,
+    *,
+    since: float = 0.0,
+) -> int:
+    """Move to the trash what a whole catalog does not need: files of pictures that are not among `pictures` (model,
+    number), pending originals not among `originals` (paths below `data`), and blobs that are not, once they are old
+    enough that nobody can be about to mention them. How many; `now` is seconds since 1970. What is older than `since`,
+    the beginning of the catalog, is another's and is left alone. Raises OSError.
 
     A file's age counts from when it last got a name or was touched (ctime): an import may give its copy of a picture,
     hours old, the name of a pending original only now."""
-    removed = blobs.sweep(data, {path.rpartition("/")[2] for path in originals}, before=now - KEEP_BLOBS)
+    trash = Batch(data, now)
+    used = {path.rpartition("/")[2] for path in originals}
+    blobs.sweep(data, used, since=since, before=now - KEEP_BLOBS, trash=trash)
 
     def is_loose(folder: str, name: str) -> bool:
         if folder == "images/pending":
@@ -117,8 +128,7 @@ def tidy(data: Path, originals: Collection[str], pictures: Collection[tuple[str,
         with contextlib.suppress(FileNotFoundError), os.scandir(data / folder) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
-                    is_old = entry.stat(follow_symlinks=False).st_ctime < now - KEEP_LOOSE
+                    is_old = since <= entry.stat(follow_symlinks=False).st_ctime < now - KEEP_LOOSE
                     if is_old and entry.is_file(follow_symlinks=False) and is_loose(folder, entry.name):
-                        Path(entry.path).unlink()
-                        removed += 1
-    return removed
+                        trash.move(f"{folder}/{entry.name}")
+    return trash.moved

@@ -1,12 +1,19 @@
 import hashlib
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
 from agents.images import blobs, files
-from agents.images.blobs import put, sweep
+from agents.images.blobs import put
+from agents.images.blobs import sweep as sweep_blobs
+from agents.storage.trash import Batch, listed
+
+
+def sweep(data: Path, used: Collection[str], *, before: float) -> int:
+    return sweep_blobs(data, used, before=before, trash=Batch(data, time.time()))
 
 
 def test_bytes_are_kept_under_their_own_digest(tmp_path: Path) -> None:
@@ -26,6 +33,8 @@ def test_a_blob_that_is_not_used_is_swept_and_one_that_is_stays(tmp_path: Path) 
     assert sweep(tmp_path, {used}, before=time.time() + 60) == 1
     assert (tmp_path / "blobs" / used).read_bytes() == b"used"
     assert not (tmp_path / "blobs" / unused).exists()
+    [trashed] = listed(tmp_path)
+    assert trashed.file == f"blobs/{unused}" and trashed.bytes == len(b"unused")
 
 
 def test_a_blob_put_since_is_kept_although_nothing_uses_it(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from agents.images.pictures import (
     tidy,
 )
 from agents.images.tiers import TIERS, tier_sizes
+from agents.storage.trash import listed
 from bus.errors import UserError
 from schemas.images import EncodePicture
 from tests.images.photos import photo, ssim
@@ -334,6 +335,11 @@ def shelf(data: Path) -> tuple[str, str]:
     return keys[0], keys[1]
 
 
+def here(data: Path) -> list[Path]:
+    """Every file that is not in the trash."""
+    return [path for path in data.rglob("*") if path.is_file() and "trash" not in path.parts]
+
+
 def later(seconds: float) -> float:
     return time.time() + seconds + 60
 
@@ -348,7 +354,8 @@ def test_files_that_no_catalog_needs_are_swept_and_what_it_needs_stays(tmp_path:
     }
     before = {name: path.read_bytes() for name, path in kept.items()}
     assert tidy(tmp_path, originals, pictures, later(KEEP_BLOBS)) == 5
-    assert tree(tmp_path) == before
+    assert {path.name: path.read_bytes() for path in here(tmp_path)} == before
+    assert len(listed(tmp_path)) == 5 and f"blobs/{orphan}" in {one.file for one in listed(tmp_path)}
     assert orphan not in before
     assert tidy(tmp_path, originals, pictures, later(KEEP_BLOBS)) == 0
 
@@ -359,7 +366,14 @@ def test_young_files_are_kept_although_the_catalog_does_not_know_them_yet(tmp_pa
     assert tidy(tmp_path, (), (), time.time()) == 0
     assert tree(tmp_path) == before
     assert tidy(tmp_path, (), (), later(KEEP_LOOSE)) == 8
-    assert sorted(path.parent.name for path in tmp_path.rglob("*") if path.is_file()) == ["blobs", "blobs"]
+    assert sorted(path.parent.name for path in here(tmp_path)) == ["blobs", "blobs"]
+
+
+def test_what_is_older_than_the_catalog_is_not_its_to_judge(tmp_path: Path) -> None:
+    shelf(tmp_path)
+    before = tree(tmp_path)
+    assert tidy(tmp_path, (), (), later(KEEP_BLOBS), since=time.time() + 1) == 0
+    assert tree(tmp_path) == before
 
 
 def test_an_old_file_that_got_its_name_just_now_is_young(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Storage: where the files of a data directory lie, and what becomes of them."""
