@@ -115,7 +115,9 @@ async def rebuild(settings: Settings, output: Path | None, as_json: bool, replac
             found = await make_anew(bus, live, target)
         except sqlite3.Error as error:
             unreadable = f"{live} can't be read as a catalog ({error})"
-            raise UserError(f"{unreadable}: move it away, then rebuild makes one of the history alone") from error
+            raise UserError(
+                f"{unreadable}: `darkroom rebuild --replace` puts one of the history in its place"
+            ) from error
     if as_json:
         say(msgspec.json.encode(found).decode())
         return 0 if found.same else 1

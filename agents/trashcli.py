@@ -12,8 +12,8 @@ from agents.commands import say
 from agents.options import Config, Data, Json, read_settings
 from agents.progress import printable
 from agents.storage import trash
-from agents.storage.trash import Trashed
 from bus.errors import UserError
+from schemas.settings import Settings
 
 app = typer.Typer()
 
@@ -30,23 +30,12 @@ def default(context: typer.Context, data: Data = None, config: Config = None, js
 @app.command("list")
 def list_trash(data: Data = None, config: Config = None, json: Json = False) -> None:
     """List what lies in the trash, oldest first."""
-    settings = read_settings(data, None, config)
-    found = trash.listed(Path(settings.data_dir))
-    if json:
-        say(msgspec.json.encode(found).decode())
-        return
-    for one in found:
-        when = datetime.fromtimestamp(one.at).strftime("%Y-%m-%d %H:%M")
-        say(printable(f"{when}  {one.bytes:>12,}  {one.name}"))
-    kept = settings.migrator.trash_days
-    say(f"{_counted(found)}; each is kept for {kept:g} day{'s' * (kept != 1)} (migrator.trash_days)")
+    show(read_settings(data, None, config), json)
 
 
 @app.command()
 def restore(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="Files as they are listed, or the folder before them.")
-    ] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Files as listed, or the folder before them.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Everything.")] = False,
     to: Annotated[Path | None, typer.Option(help="A folder to put them into, instead of where they were.")] = None,
     data: Data = None,
@@ -54,12 +43,7 @@ def restore(
 ) -> None:
     """Move files back to where they were; nothing is replaced. What the catalog still does not need goes to the trash
     again after an hour: --to keeps it elsewhere."""
-    folder = Path(read_settings(data, None, config).data_dir)
-    if bool(names) == every:
-        raise UserError("name what to restore, as `darkroom trash` lists it, or --all")
-    wanted = [one.name for one in trash.listed(folder)] if every else names or []
-    for path in trash.restore(folder, wanted, to):
-        say(printable(str(path)))
+    put_back(read_settings(data, None, config), names or [], every, to)
 
 
 @app.command()
@@ -69,10 +53,36 @@ def empty(
     config: Config = None,
 ) -> None:
     """Remove what lies in the trash, for good."""
-    folder = Path(read_settings(data, None, config).data_dir)
-    files, size = trash.empty(folder, before=time.time() - days * 24 * 3600.0 if days else None)
-    say(f"{files:,} file{'s' * (files != 1)} of {size:,} bytes removed")
+    remove(read_settings(data, None, config), days)
 
 
-def _counted(found: list[Trashed]) -> str:
-    return f"{len(found):,} file{'s' * (len(found) != 1)} of {sum(one.bytes for one in found):,} bytes"
+def show(settings: Settings, as_json: bool) -> None:
+    """Print what lies in the trash, a line each."""
+    found = trash.listed(Path(settings.data_dir))
+    if as_json:
+        say(msgspec.json.encode(found).decode())
+        return
+    for one in found:
+        when = datetime.fromtimestamp(one.at).strftime("%Y-%m-%d %H:%M")
+        say(printable(f"{when}  {one.bytes:>12,}  {one.name}"))
+    kept, size = settings.migrator.trash_days, sum(one.bytes for one in found)
+    say(f"{_files(len(found), size)}; each is kept for {kept:g} day{'s' * (kept != 1)} (migrator.trash_days)")
+
+
+def put_back(settings: Settings, names: list[str], every: bool, to: Path | None) -> None:
+    """Restore the files of these names, or all, and print where each is now. Raises UserError."""
+    data = Path(settings.data_dir)
+    if bool(names) == every:
+        raise UserError("name what to restore, as `darkroom trash` lists it, or --all")
+    for path in trash.restore(data, [one.name for one in trash.listed(data)] if every else names, to):
+        say(printable(str(path)))
+
+
+def remove(settings: Settings, days: float) -> None:
+    """Remove what has been in the trash for so many days."""
+    before = time.time() - days * 24 * 3600.0 if days else None
+    say(f"{_files(*trash.empty(Path(settings.data_dir), before=before))} removed")
+
+
+def _files(count: int, size: int) -> str:
+    return f"{count:,} file{'s' * (count != 1)} of {size:,} bytes"

@@ -14,9 +14,11 @@ from agents.catalog.database import Database
 from agents.catalog.describing import add_picture, picture_encoded
 from agents.catalog.gallery import add_outputs
 from agents.catalog.models import apply
-from agents.checking import rebuild, verify
+from agents.checking import new_history, rebuild, verify
 from agents.images.pictures import encode_picture, picture_names
 from agents.ingest.paths import file_key, stat_of
+from agents.service import owned
+from agents.storage.trash import listed
 from bus.errors import UserError
 from bus.work import sole
 from schemas.files import FilePath, Hashed
@@ -26,6 +28,7 @@ from tests.catalog.facts import CHECKPOINT
 from tests.catalog.pending import add_pending
 from tests.ingest.making import model, put
 from tests.test_portraits import picture
+from tests.test_replay import content
 
 
 @pytest.fixture
@@ -150,7 +153,7 @@ async def test_rebuilding_beside_a_damaged_catalog_says_in_one_sentence_what_to_
     with pytest.raises(BaseException) as raised:
         await rebuild(settings, None, False)
     told = sole(raised.value)
-    assert isinstance(told, UserError) and "move it away" in str(told)
+    assert isinstance(told, UserError) and "rebuild --replace" in str(told)
     assert not (data / "catalog.rebuilt.db").exists()
 
 
@@ -158,3 +161,43 @@ async def test_rebuilding_in_a_folder_without_a_history_is_an_error_and_makes_no
     with pytest.raises(UserError, match="no history"):
         await rebuild(Settings(data_dir=str(tmp_path / "mistyped")), None, False)
     assert not (tmp_path / "mistyped").exists()
+
+
+async def test_a_new_history_holds_what_the_catalog_holds_and_the_catalog_can_be_put_back_from_it(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+):
+    data = Path(settings.data_dir)
+    (data / "nats").mkdir()
+    await new_history(settings, empty=False)
+    assert "a new history begins with all that it holds" in capsys.readouterr().out
+    before = content(data / "catalog.db")
+    (data / "catalog.db").write_bytes(b"no database" * 1000)
+    assert await rebuild(settings, None, False, replace=True) == 0
+    assert "made of 1 transactions" in capsys.readouterr().out
+    assert content(data / "catalog.db") == before
+    assert [one.file for one in listed(data) if one.file == "catalog.db"] == ["catalog.db"]
+
+
+async def test_a_new_history_with_nothing_puts_the_catalog_into_the_trash(settings: Settings):
+    data = Path(settings.data_dir)
+    (data / "nats").mkdir()
+    pictures = {file: file.read_bytes() for file in (data / "images").glob("*.webp")}
+    await new_history(settings, empty=False)
+    await new_history(settings, empty=True)
+    assert not any(content(data / "catalog.db").values())
+    assert "catalog.db" in {one.file for one in listed(data)}
+    assert await rebuild(settings, data / "again.db", False) == 0
+    assert {file: file.read_bytes() for file in (data / "images").glob("*.webp")} == pictures
+
+
+async def test_a_catalog_in_use_is_not_replaced_and_without_a_history_nothing_is(settings: Settings):
+    data = Path(settings.data_dir)
+    (data / "nats").mkdir()
+    with owned(data / "catalog.db"):
+        for command in (new_history(settings, empty=True), rebuild(settings, None, False, replace=True)):
+            with pytest.raises(BaseException) as raised:
+                await command
+            assert "is in use by another darkroom" in str(sole(raised.value))
+    with pytest.raises(BaseException) as raised:
+        await rebuild(settings, None, False, replace=True)
+    assert "has no history" in str(sole(raised.value))

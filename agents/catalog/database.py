@@ -222,6 +222,11 @@ class Database:
         [(position, unsent, queued, waiting)] = await self.committed.rows("standing")
         return standing(position, unsent, queued, waiting)
 
+    async def begun(self) -> float:
+        """When the catalog began with nothing (seconds since 1970; 0 when that is not known). Raises sqlite3.Error."""
+        position = (await self.standing()).position
+        return position.begun if position else 0.0
+
     async def meta(self, key: str) -> str | None:
         """What the catalog remembers about itself under this name. Raises sqlite3.Error."""
         return next((value for (value,) in await self.committed.rows("meta", key=key)), None)

@@ -87,15 +87,19 @@ async def import_legacy(
 async def sweep_imports(db: Database, data: Path) -> int:
     """Remove what imports that were killed left behind; nothing may be importing meanwhile. The number of things
     removed. Raises OSError, sqlite3.Error."""
-    used = {str(file) for (file,) in await db.committed.rows("pending_originals")}
+    used, begun = await _pending_used(db), await db.begun()
 
     def remove() -> int:
         folders = list((data / WORK).glob("import-*"))
         for folder in folders:
             shutil.rmtree(folder)
-        return len(folders) + sweep_pending(data, used, db.now())
+        return len(folders) + sweep_pending(data, used, db.now(), begun)
 
     return await to_thread.run_sync(remove)
+
+
+async def _pending_used(db: Database) -> set[str]:
+    return {str(file) for (file,) in await db.committed.rows("pending_originals")}
 
 
 @asynccontextmanager
@@ -140,8 +144,8 @@ async def _run(
         run = Run(db, job, legacy, shelf, Below(roots), began_at, clock)
         await run.begin()
         if not job.dry_run:
-            used = {str(file) for (file,) in await db.committed.rows("pending_originals")}
-            await to_thread.run_sync(sweep_pending, data, used, db.now())
+            used, begun = await _pending_used(db), await db.begun()
+            await to_thread.run_sync(sweep_pending, data, used, db.now(), begun)
         return await run.all()
 
 

@@ -107,10 +107,11 @@ class Shelf:
             return file.read(MAX_BYTES + 1)
 
 
-def sweep_pending(data: Path, used: Collection[str], now: float) -> int:
-    """Move pending originals that no record has to the trash; `now` is seconds since 1970. How many. Raises OSError."""
+def sweep_pending(data: Path, used: Collection[str], now: float, since: float) -> int:
+    """Move pending originals that no record has to the trash, but for those that are older than `since`, the beginning
+    of the catalog: they are another's. Both times are seconds since 1970. How many. Raises OSError."""
     trash = Batch(data, now)
     for file in (data / PENDING).glob("*-*.*"):
-        if _OURS.fullmatch(file.name) and file.name not in used:
+        if _OURS.fullmatch(file.name) and file.name not in used and file.stat().st_ctime >= since:
             trash.move(str(PENDING / file.name))
     return trash.moved

@@ -179,7 +179,7 @@ async def test_a_follower_begins_again_where_it_stopped_and_afresh_from_the_begi
     async def remember(facts: list[Fact]) -> None:
         heard.extend(fact.payload.id for fact in facts)
 
-    async def hear(count: int, afresh: bool = False) -> None:
+    async def hear(count: int, afresh: int | None = None) -> None:
         async def enough() -> bool:
             await bus.flush()
             return len(heard) >= count
@@ -196,5 +196,9 @@ async def test_a_follower_begins_again_where_it_stopped_and_afresh_from_the_begi
     await bus.publish(IMAGE_ENCODED, encoded(second), id=second)
     await hear(1)
     assert heard == [second]
-    await hear(2, afresh=True)
+    await hear(2, afresh=1)
     assert heard == [first, second]
+    await hear(1, afresh=2)
+    assert heard == [second]
+    await hear(2, afresh=99)
+    assert heard == [first, second], "a stream that is shorter is another one"
