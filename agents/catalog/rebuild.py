@@ -3,10 +3,11 @@
 Synchronous, with connections of its own, for a worker thread: the live catalog is only read.
 """
 
-import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from agents.catalog.position import KEY, Position
 from agents.catalog.sections import sections
 from schemas.models import Change
 
+CACHE_KIB = 256 * 1024
+"""While a catalog is made: its rows come in the order of time, and their keys are random."""
 SHOWN = 20
 """Rows of a table that are named where they differ."""
 
@@ -50,21 +53,26 @@ class Rebuilt:
         for a table that is none."""
         with self._connection:
             self._connection.execute("BEGIN")
-            for change in changes:
-                if change.table not in self._columns:
-                    raise ValueError(f"the history tells of a table {change.table!r}, which this version does not know")
-                row: dict[str, Any] = json.loads(bytes(change.row))
-                self._connection.execute(self._statement(change, row), row)
+            for (op, table, names), rows in groupby(map(self._row, changes), key=lambda one: one[0]):
+                self._connection.executemany(self._statement(op, table, names), [row for _, row in rows])
 
-    def _statement(self, change: Change, row: dict[str, Any]) -> str:
-        columns = self._columns[change.table]
+    def _row(self, change: Change) -> tuple[tuple[str, str, tuple[str, ...]], dict[str, Any]]:
+        """What a change does to which columns of a table, and its row. Rows of one kind go together."""
+        if change.table not in self._columns:
+            raise ValueError(f"the history tells of a table {change.table!r}, which this version does not know")
+        row: dict[str, Any] = msgspec.json.decode(change.row)
+        return (change.op, change.table, tuple(row)), row
+
+    @cache  # noqa: B019 (it lives as long as the few statements there are)
+    def _statement(self, op: str, table: str, given: tuple[str, ...]) -> str:
+        columns = self._columns[table]
         keys = [column.name for column in columns if column.is_key]
-        if change.op == "drop":
-            return f"DELETE FROM {change.table} WHERE {' AND '.join(f'{name} = :{name}' for name in keys)}"
-        names = [column.name for column in columns if column.name in row]
+        if op == "drop":
+            return f"DELETE FROM {table} WHERE {' AND '.join(f'{name} = :{name}' for name in keys)}"
+        names = [column.name for column in columns if column.name in given]
         update = ", ".join(f"{name} = excluded.{name}" for name in names if name not in keys)
         return (
-            f"INSERT INTO {change.table} ({', '.join(names)}) VALUES ({', '.join(f':{name}' for name in names)})"
+            f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join(f':{name}' for name in names)})"
             f" ON CONFLICT ({', '.join(keys)}) DO {f'UPDATE SET {update}' if update else 'NOTHING'}"
         )
 
@@ -99,6 +107,7 @@ def rebuilt(path: Path) -> Iterator[Rebuilt]:
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as connection:
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = OFF")  # until it is whole
+        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         yield Rebuilt(connection)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

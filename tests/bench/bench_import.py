@@ -23,6 +23,7 @@ from agents.catalog.models import apply
 from agents.catalog.outbox import outgoing
 from agents.catalog.resolve import list_models, resolve
 from agents.relay import relay
+from agents.replay import prepare, stream_of
 from bus.client import connect
 from bus.server import local_server
 from schemas.jobs import Import
@@ -49,6 +50,7 @@ async def figures(folder: Path) -> list[Figure]:
         took, again, late, asks = await imported(db, source, data)
         cpu = time.process_time() - cpu
         drained, messages = await drain(db, bell, folder)
+    made, transactions = await made_again(data / "catalog.db", folder)
     return [
         Figure(
             what=f"{MODELS:,} models, {TAGS:,} tags, {LINKS:,} links to the last commit",
@@ -66,6 +68,7 @@ async def figures(folder: Path) -> list[Figure]:
         ),
         Figure(what="asks p99 meanwhile", value=p99(asks) * 1e3, unit="ms", at_most=50.0, aside=milliseconds(asks)),
         Figure(what=f"outbox drained, {messages} messages", value=drained, unit="s"),
+        Figure(what=f"lost, and made again of its history, {transactions} transactions", value=made, unit="s"),
     ]
 
 
@@ -116,6 +119,29 @@ async def drain(db: Database, bell: Bell, folder: Path) -> tuple[float, int]:
             took = time.perf_counter() - began
             tasks.cancel_scope.cancel()
     return took, messages
+
+
+async def made_again(path: Path, folder: Path) -> tuple[float, int]:
+    """Seconds that a start takes longer when the catalog's file was lost, and of how many transactions it is made."""
+    before = counted(path)
+    for file in path.parent.glob("catalog.db*"):
+        file.unlink()
+    with local_server(folder / "nats", port=0, store_bytes=1024**3) as server:
+        async with connect(server.url, QUICK, name="bench") as bus:
+            began = time.perf_counter()
+            await prepare(bus, path, time.time())
+            took = time.perf_counter() - began
+            end = (await stream_of(bus)).end
+    if counted(path) != before:
+        raise RuntimeError(f"{counted(path)} rows are back, and there were {before}")
+    return took, end.number if end else 0
+
+
+def counted(path: Path) -> int:
+    """Models and pending records."""
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        [(count,)] = db.execute("SELECT (SELECT count(*) FROM models) + (SELECT count(*) FROM pending_import)")
+        return int(count)
 
 
 def bare(source: Path, path: Path) -> None:
