@@ -166,6 +166,27 @@ async def test_a_file_that_is_replaced_by_its_history_is_kept_in_the_trash(bus: 
     assert not path.with_name(UNDER_WAY).exists()
 
 
+async def test_a_backup_under_the_log_that_a_kill_left_is_no_mixture_of_both(bus: Bus, tmp_path: Path):
+    path, log = tmp_path / "catalog.db", tmp_path / "catalog.db-wal"
+    await lived(bus, path, 2)
+    async with Database.open(path, now=clock) as db:
+        life = Life(db, tmp_path)
+        life.told = 50
+        for name in ("first", "second"):
+            for n in range(40):
+                await life.hash(f"{name}{n}", "", 0, 9.0)
+            await published(bus, db)
+            await db._writer.execute_fetchall(f"PRAGMA wal_checkpoint({'TRUNCATE' if name == 'first' else 'PASSIVE'})")
+        left = log.read_bytes()
+    never_lost = content(path)
+    log.write_bytes(left)
+    restore_the_first_backup(path)
+    log.write_bytes(left)
+    path.touch()
+    await opened(bus, path)
+    assert content(path) == never_lost
+
+
 async def test_another_catalog_in_its_place_is_refused_with_the_commands_that_go_on(bus: Bus, tmp_path: Path):
     path, other = tmp_path / "catalog.db", tmp_path / "other" / "catalog.db"
     other.parent.mkdir()

@@ -49,12 +49,14 @@ def point_of(fact: Changed) -> Point:
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """A catalog's file as it was left: its position (None for one from before there were positions), the transactions
-    that it has still to publish, and how many messages it put into its outbox in all."""
+    that it has still to publish, and how many messages it put into its outbox ever, and are still there. `is_mixed`:
+    the file may be another than the one whose log a kill left."""
 
     position: Position | None
     unsent: tuple[Point, ...] = ()
     queued: int = 0
     waiting: int = 0
+    is_mixed: bool = False
 
 
 class Stream(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,6 +103,8 @@ def judge(file: Standing | None, stream: Stream) -> Judgement:
     if end.id in {file.position.last, sent} or end.id in {point.id for point in file.unsent}:
         if stream.first and stream.first.history == end.history and stream.first.number > 1:
             return Judgement(verdict="go on", why="the bus has lost the beginning of its history")
+        if file.is_mixed and not file.unsent:
+            return Judgement(verdict="rebuild", why="the catalog was replaced under the log of the one before")
         return Judgement(verdict="current")
     if not (sent or file.unsent):
         return Judgement(verdict="rebuild", why="the catalog was empty")
@@ -152,11 +156,13 @@ def standing_of(path: Path) -> Standing | None:
     Raises sqlite3.DatabaseError for a file that is damaged, CatalogUnusable for one that can't be opened or is a
     database of something else.
     """
-    if not path.exists() or not (path.stat().st_size or _has_log(path)):
+    if not path.exists() or not (path.stat().st_size or _log_size(path)):
         return None
+    is_mixed = _is_mixed(path)
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)) as file:
-            return _standing(file, path)
+            found = _standing(file, path)
+            return msgspec.structs.replace(found, is_mixed=is_mixed) if found else None
     except sqlite3.OperationalError as error:
         raise CatalogUnusable(
             f"The catalog {path} can't be opened ({error}): make it and its folder readable and writable, and see that "
@@ -170,7 +176,7 @@ def _standing(file: sqlite3.Connection, path: Path) -> Standing | None:
         return None
     if "migrations" not in tables:
         raise CatalogUnusable(f"{path} is a database, but no catalog of Darkroom's: move it away and start again.")
-    if _has_log(path) and (found := file.execute("PRAGMA integrity_check(1)").fetchone()) != ("ok",):
+    if _log_size(path) and (found := file.execute("PRAGMA integrity_check(1)").fetchone()) != ("ok",):
         # A log that a kill left beside a file which was put in its place meanwhile mixes both.
         raise sqlite3.DatabaseError(f"it is damaged: {found[0]}")
     [(position, unsent, queued, waiting)] = file.execute(sections("queries.sql", "name")["standing"]).fetchall()
@@ -188,6 +194,13 @@ def standing(position: str | None, unsent: str, queued: int | None, waiting: int
     )
 
 
-def _has_log(path: Path) -> bool:
+def _log_size(path: Path) -> int:
     log = path.with_name(f"{path.name}-wal")
-    return log.exists() and log.stat().st_size > 0
+    return log.stat().st_size if log.exists() else 0
+
+
+def _is_mixed(path: Path) -> bool:
+    """Did the file come after its log? SQLite changes it only to take over what the log says, and goes on in the log;
+    it would take over the rest on top of whatever file lies there, and most of that would fit."""
+    log = path.with_name(f"{path.name}-wal")
+    return _log_size(path) > 0 and path.stat().st_ctime_ns > log.stat().st_mtime_ns
