@@ -19,6 +19,7 @@ import anyio.abc
 import msgspec
 import nats.errors
 import structlog
+from anyio import to_thread
 
 from agents import asked, portraits
 from agents.alike import Alike
@@ -67,6 +68,7 @@ from schemas.asks import (
     ResolveReply,
     Strategy,
 )
+from schemas.fitting import ANSWER_BYTES, ITEM_BYTES, cut, fitted
 from schemas.models import Model
 from schemas.settings import MigratorSettings
 
@@ -88,8 +90,6 @@ RIVAL_ASKS = 5
 """How long migrators that start at the same moment listen for each other, and how often they ask."""
 LISTED = 1000
 """Models in one answer at most."""
-ANSWER_BYTES = 900_000
-"""Of one answer, at most: a server takes messages of 1 MiB."""
 REMEMBERED_SECONDS = 30 * 24 * 3600.0
 """How long the inbox remembers a message; a repeat that comes later finds its effect in the state."""
 _FOLLOWED = "files_followed"
@@ -190,21 +190,19 @@ async def _promote(db: Database, strategy: Strategy, clock: Callable[[], float])
 
 
 async def _which(db: Database, ask: ResolveModel) -> ResolveReply:
-    return await resolve(db, ask.name)
+    return cut(await resolve(db, ask.name), ITEM_BYTES)
 
 
 async def _models(db: Database, ask: ListModels) -> msgspec.Raw:
     limit = max(1, min(ask.limit, LISTED))
     page = await list_models(db, kind=ask.kind, missing=ask.missing, after=ask.after, limit=limit + 1)
-    return listing(page, limit, ANSWER_BYTES)
+    return await to_thread.run_sync(listing, page, limit, ANSWER_BYTES)
 
 
 async def _pending(db: Database, ask: ListPending) -> PendingList:
     limit = max(1, min(ask.limit, LISTED))
     records = await list_pending(db, after=ask.after, limit=limit + 1)
-    page = records[:limit]
-    while len(encode(page)) > ANSWER_BYTES and len(page) > 1:
-        page = page[: len(page) // 2]
+    page = await to_thread.run_sync(fitted, records[:limit])
     return PendingList(records=page, more=len(page) < len(records))
 
 
@@ -218,17 +216,13 @@ ANSWERS: dict[Subject[Any], Callable[..., Awaitable[Any]]] = {
 
 def listing(models: tuple[Model, ...], limit: int, room: int) -> msgspec.Raw:
     """The first `limit` models as one answer of at most `room` bytes, and whether more follow. The metadata of their
-    headers, which can be 32 KiB each, is left out; so is the end of a list of paths too long for an answer."""
+    headers, which can be 32 KiB each, is left out; so is the end of what is too long for a list."""
     slim = [
         msgspec.structs.replace(model, identity=msgspec.structs.replace(model.identity, metadata={}))
         for model in models[:limit]
     ]
-    while len(data := encode(ModelList(models=tuple(slim), more=len(slim) < len(models)))) > room:
-        if len(slim) > 1:
-            slim = slim[: len(slim) // 2]
-        else:
-            slim = [msgspec.structs.replace(slim[0], paths=slim[0].paths[: len(slim[0].paths) // 2])]
-    return msgspec.Raw(data)
+    page = fitted(slim, room - len(encode(ModelList(models=()))))
+    return msgspec.Raw(encode(ModelList(models=page, more=len(page) < len(models))))
 
 
 async def _apply(bus: Bus, db: Database, facts: list[Fact], clock: Callable[[], float], strategy: Strategy) -> int:

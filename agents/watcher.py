@@ -28,7 +28,7 @@ from agents.ingest.reconcile import Lost, Row, reconcile, without
 from agents.ingest.scan import Scan, scan
 from agents.saying import Saying
 from agents.service import owned
-from bus.client import Bus, encode
+from bus.client import Bus
 from bus.consumer import Fact, follow
 from bus.errors import UserError
 from bus.ids import digest_id
@@ -41,6 +41,7 @@ from bus.subjects import (
 )
 from schemas.asks import FileList, ListedFile, ListFiles, RootState, ScanRoot
 from schemas.files import FilePath, Hashed, HashFailed
+from schemas.fitting import fitted
 from schemas.settings import WatcherSettings
 
 log = structlog.get_logger()
@@ -162,9 +163,8 @@ class Watcher:
         limit, at = max(1, min(ask.limit, _LISTED)), time.time()
         found = await self.table.do(lambda db: db.listing(root, after=ask.after, limit=limit + 1))
         files = [ListedFile(path=row.path, key=row.key, stat=row.stat, known=known) for row, known in found[:limit]]
-        while len(encode(files)) > self.bus.nc.max_payload * 3 // 4 and len(files) > 1:
-            files = files[: len(files) // 2]
-        return FileList(files=tuple(files), at=at, more=len(files) < len(found))
+        listed = fitted(files, room := self.bus.nc.max_payload * 3 // 4, room)
+        return FileList(files=listed, at=at, more=len(listed) < len(found))
 
     async def root_state(self, root: str, ask: ScanRoot) -> RootState:
         """How a root is; with a look of its own at it, begun when this is answered."""

@@ -51,6 +51,11 @@ NO_STREAM = 10059
 _NOT_FIRST, _REFUSED_BY_LIMIT, _NO_RESOURCES, _TOO_LARGE = 10071, 10077, (10023, 10047), 10054
 _FENCED = (PREFIX + "job.", PREFIX + "result.")
 """Kept once per subject, so they need no message id (and a job may come back within its window)."""
+PIECE_BYTES = 512 * 1024
+"""Of an answer, in one message at most: a server takes 1 MiB, unless it was set to less."""
+PIECES = "Darkroom-Pieces"
+"""The header of each message of an answer that comes in several: how many there are."""
+_NOBODY = "503"
 _MEND_EVERY = 1.0
 _API_TIMEOUT = 5.0
 
@@ -167,16 +172,38 @@ class Bus:
                 await self.nc.publish(full, data)
 
     async def ask(self, subject: Subject[T], payload: T, reply: type[R], *, timeout: float = 2.0, **tokens: str) -> R:
-        """Ask and wait for one answer. Raises NoAnswer, Undecodable, BadSubject."""
-        full, headers = subject(**tokens), {trace.HEADER: trace.current()}
+        """Ask and wait for one answer, of any length: `timeout` seconds for each piece of it. Raises NoAnswer,
+        Undecodable, BadSubject, and TooLarge for a question that no message holds."""
+        full = subject(**tokens)
         try:
-            answer = await self.nc.request(full, encode(payload), timeout, headers=headers)
+            answer = await self._answer_to(full, encode(payload), timeout)
         except NOT_NOW as error:
             raise NoAnswer(f"nobody answered {subject.template} within {timeout:g} s: is its agent running?") from error
+        except nats.errors.MaxPayloadError as error:
+            raise TooLarge(f"{subject.template} is more than one message holds: ask for less at once") from error
         try:
-            return msgspec.json.decode(answer.data, type=reply)
+            return msgspec.json.decode(answer, type=reply)
         except msgspec.DecodeError as error:
             raise Undecodable(f"the answer to {subject.template} is no {reply.__name__}: {error}") from error
+
+    async def _answer_to(self, subject: str, data: bytes, timeout: float) -> bytes:
+        """One whole answer: its messages come in the order in which the one connection published them."""
+        inbox = self.nc.new_inbox()
+        replies = await self.nc.subscribe(inbox)
+        try:
+            await self.nc.publish(subject, data, reply=inbox, headers={trace.HEADER: trace.current()})
+            pieces, count = list[bytes](), 1
+            while len(pieces) < count:
+                message = await replies.next_msg(timeout)
+                headers = message.headers or {}
+                if headers.get("Status") == _NOBODY:
+                    raise nats.errors.NoRespondersError
+                pieces.append(message.data)
+                count = int(headers.get(PIECES, 1))
+            return b"".join(pieces)
+        finally:
+            with anyio.CancelScope(shield=True), contextlib.suppress(nats.errors.Error):
+                await replies.unsubscribe()
 
     async def answer(
         self,
@@ -187,15 +214,24 @@ class Bus:
         task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
     ) -> None:
         """Answer an ask (those on `pattern` only, where one is given), one after the other, until cancelled; where that
-        fails there is silence and a log line."""
+        fails there is silence and a log line. What is too long for one message goes out in several."""
         async with self.listen(pattern or subject.filter()) as asked:
             task_status.started()
             async for message in asked:
                 with trace.continued(message.headers):
                     try:
-                        await self.nc.publish(message.reply, encode(await handler(subject.decode(message.data))))
+                        await self._reply(message.reply, encode(await handler(subject.decode(message.data))))
                     except Exception:
                         log.exception("ask not answered", ask=subject.template)
+
+    async def _reply(self, inbox: str, data: bytes) -> None:
+        length = min(PIECE_BYTES, self.nc.max_payload * 3 // 4)
+        if len(data) <= length:
+            await self.nc.publish(inbox, data)
+            return
+        starts = range(0, len(data), length)
+        for start in starts:
+            await self.nc.publish(inbox, data[start : start + length], headers={PIECES: str(len(starts))})
 
     @asynccontextmanager
     async def listen(self, pattern: str, *, buffer: int = 1024) -> AsyncIterator[MemoryObjectReceiveStream[Msg]]:

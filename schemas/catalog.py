@@ -33,8 +33,8 @@ class SearchModels(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelPage(msgspec.Struct, frozen=True, kw_only=True):
-    """Models, without the metadata of their headers and what of their details has no field; `next` is empty at the
-    end."""
+    """Models, without the metadata of their headers and what of their details has no field, and with long fields cut
+    (see Model.cut); `next` is empty at the end."""
 
     models: tuple[Model, ...] = ()
     next: str = ""
@@ -217,7 +217,7 @@ class ListOutputs(msgspec.Struct, frozen=True, kw_only=True):
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):
     """A generated picture: number `n` of its job, at `file` below the data directory. `digest` is the file's SHA-256,
-    `model` its checkpoint's."""
+    `model` its checkpoint's; `cut` names the fields that are not here in full."""
 
     job: str
     n: int
@@ -230,6 +230,7 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     infotext: str
     created_at: float
+    cut: tuple[str, ...] = ()
 
 
 class OutputPage(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     """One content, known by its SHA-256 (64 hex digits), with every path it is at now. `missing` means no path.
 
     `details`, `tags`, `digests` and the number of `pictures` are the catalog's answer to asks; facts leave them out.
+    `cut` names the fields (details.description, say) that a list has not in full; asked for alone, the model has them.
     """
 
     sha256: str
@@ -26,6 +27,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...] = ()
     digests: dict[str, str] = {}
     pictures: int = 0
+    cut: tuple[str, ...] = ()
 
 
 class ModelReady(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,9 +11,6 @@ from schemas.asks import Problem
 P = ParamSpec("P")
 R = TypeVar("R")
 
-ANSWER_BYTES = 900_000
-"""Of one answer at most: a server takes messages of 1 MiB."""
-
 
 class Impossible(DarkroomError):
     """The catalog can't do that. `reason` is a stable word for programs."""

@@ -1,11 +1,11 @@
 """The outbox: what the catalog has still to say, in order. It is filled in the transaction of what it tells of."""
 
 import json
-from typing import TypeVar
 
 import msgspec
 
 from agents.catalog.database import Database, Statements
+from schemas.fitting import cut
 from schemas.models import (
     ModelDescribed,
     ModelMissing,
@@ -20,8 +20,6 @@ from schemas.models import (
     TagDropped,
     TagPut,
 )
-
-T = TypeVar("T")
 
 LARGEST_PAYLOAD = 64 * 1024
 """Bytes of JSON that ride the bus at most."""
@@ -102,37 +100,15 @@ async def say(sql: Statements, fact: Said, msg_id: str) -> None:
 def fitted(fact: Said) -> bytes:
     """The fact as JSON, small enough for the bus.
 
-    One that is too large is said without the header's metadata, then with as many of its paths, tags or pictures, or
-    as much of its path, as fits: whoever needs all of it asks the catalog, which keeps it. Raises OverflowError for one
-    that is too large all the same: in the outbox it would hold up all others for ever.
+    One that is too large is said without the header's metadata, then with as much of what is longest in it (paths,
+    tags, pictures, a name) as fits: whoever needs all of it asks the catalog, which keeps it. Raises OverflowError for
+    one that is too large all the same: in the outbox it would hold up all others for ever.
     """
     data = msgspec.json.encode(fact)
     if len(data) > LARGEST_PAYLOAD and isinstance(fact, ModelReady):
         slim = msgspec.structs.replace(fact.model.identity, metadata={}, trigger_words=())
         fact = msgspec.structs.replace(fact, model=msgspec.structs.replace(fact.model, identity=slim))
-        data = msgspec.json.encode(fact)
-    while len(data) > LARGEST_PAYLOAD and (shorter := _shortened(fact)) is not None:
-        fact, data = shorter, msgspec.json.encode(shorter)
+    data = msgspec.json.encode(cut(fact, LARGEST_PAYLOAD))
     if len(data) > LARGEST_PAYLOAD:
         raise OverflowError(f"{KINDS[type(fact)][0]} of {len(data):,} bytes is too large for the bus")
     return data
-
-
-def _shortened(fact: Said) -> Said | None:
-    """The fact with a tenth of its list, or of its path, left out, from the end; None when it has none to shorten."""
-    match fact:
-        case ModelReady(model=model) if model.paths:
-            return msgspec.structs.replace(fact, model=msgspec.structs.replace(model, paths=_most(model.paths)))
-        case ModelMoved(paths=paths) if paths:
-            return msgspec.structs.replace(fact, paths=_most(paths))
-        case ModelTagged(tags=tags) if tags:
-            return msgspec.structs.replace(fact, tags=_most(tags))
-        case ModelPictured(numbers=numbers) if numbers:
-            return msgspec.structs.replace(fact, numbers=_most(numbers))
-        case PendingConflict(path=path) | PendingDropped(path=path) if path:
-            return msgspec.structs.replace(fact, path=path[: len(path) * 9 // 10])
-    return None
-
-
-def _most(items: tuple[T, ...]) -> tuple[T, ...]:
-    return items[: len(items) * 9 // 10]

@@ -9,11 +9,12 @@ from anyio import to_thread
 from agents.catalog import cursors
 from agents.catalog.database import Database, Row
 from agents.catalog.describing import tag_name
-from agents.catalog.impossible import ANSWER_BYTES, told_in
+from agents.catalog.impossible import told_in
 from agents.catalog.names import fold
 from agents.catalog.resolve import read_candidate
 from agents.catalog.words import expression
 from schemas.catalog import ListOutputs, ModelPage, Output, OutputPage, SearchModels
+from schemas.fitting import fitted
 from schemas.models import Model
 
 AT_ONCE = 1000
@@ -44,17 +45,12 @@ async def search_models(db: Database, ask: SearchModels) -> ModelPage:
 
 
 def _page(rows: list[Row], limit: int, sort: str) -> ModelPage:
-    models = [_slim(read_candidate(row).model) for row in rows[:limit]]
-    while len(msgspec.json.encode(models)) > ANSWER_BYTES:
-        if len(models) > 1:
-            models = models[: len(models) // 2]
-        else:
-            models = [msgspec.structs.replace(models[0], paths=models[0].paths[: len(models[0].paths) // 2])]
+    models = fitted([_slim(read_candidate(row).model) for row in rows[:limit]])
     if len(models) == len(rows):
-        return ModelPage(models=tuple(models))
+        return ModelPage(models=models)
     last = models[-1]
     place = (-last.created_at if sort == "newest" else fold(last.name), last.sha256)
-    return ModelPage(models=tuple(models), next=cursors.written(place))
+    return ModelPage(models=models, next=cursors.written(place))
 
 
 def _slim(model: Model) -> Model:
@@ -80,13 +76,11 @@ async def list_outputs(db: Database, ask: ListOutputs) -> OutputPage:
         n=n,
         limit=limit + 1,
     )
-    outputs = [_output(row) for row in rows[:limit]]
-    while len(msgspec.json.encode(outputs)) > ANSWER_BYTES and len(outputs) > 1:
-        outputs = outputs[: len(outputs) // 2]
+    outputs = await to_thread.run_sync(lambda: fitted([_output(row) for row in rows[:limit]]))
     if len(outputs) == len(rows):
-        return OutputPage(outputs=tuple(outputs))
+        return OutputPage(outputs=outputs)
     last = outputs[-1]
-    return OutputPage(outputs=tuple(outputs), next=cursors.written((last.created_at, last.job, last.n)))
+    return OutputPage(outputs=outputs, next=cursors.written((last.created_at, last.job, last.n)))
 
 
 def _output(row: Row) -> Output:

@@ -11,10 +11,11 @@ from agents.catalog.describing import TAG_LENGTH
 from agents.catalog.impossible import Impossible, NoSuchModel, told_in
 from agents.catalog.outbox import say
 from schemas.catalog import DropTag, ListTags, PutTag, Tagged, TagModels, TagPage, TagReply
+from schemas.fitting import fitted
 from schemas.models import Tag, TagDropped, TagPut
 
 AT_ONCE = 1000
-"""Tags in one answer, and models in one change, at most: a name has 200 characters."""
+"""Tags in one answer, and models in one change, at most."""
 TAGS_OF_A_MODEL = 200
 """What a user can put on one model: all of them are in one fact."""
 
@@ -25,8 +26,8 @@ async def list_tags(db: Database, ask: ListTags) -> TagPage:
     """A page of tags by name, each with the number of models that have it. Raises sqlite3.Error."""
     limit = max(1, min(ask.limit, AT_ONCE))
     rows = await db.committed.rows("tags_after", after=ask.after, limit=limit + 1)
-    tags = [Tag(id=id, name=name, color=color, models=models) for id, name, color, models in rows]
-    return TagPage(tags=tuple(tags[:limit]), more=len(tags) > limit)
+    tags = fitted([Tag(id=id, name=name, color=color, models=models) for id, name, color, models in rows[:limit]])
+    return TagPage(tags=tags, more=len(tags) < len(rows))
 
 
 @told_in(TagReply)

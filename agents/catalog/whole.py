@@ -7,14 +7,17 @@ import msgspec
 from anyio import to_thread
 
 from agents.catalog.database import Database
-from agents.catalog.impossible import ANSWER_BYTES, Impossible, NoSuchModel, told_in
+from agents.catalog.impossible import Impossible, NoSuchModel, told_in
 from agents.catalog.names import fold
 from agents.catalog.picturing import pictures_of
 from agents.catalog.resolve import HASH_PREFIX, Candidate, meant_by, read_candidate
 from schemas.catalog import KnownPath, ModelReply, ShowModel, WholeModel
 from schemas.files import FilePath
+from schemas.fitting import fitted
 from schemas.models import Layer, Tag
 
+PATHS_BYTES = 400_000
+"""Of the list of one model's paths at most: a content may lie at any number of them."""
 _NAMED = 10
 """Models named in a sentence at most."""
 
@@ -39,7 +42,7 @@ async def show_model(db: Database, ask: ShowModel) -> ModelReply:
 
 
 async def whole_model(db: Database, sha256: str) -> WholeModel:
-    """All about one model, as much of it as an answer can hold. Raises NoSuchModel, sqlite3.Error."""
+    """All about one model, however long it is; of very many paths, the first. Raises NoSuchModel, sqlite3.Error."""
     rows = await db.committed.rows("whole_model", sha256=sha256)
     if not rows:
         raise NoSuchModel(sha256)
@@ -51,31 +54,19 @@ async def whole_model(db: Database, sha256: str) -> WholeModel:
     pictures = await pictures_of(db.committed, sha256)
 
     def made() -> WholeModel:
-        return _fitted(
-            WholeModel(
-                model=read_candidate(rows[0]).model,
-                paths=tuple(
-                    KnownPath(path=FilePath(root=root, rel=rel), present=bool(there)) for root, rel, there in paths
-                ),
-                layers=layers,
-                tags=tuple(Tag(id=id, name=name, color=color, models=models) for id, name, color, models in tags),
-                pictures=pictures,
-            )
+        every = [KnownPath(path=FilePath(root=root, rel=rel), present=bool(there)) for root, rel, there in paths]
+        listed = fitted(every, PATHS_BYTES)
+        model = read_candidate(rows[0]).model
+        return WholeModel(
+            model=msgspec.structs.replace(model, paths=model.paths[: len(listed)]),
+            paths=listed,
+            layers=layers,
+            tags=tuple(Tag(id=id, name=name, color=color, models=models) for id, name, color, models in tags),
+            pictures=pictures,
+            more_paths=len(every) - len(listed),
         )
 
     return await to_thread.run_sync(made)
-
-
-def _fitted(whole: WholeModel) -> WholeModel:
-    """With so many of its paths left out that it fits into an answer. Raises Impossible (too-large)."""
-    count = len(whole.paths)
-    while len(msgspec.json.encode(whole)) > ANSWER_BYTES:
-        if not whole.paths:
-            raise Impossible("too-large", "What is said of this model is too much for one answer.")
-        fewer = whole.paths[: len(whole.paths) // 2]
-        model = msgspec.structs.replace(whole.model, paths=whole.model.paths[: len(fewer)])
-        whole = msgspec.structs.replace(whole, model=model, paths=fewer, more_paths=count - len(fewer))
-    return whole
 
 
 def _list(meant: list[Candidate]) -> str:

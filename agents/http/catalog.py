@@ -103,7 +103,8 @@ class _Door:
             limit=requests.number(given, "limit", MAX_LISTED, least=1, most=MAX_LISTED),
         )
         page = await self.library.ask(search, ModelPage)
-        return requests.json({"models": [_model(model) for model in page.models], "next": page.next})
+        found = [{**_model(model), "cut": model.cut} for model in page.models]
+        return requests.json({"models": found, "next": page.next})
 
     async def show(self, request: Request) -> Response:
         requests.query(request)

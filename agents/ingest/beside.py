@@ -22,6 +22,7 @@ from agents.ingest.scan import Scan
 from agents.ingest.sidecars import Sidecars, read_sidecars
 from agents.ingest.table import Table
 from schemas.files import Described, Details, Preview
+from schemas.fitting import cut
 
 log = structlog.get_logger()
 
@@ -172,7 +173,7 @@ def describe(due: Due, folder: str, data: Path, at: float) -> Described:
         problems=tuple(problems[:20]),
         at=at,
     )
-    return _fitted(fact)
+    return cut(fact, LARGEST_FACT)
 
 
 def _picture(file: Path) -> tuple[bytes, str]:
@@ -192,14 +193,3 @@ def _picture(file: Path) -> tuple[bytes, str]:
             os.close(fd)
     except OSError as error:
         return b"", f"{shown} can't be read ({error.strerror})."
-
-
-def _fitted(fact: Described) -> Described:
-    """The fact with its texts cut until it rides the bus."""
-    length = max(len(fact.details.description), len(fact.details.notes))
-    while len(msgspec.json.encode(fact)) > LARGEST_FACT and length > 1:
-        length //= 2
-        details = fact.details
-        cut = msgspec.structs.replace(details, description=details.description[:length], notes=details.notes[:length])
-        fact = msgspec.structs.replace(fact, details=cut)
-    return fact

@@ -6,15 +6,16 @@ import time
 import anyio
 import pytest
 
-from bus.client import Bus, connect
+from bus.client import PIECE_BYTES, PIECES, Bus, connect
 from bus.consumer import Fact, Picker, follow, serve
-from bus.errors import Fail, NoBus, TooLarge
+from bus.errors import Fail, NoAnswer, NoBus, TooLarge
 from bus.ids import new_id
 from bus.results import end, result_of
 from bus.server import LocalServer
 from bus.streams import MAX_MESSAGE
-from bus.subjects import DEAD, IMAGE_ENCODED, PREFIX, PREPARE, RESULT
+from bus.subjects import ASK_IMPORT, ASK_METRICS, DEAD, IMAGE_ENCODED, PREFIX, PREPARE, RESULT
 from bus.work import Delivery, sole, words
+from schemas.asks import AskImport, Metrics, Nothing
 from schemas.images import Encoded
 from schemas.jobs import Request
 from tests.bus.faults import Server, ask, result, until, work
@@ -202,3 +203,43 @@ async def test_a_follower_begins_again_where_it_stopped_and_afresh_from_the_begi
     assert heard == [second]
     await hear(2, afresh=99)
     assert heard == [first, second], "a stream that is shorter is another one"
+
+
+@pytest.mark.parametrize("length", [0, PIECE_BYTES - 11, PIECE_BYTES - 10, 2_500_000, 9_000_000])
+async def test_an_answer_of_any_length_comes_whole(bus: Bus, length: int):
+    text = "x" * length
+
+    async def answer(_: Nothing) -> Metrics:
+        return Metrics(text=text)
+
+    async with running(functools.partial(bus.answer, ASK_METRICS, answer)):
+        assert (await bus.ask(ASK_METRICS, Nothing(), Metrics)).text == text
+
+
+async def test_two_long_answers_at_once_do_not_mix(bus: Bus):
+    async def answer(ask: AskImport) -> Metrics:
+        return Metrics(text=ask.id * 700_000)
+
+    async def check(id: str) -> None:
+        assert (await bus.ask(ASK_IMPORT, AskImport(id=id), Metrics, timeout=10)).text == id * 700_000
+
+    async with running(functools.partial(bus.answer, ASK_IMPORT, answer)), anyio.create_task_group() as tasks:
+        for id in ("ab", "cd", "ef"):
+            tasks.start_soon(check, id)
+
+
+async def test_an_answer_that_stops_half_way_is_no_answer(bus: Bus):
+    async with bus.listen(ASK_METRICS()) as asked, anyio.create_task_group() as tasks:
+
+        async def half() -> None:
+            message = await asked.receive()
+            await bus.nc.publish(message.reply, b'{"text":', headers={PIECES: "2"})
+
+        tasks.start_soon(half)
+        with pytest.raises(NoAnswer):
+            await bus.ask(ASK_METRICS, Nothing(), Metrics, timeout=0.2)
+
+
+async def test_a_question_that_no_message_holds_is_told_so(bus: Bus):
+    with pytest.raises(TooLarge):
+        await bus.ask(ASK_IMPORT, AskImport(id="x" * (bus.nc.max_payload + 1)), Metrics)

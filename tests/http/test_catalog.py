@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from bus.client import Bus
+from tests.catalog import legacy_making
 from tests.http.door import reason, serving
 from tests.http.shelf import shelf
 
@@ -119,3 +120,27 @@ async def test_what_is_not_understood_is_refused_in_one_form(bus: Bus, tmp_path:
             answer = await here.client.request(method, path, content=b"{}", headers={"Content-Type": "text/plain"})
             assert (answer.status_code, reason(answer)) == (415, "not-json"), "a foreign page's form could send that"
         assert (await here.get("/api/tags"))["tags"] == []
+
+
+async def test_a_description_as_long_as_an_import_allows_is_found_shown_and_edited(bus: Bus, tmp_path: Path):
+    long, longer = "wordy " * 160_000, "\\u0001" * 170_000  # as text, the second is of one byte each
+    extra = [legacy_making.said(long), legacy_making.said("short"), f'{{"description": "{longer}"}}']
+    rows = [
+        legacy_making.model(n, f"/old/{n}.safetensors", legacy_making.sha(n), extra_json=said, meta_json=more)
+        for n, (said, more) in enumerate(zip(extra, (None, None, f'{{"rest": "{longer}"}}'), strict=True))
+    ]
+    legacy = legacy_making.make(tmp_path / "legacy.db", rows)
+    async with shelf(bus, tmp_path / "data", import_roots=(str(tmp_path),)) as here:
+        done = await here.client.post("/api/migration/migrate_legacy_db", json={"legacy_db_path": str(legacy)})
+        assert done.status_code == 200, done.text
+        listed = (await here.get("/api/models"))["models"]
+        assert [one["name"] for one in listed] == ["0", "1", "2"]
+        assert [one["cut"] for one in listed] == [["details.description"], [], ["details.description"]]
+        assert await here.names("q=wordy") == ["0"] and await here.names("q=short") == ["1"]
+        for n, text in ((0, long), (2, "\x01" * 170_000)):
+            address = f"/api/models/{legacy_making.sha(n)}"
+            whole = await here.get(address)
+            assert whole["details"]["description"] == whole["layers"]["import"]["description"] == text
+            edited = await here.client.patch(address, json={"title": "T"})
+            assert edited.status_code == 200 and edited.json()["details"]["description"] == text
+            assert (await here.get(address))["title"] == "T"
