@@ -18,6 +18,7 @@ import msgspec
 
 from agents.catalog import history
 from agents.catalog.errors import CatalogTooNew, CatalogUnusable
+from agents.catalog.index_words import SEARCH_VERSION, functions
 from agents.catalog.position import KEY, Position, Standing, standing
 from agents.catalog.sections import sections
 from schemas.models import Changed
@@ -32,6 +33,8 @@ CHECKPOINT_PAGES = 16384
 
 PIECE = 4096
 """Changes that are fetched from the database at once."""
+
+_SEARCH = "search_version"
 
 Row = tuple[Any, ...]
 
@@ -99,6 +102,8 @@ class Database:
                 applied = await _recognise(writer, path)
                 await _prepare(writer, path)
                 await _migrate(writer, applied, now())
+                for name, function in functions().items():
+                    await writer.create_function(name, 1, function, deterministic=True)
                 await history.begin(writer)
                 read_only = f"{path.absolute().as_uri()}?mode=ro"
                 reader = await stack.enter_async_context(_connected(read_only, uri=True))
@@ -110,6 +115,7 @@ class Database:
                 ) from error
             db = cls(writer, reader, path, now, changed)
             await db._settle_history(new=not applied, begin=begin or 0 < applied < max(_migrations()), after=after)
+            await db._renew_search()
             yield db
 
     def atomic(self) -> AbstractAsyncContextManager[Statements]:
@@ -226,6 +232,20 @@ class Database:
         """When the catalog began with nothing (seconds since 1970; 0 when that is not known). Raises sqlite3.Error."""
         position = (await self.standing()).position
         return position.begun if position else 0.0
+
+    async def _renew_search(self) -> None:
+        """Make the index of words anew where a version made it that spelled them in another way."""
+        if await self.meta(_SEARCH) == SEARCH_VERSION:
+            return
+        async with self.atomic() as sql:
+            for table in ("search", "search_outputs"):  # to take their rows out one by one would take as long again
+                [(made,)] = await self._writer.execute_fetchall("SELECT sql FROM sqlite_schema WHERE name = ?", [table])
+                await self._writer.execute_fetchall(f"DROP TABLE {table}")
+                await self._writer.execute_fetchall(made)
+            await sql.rows("touch_every_model")
+            await self._make_search_fit(False)
+            await sql.rows("search_every_output")
+            await sql.rows("put_meta", key=_SEARCH, value=SEARCH_VERSION)
 
     async def meta(self, key: str) -> str | None:
         """What the catalog remembers about itself under this name. Raises sqlite3.Error."""

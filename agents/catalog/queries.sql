@@ -155,10 +155,17 @@ WITH said AS MATERIALIZED (
     FROM temp.touched JOIN searched USING (sha256) JOIN whole_models USING (sha256)
 )
 INSERT INTO search (rowid, name, tags, words, description)
-SELECT id, name || ' ' || coalesce(json_extract(details, '$.title'), ''), tags,
-    coalesce(json_extract(details, '$.trigger_words'), '') || ' ' || json_extract(identity, '$.trigger_words'),
-    coalesce(json_extract(details, '$.description'), '') || ' ' || coalesce(json_extract(details, '$.notes'), '')
+SELECT id, searchable(name) || ' ' || searchable_json(details -> '$.title'), searchable_json(tags),
+    searchable_json(details -> '$.trigger_words') || ' ' || searchable_json(identity -> '$.trigger_words'),
+    searchable_json(details -> '$.description') || ' ' || searchable_json(details -> '$.notes')
 FROM said;
+
+-- name: touch_every_model
+INSERT INTO temp.touched SELECT sha256 FROM models;
+
+-- name: search_every_output
+INSERT OR REPLACE INTO search_outputs (rowid, infotext)
+SELECT searched_outputs.id, searchable(infotext) FROM searched_outputs JOIN outputs USING (job, n);
 
 -- name: number_searched_outputs
 INSERT INTO searched_outputs (job, n)
@@ -174,7 +181,7 @@ DELETE FROM search_outputs WHERE rowid IN (
 
 -- name: search_outputs
 INSERT OR REPLACE INTO search_outputs (rowid, infotext)
-SELECT searched_outputs.id, outputs.infotext FROM temp.changes
+SELECT searched_outputs.id, searchable(outputs.infotext) FROM temp.changes
 JOIN outputs ON outputs.job = json_extract(content, '$.job') AND outputs.n = json_extract(content, '$.n')
 JOIN searched_outputs ON searched_outputs.job = outputs.job AND searched_outputs.n = outputs.n
 WHERE tbl = 'outputs' AND op = 'put';

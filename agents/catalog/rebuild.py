@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from agents.catalog.history import TABLES, Column, columns_from
+from agents.catalog.index_words import functions
 from agents.catalog.position import KEY, Position
 from agents.catalog.sections import sections
 from schemas.models import Change
@@ -84,12 +85,14 @@ class Rebuilt:
             rows.append((KEY, msgspec.json.encode(position).decode()))
         with self._connection:
             self._connection.execute("BEGIN")
-            self._connection.execute("DELETE FROM db_meta")
+            self._connection.execute("DELETE FROM db_meta WHERE key = ? OR key GLOB 'cursor.*'", (KEY,))
             self._connection.executemany("INSERT INTO db_meta (key, value) VALUES (?, ?)", rows)
 
     def make_searchable(self) -> None:
         """Write the search anew, for every model and every picture of the gallery."""
         queries = sections("queries.sql", "name")
+        for name, function in functions().items():
+            self._connection.create_function(name, 1, function, deterministic=True)
         with self._connection:
             self._connection.execute("BEGIN")
             self._connection.execute("CREATE TEMP TABLE touched AS SELECT sha256 FROM models")

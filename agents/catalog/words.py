@@ -1,6 +1,7 @@
 """Words: what people type into a search, as an FTS5 expression in which nothing they type means anything special."""
 
 from agents.catalog.impossible import Impossible
+from agents.catalog.index_words import is_of_a_word, searchable
 
 WORDS = 32
 """In one search at most."""
@@ -10,8 +11,8 @@ def expression(text: str) -> str | None:
     """Every word of `text`, as the beginning of a word, has to be there; None for no text at all. Raises Impossible
     (bad-query) for too many words.
 
-    Whatever is no letter and no digit only separates words, as it does in what is searched: text of nothing else finds
-    nothing.
+    Whatever is no letter, digit or symbol only separates words, as it does in what is searched: text of nothing else
+    finds nothing. So do ASCII's own symbols, which stand between the words of file names.
     """
     words = text.replace("\0", " ").split()
     if len(words) > WORDS:
@@ -19,5 +20,5 @@ def expression(text: str) -> str | None:
     if not words:
         return None
     # A phrase without a word in it would be ignored between others, as it should be, but find nothing by itself.
-    quoted = ['"' + word.replace('"', '""') + '"*' for word in words if any(map(str.isalnum, word))]
-    return " ".join(quoted) or '""'
+    phrases = [phrase for phrase in map(searchable, words) if any(map(is_of_a_word, phrase))]
+    return " ".join('"' + phrase.replace('"', '""') + '"*' for phrase in phrases) or '""'
