@@ -43,8 +43,13 @@ AGENTS: dict[str, Callable[[Settings], tuple[Any, ...]]] = {
 
 
 def configure_logging(level: str) -> None:
-    """Log lines go to standard error: key=value on a terminal, JSON lines elsewhere."""
-    renderer: Any = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    """Log lines go to standard error: key=value on a terminal, JSON lines elsewhere. A traceback has no variables in
+    it, on either: prompts and keys are among them."""
+    plain = structlog.dev.plain_traceback
+    on_terminal = sys.stderr.isatty()
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer(exception_formatter=plain) if on_terminal else structlog.processors.JSONRenderer()
+    )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -53,7 +58,7 @@ def configure_logging(level: str) -> None:
             structlog.processors.ExceptionRenderer(),
             renderer,
         ]
-        if not sys.stderr.isatty()
+        if not on_terminal
         else [
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,

@@ -8,7 +8,7 @@ import typer
 from agents.options import Config, Data, Json, Nats, exit_with, read_settings
 from bus.errors import UserError
 
-app = typer.Typer()
+app = typer.Typer(pretty_exceptions_enable=False)
 
 Tag = Annotated[str, typer.Argument(help="A tag's name.")]
 Models = Annotated[list[str], typer.Argument(help="Models: names, file names, or 8 or more digits of a hash.")]
