@@ -214,7 +214,7 @@ class _Behind:
             return Check(ok=False, detail="the streams are gone; restart Darkroom to make them again")
         except (DarkroomError, nats.errors.Error) as error:
             return Check(ok=False, detail=str(error))
-        return Check(ok=True, detail=f"{queued} jobs queued")
+        return Check(ok=True, detail=f"{queued} job{'s' * (queued != 1)} queued")
 
     async def _catalog(self) -> Check:
         try:

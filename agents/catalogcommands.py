@@ -16,7 +16,7 @@ from agents.catalog.describing import tag_name
 from agents.catalogdesk import ask
 from agents.commands import CATALOGUING, running_bus, say
 from agents.http.views import Declined
-from agents.progress import printable, table
+from agents.progress import counted, printable, table
 from bus.client import Bus
 from bus.errors import UserError
 from schemas import catalog
@@ -130,7 +130,7 @@ async def drop_tag(settings: Settings, name: str) -> int:
     async with running_bus(settings, start=_START) as bus:
         reply = await ask(bus, catalog.DropTag(id=(await _tag(bus, name)).id), TagReply)
     assert reply.tag is not None
-    sys.stderr.write(f"{reply.tag.name} is off {reply.tag.models:,} model{'s' * (reply.tag.models != 1)}\n")
+    sys.stderr.write(f"{reply.tag.name} is off {counted(reply.tag.models, 'model')}\n")
     return 0
 
 

@@ -20,7 +20,7 @@ from agents.commands import running_bus, say
 from agents.ingest.errors import IngestError
 from agents.ingest.hashing import hash_file
 from agents.ingest.paths import resolve, stat_of
-from agents.progress import printable
+from agents.progress import counted, printable
 from agents.rebuilding import rebuild as make_anew
 from agents.relay import relay
 from agents.replay import put_in_place, set_aside, stream_of
@@ -31,6 +31,7 @@ from bus.server import local_server
 from schemas.settings import Settings
 
 SHOWN = 50
+_NOUNS = {"history": "history file"}
 
 
 async def verify(settings: Settings, quick: bool, as_json: bool) -> int:
@@ -83,8 +84,8 @@ def _show(checked: Checked) -> None:
         say(printable(f"{problem.about} {problem.name}: {problem.error}"))
     if (more := len(checked.problems) - SHOWN) > 0:
         say(f"and {more:,} more (see --json)")
-    counted = ", ".join(f"{count:,} {name}{'s' * (count != 1)}" for name, count in sorted(checked.counts.items()))
-    say(f"{counted}: {len(checked.problems):,} problem{'s' * (len(checked.problems) != 1)}")
+    looked_at = ", ".join(counted(count, _NOUNS.get(name, name)) for name, count in sorted(checked.counts.items()))
+    say(f"{looked_at}: {counted(len(checked.problems), 'problem')}")
 
 
 @asynccontextmanager
@@ -124,16 +125,16 @@ async def rebuild(settings: Settings, output: Path | None, as_json: bool, replac
     for table in found.tables:
         if not table.same:
             say(
-                f"{table.table}: {table.missing:,} rows are missing in the new one, {table.extra:,} are only there, "
-                f"{table.different:,} differ: {', '.join(table.keys)}"
+                f"{table.table}: {counted(table.missing, 'row')} missing in the new one, {table.extra:,} only there, "
+                f"{table.different:,} different: {', '.join(table.keys)}"
             )
     rows = sum(table.live for table in found.tables)
     verdict = (
-        f"{rows:,} rows compared, {'all the same' if found.same else 'not the same'}"
+        f"{counted(rows, 'row')} compared, {'all the same' if found.same else 'not the same'}"
         if found.tables
         else (f"there is no {live} to compare it with: stop Darkroom and rename it to that to use it")
     )
-    say(f"{found.path}: made of {found.transactions:,} transactions in {found.seconds:.1f} s; {verdict}")
+    say(f"{found.path}: made of {counted(found.transactions, 'transaction')} in {found.seconds:.1f} s; {verdict}")
     return 0 if found.same else 1
 
 

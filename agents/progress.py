@@ -1,5 +1,6 @@
 """Showing things on a terminal: a job's progress as a bar, rows as a table; plain lines where there is no terminal."""
 
+import re
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -42,6 +43,13 @@ async def _view(bus: Bus, id: str) -> JobView:
     view = await desk.state(bus, id)
     assert view is not None, f"job {id} ended and is not known"
     return view
+
+
+def counted(count: int, noun: str) -> str:
+    """So many of something, in words: 1 model, 2,000 models, 3 histories."""
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count:,} {noun.removesuffix('y')}ies" if re.search("[^aeiou]y$", noun) else f"{count:,} {noun}s"
 
 
 _UNPRINTED = frozenset({"Cc", "Cs", "Zl", "Zp"})

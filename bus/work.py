@@ -115,7 +115,9 @@ async def _decide(bus: Bus, work: Work[T], message: Msg, delivery: Delivery) -> 
         payload = work.subject.decode(message.data)
         before = await _start(bus, work.kind, work.counted_as(delivery))
         if before >= bus.settings.max_attempts:
-            await _exhausted(bus, work, message, delivery, f"its worker died {before} times while it ran")
+            await _exhausted(
+                bus, work, message, delivery, f"its worker died {before} time{'s' * (before != 1)} while it ran"
+            )
             return
         started = True
         await work.handle(payload, delivery)
@@ -166,7 +168,9 @@ def sole(error: BaseException) -> BaseException:
 
 async def _exhausted(bus: Bus, work: Work[Any], message: Msg, delivery: Delivery, why: str) -> None:
     await dead_letter(bus, work.kind, "exhausted", delivery.id, message, why)
-    await work.give_up(delivery, "failed", "exhausted", f"given up after {bus.settings.max_attempts} attempts: {why}")
+    most = bus.settings.max_attempts
+    error = f"given up after {most} attempt{'s' * (most != 1)}: {why}"
+    await work.give_up(delivery, "failed", "exhausted", error)
     await message.term()
 
 

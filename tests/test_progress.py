@@ -2,7 +2,7 @@
 
 import pytest
 
-from agents.progress import printable, table
+from agents.progress import counted, printable, table
 
 
 def test_text_that_steers_a_terminal_or_turns_a_line_around_is_spelled_out_and_any_other_is_left():
@@ -15,3 +15,9 @@ def test_text_that_steers_a_terminal_or_turns_a_line_around_is_spelled_out_and_a
 def test_a_cell_is_one_line_whatever_it_says(capsys: pytest.CaptureFixture[str]):
     table(("name", "what"), [("two\nlines\tand a tab", "\x1b]0;title\x07")], nothing="none")
     assert capsys.readouterr().out == "two lines and a tab\t\\x1b]0;title\\x07\n"
+
+
+def test_what_is_counted_is_in_the_number_that_its_count_has():
+    assert [counted(n, "model") for n in (0, 1, 2, 2000)] == ["0 models", "1 model", "2 models", "2,000 models"]
+    assert [counted(n, "history") for n in (1, 2)] == ["1 history", "2 histories"]
+    assert counted(2, "key") == "2 keys"

@@ -19,6 +19,7 @@ import msgspec
 from agents.catalog import history
 from agents.catalog.errors import CatalogTooNew, CatalogUnusable
 from agents.catalog.index_words import SEARCH_VERSION, functions
+from agents.catalog.names import loose
 from agents.catalog.position import KEY, Position, Standing, standing
 from agents.catalog.sections import sections
 from schemas.models import Changed
@@ -108,6 +109,7 @@ class Database:
                 read_only = f"{path.absolute().as_uri()}?mode=ro"
                 reader = await stack.enter_async_context(_connected(read_only, uri=True))
                 await reader.execute_fetchall(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+                await reader.create_function("loose", 1, loose, deterministic=True)
             except sqlite3.Error as error:
                 raise CatalogUnusable(
                     f"The catalog {path} can't be used ({error}). Make its folder writable and see that the disk is "

@@ -6,7 +6,6 @@ that deleting and moving pictures renames no file.
 """
 
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,6 @@ log = structlog.get_logger()
 PENDING = "images/pending/"
 """Where originals of pending records are, below the data directory."""
 
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f]")
-
 TAG_LENGTH = 200
 """Characters of a tag's name at most."""
 
@@ -39,9 +36,8 @@ def tag_name(text: str) -> str:
 
 
 def spelled(text: str) -> str:
-    """`tag_name` in full length. A control character is a space: nobody sees it, and SQLite's JSON would lose what is
-    behind a NUL."""
-    return " ".join(fold(_CONTROLS.sub(" ", text)).split())
+    """`tag_name` in full length. A NUL is a space: SQLite's JSON would lose what is behind one."""
+    return " ".join(fold(text.replace("\0", " ")).split())
 
 
 async def apply_described(sql: Statements, fact: Described, id: str) -> int:

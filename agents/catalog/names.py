@@ -22,3 +22,11 @@ def stem(rel: str) -> str:
 def fold(text: str) -> str:
     """For comparing without regard to case and to how accents are composed."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+
+
+def loose(text: str) -> str:
+    """For comparing without regard to case, accents' composition, spaces at the ends or more than one of them, and
+    characters that nobody sees (of no width, for control)."""
+    categories = map(unicodedata.category, text)
+    seen = (" " if kind == "Cc" else char for char, kind in zip(text, categories, strict=True) if kind != "Cf")
+    return " ".join(fold("".join(seen)).split())

@@ -99,6 +99,19 @@ SELECT m.sha256, name, size, identity, created_at, loadable, lying, details, tag
 FROM wanted JOIN whole_models AS m ON m.sha256 = wanted.sha256
 ORDER BY m.folded, m.sha256;
 
+-- name: models_named_loosely
+-- Of those whose own name is oddly spaced, or not ASCII: the ones that are called so but for that.
+WITH names (sha256, folded) AS (
+    SELECT sha256, folded FROM models UNION SELECT sha256, folded FROM paths WHERE sha256 IS NOT NULL
+), wanted AS (
+    SELECT DISTINCT sha256 FROM names
+    WHERE (folded GLOB '*[^ -~]*' OR folded GLOB '*  *' OR folded GLOB '* ' OR folded GLOB ' *')
+        AND loose(folded) IN (SELECT value FROM json_each(:loosely))
+)
+SELECT m.sha256, name, size, identity, created_at, loadable, lying, details, tags, digests, pictures
+FROM wanted JOIN whole_models AS m ON m.sha256 = wanted.sha256
+ORDER BY m.folded, m.sha256;
+
 -- name: usable_models
 -- Checkpoints that can be loaded and have a file, by name.
 WITH chosen AS MATERIALIZED (  -- before anything is gathered about them

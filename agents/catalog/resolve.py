@@ -8,7 +8,7 @@ import msgspec
 from anyio import to_thread
 
 from agents.catalog.database import Database, Row
-from agents.catalog.names import file_name, fold, shown, stem
+from agents.catalog.names import file_name, fold, loose, shown, stem
 from schemas.asks import Problem, ResolveReply
 from schemas.files import Details, FilePath, Identity
 from schemas.models import Model
@@ -39,18 +39,14 @@ async def resolve(db: Database, name: str) -> ResolveReply:
 
     A name is a model's name, a file's name with or without its extension, a path below a root, 8 or more hex digits
     from the start of a SHA-256, or what an infotext says ("name [hash]", where the hash decides). The exact spelling
-    goes before one that differs in case. An empty name means the only checkpoint there is. Problems: unknown-model,
-    ambiguous-model, model-missing, unsafe-model, not-a-checkpoint. Nothing is ever substituted.
+    goes before one that differs in case, and that before one that differs in spaces. An empty name means the only
+    checkpoint there is. Problems: unknown-model, ambiguous-model, model-missing, unsafe-model, not-a-checkpoint.
+    Nothing is ever substituted.
     """
-    name = name.strip()
-    if not name:
+    if not (plain := name.strip()):
         return await _only(db)
-    hashed = HASH_PREFIX.fullmatch(name) or _INFOTEXT.search(name)
-    prefix = hashed[1].lower() if hashed else ""
-    base = name.rsplit("/", 1)[-1]
-    folded = [fold(part) for part in {base, base.rpartition(".")[0]} if part]
-    rows = await db.committed.rows("models_named", folded=json.dumps(folded), prefix=prefix)
-    meant = meant_by([read_candidate(row) for row in rows], name, prefix)
+    hashed = HASH_PREFIX.fullmatch(plain) or _INFOTEXT.search(plain)
+    meant = await meant_by(db, name, hashed[1].lower() if hashed else "")
     if not meant:
         return _problem("unknown-model", f'No model is called "{name}". {await _what_there_is(db)}')
     usable = [candidate for candidate in meant if candidate.loadable and not candidate.model.missing]
@@ -61,25 +57,38 @@ async def resolve(db: Database, name: str) -> ResolveReply:
     return _unusable(name, meant)
 
 
-def meant_by(candidates: list[Candidate], name: str, prefix: str) -> list[Candidate]:
-    """Those that the first fitting way of reading the name finds; `prefix` is the hash in it, if there is one.
+async def meant_by(db: Database, name: str, prefix: str) -> list[Candidate]:
+    """The models that the first fitting way of reading the name finds; `prefix` is the hash in it, if there is one.
+    Raises sqlite3.Error."""
+    bases = {text.rsplit("/", 1)[-1] for text in (name, name.strip())}
+    parts = {part for base in bases for part in (base, base.rpartition(".")[0]) if part}
+    loosely = {loose(part) for part in parts}
+    folded = json.dumps([*{fold(part) for part in parts} | loosely])
+    rows = await db.committed.rows("models_named", folded=folded, prefix=prefix)
+    if not (found := _meant_by([read_candidate(row) for row in rows], name, prefix)):
+        rows = await db.committed.rows("models_named_loosely", loosely=json.dumps([*loosely]))
+        found = _meant_by([read_candidate(row) for row in rows], name, prefix)
+    return found
 
-    What models and files are called goes before paths and hashes, and all of them before a spelling in another case.
-    """
 
-    def called(one: Candidate, same: Callable[[str], str]) -> bool:
+def _meant_by(candidates: list[Candidate], name: str, prefix: str) -> list[Candidate]:
+    """What models and files are called goes before paths and hashes, all of them before a spelling in another case, and
+    that before one with other spaces."""
+
+    def called(one: Candidate, text: str, same: Callable[[str], str]) -> bool:
         names = {one.model.name, *map(file_name, one.known_as), *map(stem, one.known_as)}
-        return same(name) in map(same, names)
+        return same(text) in map(same, names)
 
-    def at(one: Candidate, same: Callable[[str], str]) -> bool:
-        return any(same(name) in (same(rel), same(shown(rel))) for rel in one.known_as)
+    def at(one: Candidate, text: str, same: Callable[[str], str]) -> bool:
+        return any(same(text) in (same(rel), same(shown(rel))) for rel in one.known_as)
 
-    def hashed(one: Candidate, same: Callable[[str], str]) -> bool:
+    def hashed(one: Candidate, text: str, same: Callable[[str], str]) -> bool:
         return bool(prefix) and (one.model.sha256.startswith(prefix) or prefix in one.model.digests.values())
 
-    for same in (str, fold):
+    plain = name.strip()
+    for text, same in ((name, str), (plain, str), (name, fold), (plain, fold), (plain, loose)):
         for reading in (called, at, hashed):
-            if found := [candidate for candidate in candidates if reading(candidate, same)]:
+            if found := [candidate for candidate in candidates if reading(candidate, text, same)]:
                 return found
     return []
 

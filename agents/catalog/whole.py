@@ -8,7 +8,6 @@ from anyio import to_thread
 
 from agents.catalog.database import Database
 from agents.catalog.impossible import Impossible, NoSuchModel, told_in
-from agents.catalog.names import fold
 from agents.catalog.picturing import pictures_of
 from agents.catalog.resolve import HASH_PREFIX, Candidate, meant_by, read_candidate
 from schemas.catalog import KnownPath, ModelReply, ShowModel, WholeModel
@@ -27,11 +26,7 @@ async def show_model(db: Database, ask: ShowModel) -> ModelReply:
     """The one model that a name means, with or without a file, of whatever kind. Problems: unknown-model,
     ambiguous-model."""
     name = ask.name.strip()
-    prefix = name.lower() if HASH_PREFIX.fullmatch(name) else ""
-    base = name.rsplit("/", 1)[-1]
-    folded = [fold(part) for part in {base, base.rpartition(".")[0]} if part]
-    rows = await db.committed.rows("models_named", folded=json.dumps(folded), prefix=prefix)
-    meant = meant_by([read_candidate(row) for row in rows], name, prefix)
+    meant = await meant_by(db, ask.name, name.lower() if HASH_PREFIX.fullmatch(name) else "")
     if not meant:
         raise Impossible("unknown-model", f"No model is called {name[:200]!r}.")
     if len(meant) > 1:

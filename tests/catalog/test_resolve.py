@@ -4,6 +4,8 @@ import pytest
 
 from agents.catalog.database import Database
 from agents.catalog.resolve import list_models, resolve
+from agents.catalog.whole import show_model
+from schemas.catalog import ShowModel
 from tests.catalog.conftest import Tell
 from tests.catalog.facts import BROKEN, LORA, PICKLE, hashed, removed, sha, stat
 
@@ -47,6 +49,38 @@ async def two_models(tell: Tell) -> None:
 async def test_a_model_is_found_by_everything_it_is_called(db: Database, name: str):
     reply = await resolve(db, name)
     assert reply.model is not None and reply.model.sha256 == sha("dream")
+
+
+@pytest.mark.parametrize("name", [" Dream.v1 ", "dream.v1\u00a0", "\ufeffDream.v1", "Dream.v1.safetensors\t"])
+async def test_spaces_around_a_name_change_nothing(db: Database, name: str):
+    assert await meant(db, name) == "Dream.v1"
+    shown = (await show_model(db, ShowModel(name=name))).model
+    assert shown is not None and shown.model.name == "Dream.v1"
+
+
+@pytest.mark.parametrize(
+    ("file", "names"),
+    [
+        ("two words .safetensors", ("two words ", "two words", " Two  Words", "two words .safetensors")),
+        (" lead.safetensors", (" lead", "lead", "lead ")),
+        ("a  b.safetensors", ("a  b", "a b", "A\u00a0b", "sub/a b.safetensors")),
+        ("a\u00a0\u200bc.safetensors", ("a c", "a\u00a0c", "A  C.safetensors")),
+    ],
+)
+async def test_a_name_with_odd_spaces_in_it_is_found_as_it_is_written_and_as_it_looks(
+    db: Database, tell: Tell, file: str, names: tuple[str, ...]
+):
+    await tell(hashed(f"sub/{file}", "odd"))
+    for name in names:
+        reply = await resolve(db, name)
+        assert reply.model is not None and reply.model.sha256 == sha("odd"), name
+        shown = (await show_model(db, ShowModel(name=name))).model
+        assert shown is not None and shown.model.sha256 == sha("odd"), name
+
+
+async def test_of_two_names_that_differ_in_spaces_alone_the_exact_one_is_meant(db: Database, tell: Tell):
+    await tell(hashed("fox.safetensors", "plain"), hashed("fox .safetensors", "odd"))
+    assert (await meant(db, "fox "), await meant(db, "fox"), await meant(db, " fox")) == ("fox ", "fox", "fox")
 
 
 @pytest.mark.parametrize(
