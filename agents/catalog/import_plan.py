@@ -5,7 +5,7 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
-from agents.catalog.legacy import Link
+from agents.catalog.legacy import ODD, Link, shown
 from agents.catalog.legacy_rows import NO_PATH, LegacyModel, merged
 from agents.catalog.names import fold, stem
 from agents.catalog.shelf import BROKEN, MISSING, Copied, Unusable
@@ -159,7 +159,7 @@ def _take_pending(
         tally.note("pending_import", row.id, PROMOTED, row.path)
         return None, None
     root, rel = row.place or (None, None)
-    values = {"legacy_id": row.id, "root": root, "rel": rel, "size": row.size}
+    values = {"legacy_id": row.id if row.id < ODD else None, "root": root, "rel": rel, "size": row.size}
     values["name"] = row.title or stem(row.file)
     if record is not None:
         details = _together(record.details, row.details)
@@ -177,7 +177,8 @@ def _take_pending(
     id = row.id
     if not 0 < id < DISPLACED or id in met.taken:
         id, met.next_id = met.next_id, met.next_id + 1
-        tally.note("pending_import", row.id, ID_TAKEN, str(id))
+        if row.id < ODD:
+            tally.note("pending_import", row.id, ID_TAKEN, str(id))
     met.taken.add(id)
     created_at = now if row.created_at is None else row.created_at
     values |= {"id": id, "path": row.path, "folded": fold(row.file) or row.path, "details": row.details}
@@ -246,7 +247,13 @@ def fail_strays(links: Iterable[Link], tally: Tally) -> None:
 
 def _fail_link(model: Any, tag: Any, table: str, why: str, tally: Tally) -> None:
     tally.count(table, "failed")
-    tally.note(table, model if isinstance(model, int) else None, why, f"model {model!r}, tag {tag!r}")
+    tally.note(table, model if isinstance(model, int) else None, why, f"model {_id(model)}, tag {_id(tag)}")
+
+
+def _id(value: Any) -> str:
+    if isinstance(value, int):
+        return str(value) if value < ODD else "without a number"
+    return "NULL" if value is None else repr(shown(value))
 
 
 T = TypeVar("T")

@@ -7,6 +7,7 @@ from anyio import to_thread
 
 from agents.catalog.database import Statements
 from agents.catalog.import_plan import DISPLACED
+from agents.catalog.legacy import ODD
 from agents.catalog.legacy_rows import NO_NAME, LegacyTag
 from agents.catalog.tally import Tally
 
@@ -59,7 +60,8 @@ class TagPlan:
         id = row.id
         if not 0 < id < DISPLACED or id in self._taken:
             id, self._free = self._free, self._free + 1
-            tally.note("tags", row.id, ID_TAKEN, f"{row.name}: {id}")
+            if row.id < ODD:
+                tally.note("tags", row.id, ID_TAKEN, f"{row.name}: {id}")
         created_at = now if row.created_at is None else row.created_at
         self.added[row.name] = {"id": id, "name": row.name, "color": row.color, "created_at": created_at}
         self._known[row.name] = Known(id, row.color)

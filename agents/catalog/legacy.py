@@ -6,6 +6,7 @@ the original. (The -shm beside it is not copied: SQLite makes it anew from the l
 """
 
 import contextlib
+import re
 import shutil
 import sqlite3
 import stat
@@ -35,6 +36,11 @@ REQUIRED = {
 OPTIONAL = {"models": ("name", "size_bytes", "created_at", "meta_json", "extra_json"), "tags": ("color", "created_at")}
 
 
+ODD = 1 << 62
+"""Numbers from here on stand for rows whose id is no number (or one as large): such a row comes behind all others, and
+`odd_id` is what its id is, in words."""
+
+
 class RawTag(NamedTuple):
     """A row of `tags`; texts are bytes, as nothing says that they are UTF-8."""
 
@@ -42,6 +48,7 @@ class RawTag(NamedTuple):
     name: Any
     color: Any
     created_at: Any
+    odd_id: str = ""
 
 
 class RawModel(NamedTuple):
@@ -57,10 +64,14 @@ class RawModel(NamedTuple):
     meta_json: Any
     extra_json: Any
     too_large: int
+    odd_id: str = ""
 
 
 Link = tuple[Any, Any]
-"""A row of `model_tags`: the model's id and the tag's."""
+"""A row of `model_tags`: the model's id and the tag's, or what stands there instead."""
+
+_PLAIN = f"typeof({{0}}) = 'integer' AND {{0}} < {ODD}"
+_DIGITS = re.compile(rb"\s*[+-]?\d{1,18}(\.0*)?\s*")
 
 
 class Legacy:
@@ -70,41 +81,82 @@ class Legacy:
     def __init__(self, connection: sqlite3.Connection, source: Path, fingerprint: str) -> None:
         self._connection, self._source, self.fingerprint = connection, source, fingerprint
         self._columns = {table: self._columns_of(table) for table in OPTIONAL}
+        self._odd: dict[str, dict[tuple[bytes, Any], int]] | None = None
+        self._odd_links: list[Link] | None = None
 
     def tags(self, after: int | None, limit: int) -> list[RawTag]:
         """The next tags by id."""
-        wanted = ", ".join(("id", *(self._capped("tags", name) for name in RawTag._fields[1:])))
-        query = f"SELECT {wanted} FROM tags WHERE :after IS NULL OR id > :after ORDER BY id LIMIT :limit"
-        return [RawTag(*row) for row in self._rows(query, after=after, limit=limit)]
+        wanted = ", ".join(self._capped("tags", name) for name in RawTag._fields[1:-1])
+        return [RawTag(*row) for row in self._page("tags", wanted, after, limit)]
 
     def models(self, after: int | None, limit: int) -> list[RawModel]:
         """The next models by id."""
-        texts = RawModel._fields[1:-1]
-        wanted = ", ".join(("id", *(self._capped("models", name) for name in texts)))
+        texts = RawModel._fields[1:-2]
+        wanted = ", ".join(self._capped("models", name) for name in texts)
         large = " + ".join(
             f"(coalesce(length(CAST({name} AS BLOB)), 0) > {VALUE_BYTES})"
             for name in texts
             if name in self._columns["models"]
         )
-        query = f"SELECT {wanted}, {large} FROM models WHERE :after IS NULL OR id > :after ORDER BY id LIMIT :limit"
-        return [RawModel(*row) for row in self._rows(query, after=after, limit=limit)]
+        return [RawModel(*row) for row in self._page("models", f"{wanted}, {large}", after, limit)]
+
+    def _page(self, table: str, wanted: str, after: int | None, limit: int) -> list[tuple[Any, ...]]:
+        """The next rows by id: the id, what is wanted, and the id in words where it is none."""
+        plain, rows = _PLAIN.format("id"), list[tuple[Any, ...]]()
+        if after is None or after < ODD:
+            query = f"SELECT id, {wanted} FROM {table} WHERE {plain} AND (:after IS NULL OR id > :after)"
+            found = self._rows(f"{query} ORDER BY id LIMIT :limit", after=after, limit=limit)
+            rows += [(*row, "") for row in found]
+        if len(rows) == limit:
+            return rows
+        done = 0 if after is None or after < ODD else after - ODD + 1
+        query = f"SELECT typeof(id), id, {wanted} FROM {table} WHERE NOT ({plain}) ORDER BY typeof(id), id"
+        odd = self._rows(f"{query} LIMIT :limit OFFSET :done", limit=limit - len(rows), done=done)
+        return rows + [(ODD + done + n, *row[2:], _told(*row[:2])) for n, row in enumerate(odd)]
+
+    def _odd_ids(self, table: str) -> dict[tuple[bytes, Any], int]:
+        """What stands for the ids of a table that are no numbers, by their types and values."""
+        if self._odd is None:
+            query = "SELECT typeof(id), id FROM {} WHERE NOT ({}) ORDER BY typeof(id), id"
+            self._odd = {}
+            for name in OPTIONAL:
+                rows = self._rows(query.format(name, _PLAIN.format("id")))
+                self._odd[name] = {(type, id): ODD + n for n, (type, id) in enumerate(rows) if id is not None}
+        return self._odd[table]
 
     def links(self, after: int | None, last: int) -> list[Link]:
         """The links of every model id after one and up to another, whether there is such a model or not."""
-        return self._rows(
-            "SELECT model_id, tag_id FROM model_tags WHERE typeof(model_id) = 'integer'"
+        plain = self._rows(
+            f"SELECT model_id, tag_id FROM model_tags WHERE {_PLAIN.format('model_id')} AND typeof(tag_id) = 'integer'"
             " AND (:after IS NULL OR model_id > :after) AND model_id <= :last ORDER BY model_id, tag_id",
             after=after,
             last=last,
         )
+        return plain + [link for link in self._links_oddly_written() if _is_between(link[0], after, last)]
 
     def stray_links(self, after: int | None) -> list[Link]:
         """The links that belong to no model up to the last one."""
-        return self._rows(
-            "SELECT model_id, tag_id FROM model_tags"
-            " WHERE typeof(model_id) <> 'integer' OR :after IS NULL OR model_id > :after ORDER BY model_id, tag_id",
+        plain = self._rows(
+            f"SELECT model_id, tag_id FROM model_tags WHERE {_PLAIN.format('model_id')} AND typeof(tag_id) = 'integer'"
+            " AND (:after IS NULL OR model_id > :after) ORDER BY model_id, tag_id",
             after=after,
         )
+        return plain + [link for link in self._links_oddly_written() if not _is_between(link[0], None, after)]
+
+    def _links_oddly_written(self) -> list[Link]:
+        """Links with an id that is no number: by the numbers that they mean, where they mean any."""
+        if self._odd_links is None:
+            rows = self._rows(
+                "SELECT typeof(model_id), model_id, typeof(tag_id), tag_id FROM model_tags"
+                f" WHERE NOT ({_PLAIN.format('model_id')}) OR typeof(tag_id) <> 'integer'"
+                " ORDER BY typeof(model_id), model_id, typeof(tag_id), tag_id"
+            )
+            models, tags = self._odd_ids("models"), self._odd_ids("tags")
+            self._odd_links = [
+                (models.get((one, model), number(model)), tags.get((two, tag), number(tag)))
+                for one, model, two, tag in rows
+            ]
+        return self._odd_links
 
     def largest_tag(self, below: int) -> int:
         """The largest id of a tag below a number, 0 if there is none."""
@@ -121,14 +173,21 @@ class Legacy:
             query = "SELECT name FROM pragma_table_info(:table) WHERE pk > 0 AND upper(type) = 'INTEGER'"
             if self._rows(query, table=table) != [(b"id",)]:
                 raise LegacyUnusable(f"{self._source} is no legacy catalog: the id of its {table} is no primary key.")
-        [(version,)] = self._rows("SELECT max(version) FROM schema_version")
-        if version != VERSION:
-            advice = (
-                "a newer program wrote it"
-                if isinstance(version, int) and version > VERSION
-                else ("open it once with the last version of the program that made it, which updates it")
-            )
-            raise LegacyUnusable(f"{self._source} has schema version {_shown(version)}, not {VERSION}: {advice}.")
+        self._check_version()
+
+    def _check_version(self) -> None:
+        versions = self._rows("SELECT typeof(version), version FROM schema_version LIMIT 1000")
+        known = [meant for _, version in versions if isinstance(meant := number(version), int)]
+        newest = max(known, default=0)
+        if newest == VERSION:
+            return
+        found = str(newest) if known else ", ".join(_told(*row) for row in versions) or "none"
+        advice = (
+            "a newer program wrote it"
+            if newest > VERSION
+            else "open it once with the last version of the program that made it, which updates it"
+        )
+        raise LegacyUnusable(f"{self._source} has schema version {found}, not {VERSION}: {advice}.")
 
     def _columns_of(self, table: str) -> set[str]:
         rows = self._rows(
@@ -136,7 +195,7 @@ class Legacy:
             " WHERE tables.type = 'table' AND tables.name = :table AND tables.sql NOT LIKE 'CREATE VIRTUAL%'",
             table=table,
         )
-        return {_shown(name) for (name,) in rows}
+        return {shown(name) for (name,) in rows}
 
     def _capped(self, table: str, name: str) -> str:
         if name not in self._columns[table]:
@@ -224,5 +283,22 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfileobj(file, copied, 1 << 20)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value of any type, for people."""
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def _told(type: bytes, value: Any) -> str:
+    """A value with its type, for people."""
+    return "NULL" if value is None else f"{shown(value)} ({type.decode()})"
+
+
+def number(value: Any) -> Any:
+    """The whole number that a value means; the value itself where it means none."""
+    if isinstance(value, bytes) and _DIGITS.fullmatch(value):
+        return int(value.partition(b".")[0])
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53 else value
+
+
+def _is_between(model: Any, after: int | None, last: int | None) -> bool:
+    return isinstance(model, int) and last is not None and (after is None or model > after) and model <= last

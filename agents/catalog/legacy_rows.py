@@ -6,16 +6,18 @@ it is. Every value that could not be taken as it was is told in a note.
 
 import functools
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from agents.catalog.describing import TAG_LENGTH, tag_name
-from agents.catalog.legacy import RawModel, RawTag
+from agents.catalog.legacy import RawModel, RawTag, number, shown
 from agents.ingest import paths
 from schemas.files import Kind
 
 NO_NAME = "It has no name."
+BAD_ID = "Its id is no whole number: it got a new one."
 NO_PATH = "It has neither a hash nor a path: nothing tells which file it is about."
 BAD_HASH = "Its hash is no SHA-256 in hexadecimal, so it counts as not hashed."
 BAD_SIZE = "Its size is no size of a file, so it counts as unknown."
@@ -105,7 +107,7 @@ class LegacyModel(msgspec.Struct, frozen=True, gc=False):
 
 def tag_of(raw: RawTag) -> LegacyTag:
     """A tag as it is kept."""
-    notes: list[Note] = []
+    notes: list[Note] = [(BAD_ID, raw.odd_id)] if raw.odd_id else []
     written = _CONTROLS.sub(" ", _text(raw.name, notes))
     name = tag_name(written)
     if len(written) > TAG_LENGTH:
@@ -116,7 +118,8 @@ def tag_of(raw: RawTag) -> LegacyTag:
 
 def model_of(raw: RawModel) -> LegacyModel:
     """A model as it is kept, still without its place."""
-    notes: list[Note] = [(TOO_LARGE, "")] if raw.too_large else []
+    notes: list[Note] = [(BAD_ID, raw.odd_id)] if raw.odd_id else []
+    notes += [(TOO_LARGE, "")] if raw.too_large else []
     raw_path, path = _path(raw.path, notes)
     file = (path.replace("\\", "/") if _WINDOWS.match(path) else path).rpartition("/")[2]
     type = _text(raw.type, notes)
@@ -211,7 +214,11 @@ def _fields(said: Details) -> Details:
 
 def _json(value: Any, column: str, extra: dict[str, Any], notes: list[Note]) -> dict[str, Any]:
     """A column's JSON object; anything else it holds is put into `extra` under the column's name."""
-    if value in (None, b"") or not isinstance(value, bytes):
+    if value is None or value == b"":
+        return {}
+    if not isinstance(value, bytes):
+        notes.append((BAD_JSON, f"{column}: {value}"))
+        extra[column] = value
         return {}
     why = BAD_JSON
     try:
@@ -289,17 +296,29 @@ def _sha256(value: Any, notes: list[Note]) -> str:
 
 
 def _size(value: Any, notes: list[Note]) -> int | None:
-    if value is None or (isinstance(value, int) and 0 <= value < MOST_BYTES):
-        return value
-    notes.append((BAD_SIZE, str(value)))
+    size = number(value)
+    if size is None or (isinstance(size, int) and 0 <= size < MOST_BYTES):
+        return size
+    notes.append((BAD_SIZE, shown(value)))
     return None
 
 
 def _seconds(value: Any, notes: list[Note]) -> float | None:
-    """Milliseconds as seconds."""
+    """Milliseconds, or a date as ISO 8601 writes it (without a zone: UTC), as seconds."""
     if value is None:
         return None
-    if isinstance(value, int | float) and 0 < value / 1000 < LATEST:
-        return value / 1000
-    notes.append((BAD_TIME, str(value)))
+    when = number(value)
+    seconds = when / 1000 if isinstance(when, int | float) else _date(shown(value))
+    if 0 < seconds < LATEST:
+        return seconds
+    notes.append((BAD_TIME, shown(value)))
     return None
+
+
+def _date(text: str) -> float:
+    """Seconds; 0 for what is no date."""
+    try:
+        date = datetime.fromisoformat(text.strip())
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return 0.0

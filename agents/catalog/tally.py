@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Literal
 
+from agents.catalog.legacy import ODD
 from schemas.models import ImportReason, ImportReport
 from schemas.models import Tally as Counts
 
@@ -34,7 +35,8 @@ class Tally:
         self._counts[table, outcome] += rows
 
     def note(self, table: str, id: int | None, why: str, detail: str = "") -> None:
-        """Say why something happened to a row."""
+        """Say why something happened to a row; one whose id is no number (see `legacy.ODD`) has none in the report."""
+        id = None if id is not None and id >= ODD else id
         self._why[why] += 1
         if len(self._reasons) < REASONS:
             self._reasons.append(ImportReason(table=table, id=id, why=why, detail=detail[:DETAIL_LENGTH]))
