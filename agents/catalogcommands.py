@@ -3,7 +3,7 @@ for as long as it takes."""
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -28,6 +28,7 @@ from schemas.settings import Settings
 
 _START = (CATALOGUING,)
 _AT_ONCE = 50
+_NAMED = 10
 
 
 def _json(content: object) -> None:
@@ -146,7 +147,7 @@ async def tag_models(settings: Settings, names: Sequence[str], put: Sequence[str
 
 
 async def pending(settings: Settings, as_json: bool) -> int:
-    """A table of the pending records."""
+    """A table of the pending records, and why each is pending still."""
     async with running_bus(settings, start=_START) as bus:
         found = [record async for record in catalogdesk.pending(bus)]
     if as_json:
@@ -157,7 +158,17 @@ async def pending(settings: Settings, as_json: bool) -> int:
         for one in found
     ]
     table(("id", "state", "name", "path", "tags", "pictures"), rows, nothing="nothing is pending")
+    for reason, ids in _grouped((one.reason, str(one.id)) for one in found):
+        others = f" and {len(ids) - _NAMED:,} more" if len(ids) > _NAMED else ""
+        sys.stderr.write(f"{', '.join(ids[:_NAMED])}{others}: {reason}\n")
     return 0
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> Iterable[tuple[str, list[str]]]:
+    groups: dict[str, list[str]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return groups.items()
 
 
 async def promote(settings: Settings, ids: Sequence[int], strategy: str, as_json: bool) -> int:

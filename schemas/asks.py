@@ -153,8 +153,8 @@ class ListPending(msgspec.Struct, frozen=True, kw_only=True):
 
 class PendingRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A model whose content is not known yet. `path` is as its catalog wrote it, `place` where that lies below a root;
-    `sha256` is the model it would go to (state conflict) or goes to (promoting); `images` counts its pictures. `cut`
-    names the fields that are not here in full."""
+    `sha256` is the model it would go to (state conflict) or goes to (promoting); `images` counts its pictures. `reason`
+    says why it is pending still, `cut` names the fields that are not here in full."""
 
     id: int
     legacy_id: int | None = None
@@ -168,6 +168,7 @@ class PendingRecord(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str | None = None
     tags: tuple[str, ...] = ()
     images: int = 0
+    reason: str = ""
     cut: tuple[str, ...] = ()
 
 

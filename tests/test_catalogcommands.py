@@ -146,7 +146,9 @@ async def test_a_legacy_catalog_is_imported_and_what_failed_is_told_and_is_the_s
         lines = dict(line.split("\t", 1) for line in capsys.readouterr().out.splitlines())
         assert lines["models"] == lines["pending_import"] == lines["tags"] == "1\t1\t0\t0\t0"
         await catalogcommands.pending(settings, False)
-        assert capsys.readouterr().out == "2\twaiting\tModel 2\t/nas/later.safetensors\tphoto\t\n"
+        told = capsys.readouterr()
+        assert told.out == "2\twaiting\tModel 2\t/nas/later.safetensors\tphoto\t\n"
+        assert told.err == "2: No file in the folders has its name.\n"
         assert await catalogcommands.promote(settings, [2, 9], "merge", True) == 1
         outcomes = json.loads(capsys.readouterr().out)
         assert [one["outcome"] for one in outcomes] == ["waiting", "unknown"]

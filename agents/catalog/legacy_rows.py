@@ -58,8 +58,8 @@ _PATHS = "legacy_paths"
 _SAFE = re.compile(r"\.(?:safetensors|gguf)$", re.IGNORECASE)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _URL = re.compile(r"https?://\S+")
+_DRIVE = re.compile(r"^[A-Za-z]:")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f]+")
-_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 Note = tuple[str, str]
 """Why, and the value in question."""
@@ -121,7 +121,7 @@ def model_of(raw: RawModel) -> LegacyModel:
     notes: list[Note] = [(BAD_ID, raw.odd_id)] if raw.odd_id else []
     notes += [(TOO_LARGE, "")] if raw.too_large else []
     raw_path, path = _path(raw.path, notes)
-    file = (path.replace("\\", "/") if _WINDOWS.match(path) else path).rpartition("/")[2]
+    file = _file_of(path)
     type = _text(raw.type, notes)
     details, images = _details(raw, type, notes)
     if path:
@@ -285,6 +285,14 @@ def _path(value: Any, notes: list[Note]) -> tuple[bytes, str]:
         return raw, raw.decode()
     except UnicodeDecodeError:
         return raw, paths.encode(raw)
+
+
+def _file_of(path: str) -> str:
+    """The last part of a path. One that does not begin with a single slash is of Windows, where both kinds of slash
+    divide it."""
+    if path.startswith("/") and not path.startswith("//"):
+        return path.rpartition("/")[2]
+    return _DRIVE.sub("", path).replace("\\", "/").rpartition("/")[2]
 
 
 def _sha256(value: Any, notes: list[Note]) -> str:

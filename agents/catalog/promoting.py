@@ -14,6 +14,7 @@ import msgspec
 
 from agents.catalog import describing
 from agents.catalog.database import Database, Statements
+from agents.catalog.matching import RIVALS, Wanted, files_for
 from agents.catalog.names import file_name, fold
 from agents.catalog.outbox import say
 from schemas.asks import Outcome, PendingRecord, Strategy
@@ -23,6 +24,12 @@ from schemas.models import ModelPromoted, PendingConflict, PendingDropped
 _details = msgspec.json.Decoder(Details)
 
 LARGEST_ID = (1 << 63) - 1
+_REASONS = {
+    "waiting": "",
+    "conflict": "The model is described already: choose merge, override, ignore or delete.",
+    "promoting": "Its pictures are being encoded.",
+}
+"""Why a record is pending still; what one waits for depends on the files."""
 AT_ONCE = 256
 """Records looked at in one transaction."""
 
@@ -34,21 +41,30 @@ async def promote_placed(
     wanted = [[path.root, path.rel, fold(file_name(path.rel)), size, sha256] for path, size, sha256 in placed]
     if not wanted:
         return 0
-    matched: dict[int, tuple[str, str]] = {}
-    rivals: dict[str, list[tuple[int, str]]] = {}
-    for id, legacy_path, sha256, rel, by_place in await sql.rows("pending_of_files", files=json.dumps(wanted)):
-        if by_place:
-            matched[int(id)] = (str(sha256), str(rel))
+    matched: dict[int, str] = {}
+    rivals: dict[tuple[str, str, str], list[tuple[int, str]]] = {}
+    for id, legacy_path, sha256, rel, known_by in await sql.rows("pending_of_files", files=json.dumps(wanted)):
+        if known_by == "place":
+            matched[int(id)] = str(sha256)
         else:
-            rivals.setdefault(f"{sha256}/{rel}", []).append((int(id), str(legacy_path)))
-    for key, records in rivals.items():
-        sha256, _, rel = key.partition("/")
+            rivals.setdefault((known_by, sha256, rel), []).append((int(id), str(legacy_path)))
+    sole = await _of_one_content([rel for known_by, _, rel in rivals if known_by == "name"], sql)
+    for (known_by, sha256, rel), records in rivals.items():
+        if known_by == "name" and (("size", sha256, rel) in rivals or rel not in sole):
+            continue
         id = nearest(records, rel)
         if id is not None and id not in matched:
-            matched[id] = (sha256, rel)
-    for id, (sha256, _) in matched.items():
+            matched[id] = sha256
+    for id, sha256 in matched.items():
         await promote(sql, id, sha256, strategy, at)
     return len(matched)
+
+
+async def _of_one_content(rels: Sequence[str], sql: Statements) -> set[str]:
+    """Of these paths below roots, those with a name that files of one content alone have."""
+    wanted = {rel: Wanted(None, fold(file_name(rel)), None) for rel in rels}
+    files = await files_for(sql, wanted.values()) if wanted else None
+    return {rel for rel, record in wanted.items() if files is not None and files.match(record).sha256 is not None}
 
 
 def nearest(records: Sequence[tuple[int, str]], rel: str) -> int | None:
@@ -121,8 +137,7 @@ async def _not_promoted(sql: Statements, id: int, path: str, sha256: str, strate
         return Outcome(id=id, outcome="ignored", sha256=sha256)
     if await sql.rows("pending_conflict", id=id, sha256=sha256):
         await say(sql, PendingConflict(pending_id=id, sha256=sha256, path=path, at=at), uuid.uuid4().hex)
-    error = "The model is described already: choose merge, override, ignore or delete."
-    return Outcome(id=id, outcome="conflict", sha256=sha256, error=error)
+    return Outcome(id=id, outcome="conflict", sha256=sha256, error=_REASONS["conflict"])
 
 
 def _merged(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
@@ -185,14 +200,18 @@ async def _chosen(sql: Statements, id: int, strategy: Strategy, at: float) -> Ou
         if state == "promoting":
             return Outcome(id=id, outcome="promoted", sha256=sha256)
         if sha256 is None:
-            found = await sql.rows("files_of_pending", id=id)
-            if not found:
-                return Outcome(id=id, outcome="waiting", error="Its file is not there, or not hashed yet.")
-            if not found[0][1] and len(found) > 1:
-                return Outcome(id=id, outcome="waiting", error="Several files could be its own; keep one of them.")
-            sha256 = found[0][0]
+            [(root, rel, folded, size)] = await sql.rows("record_to_match", id=id)
+            record = _wanted(root, rel, folded, size)
+            sha256, why_not = (await files_for(sql, [record])).match(record)
+            if sha256 is None:
+                return Outcome(id=id, outcome="waiting", error=why_not)
         return await promote(sql, id, str(sha256), strategy, at)
     return _unknown(id)
+
+
+def _wanted(root: str | None, rel: str | None, folded: str, size: int | None) -> Wanted:
+    place = FilePath(root=root, rel=rel) if root is not None and rel is not None else None
+    return Wanted(place, folded, size)
 
 
 def _unknown(id: int) -> Outcome:
@@ -201,9 +220,13 @@ def _unknown(id: int) -> Outcome:
 
 async def list_pending(db: Database, *, after: int, limit: int) -> tuple[PendingRecord, ...]:
     """Pending records by id, after one. Raises sqlite3.Error."""
+    rows = await db.committed.rows("pending", after=after, limit=limit)
+    wanted = {row[0]: _wanted(row[3], row[4], row[5], row[7]) for row in rows}
+    files = await files_for(db.committed, wanted.values())
     found = []
-    for row in await db.committed.rows("pending", after=after, limit=limit):
-        id, legacy_id, path, root, rel, name, size, details, origin, state, sha256, tags, images = row
+    for row in rows:
+        id, legacy_id, path, root, rel, _, name, size, details, origin, state, sha256, tags, images = row
+        reason = _REASONS[state] or files.match(wanted[id]).why_not or RIVALS
         found.append(
             PendingRecord(
                 id=id,
@@ -218,6 +241,7 @@ async def list_pending(db: Database, *, after: int, limit: int) -> tuple[Pending
                 sha256=sha256,
                 tags=tuple(json.loads(tags)),
                 images=images,
+                reason=reason,
             )
         )
     return tuple(found)

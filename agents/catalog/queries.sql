@@ -278,17 +278,28 @@ ON CONFLICT DO NOTHING;
 SELECT layer, details FROM descriptions WHERE sha256 = :sha256;
 
 -- name: pending_of_files
--- Waiting records of files [root, rel, folded name, size, sha256]: by place, or, where that holds no file, by name and size.
-SELECT p.id, p.path, json_extract(f.value, '$[4]') AS sha256, json_extract(f.value, '$[1]') AS rel, 1 AS by_place
+-- Waiting records of files [root, rel, folded name, size, sha256]: by place, or, where that holds no file, by name and
+-- size, or by the name alone where the record has no size.
+SELECT p.id, p.path, json_extract(f.value, '$[4]') AS sha256, json_extract(f.value, '$[1]') AS rel, 'place' AS known_by
 FROM json_each(:files) AS f
 JOIN pending_import AS p ON p.root = json_extract(f.value, '$[0]') AND p.rel = json_extract(f.value, '$[1]')
 WHERE p.state = 'waiting'
 UNION ALL
-SELECT p.id, p.path, json_extract(f.value, '$[4]'), json_extract(f.value, '$[1]'), 0
+SELECT p.id, p.path, json_extract(f.value, '$[4]'), json_extract(f.value, '$[1]'), 'size'
 FROM json_each(:files) AS f
 JOIN pending_import AS p ON p.folded = json_extract(f.value, '$[2]') AND p.size = json_extract(f.value, '$[3]')
 WHERE p.state = 'waiting'
+    AND NOT EXISTS (SELECT 1 FROM paths WHERE paths.root = p.root AND paths.rel = p.rel AND present = 1)
+UNION ALL
+SELECT p.id, p.path, json_extract(f.value, '$[4]'), json_extract(f.value, '$[1]'), 'name'
+FROM json_each(:files) AS f JOIN pending_import AS p ON p.folded = json_extract(f.value, '$[2]') AND p.size IS NULL
+WHERE p.state = 'waiting'
     AND NOT EXISTS (SELECT 1 FROM paths WHERE paths.root = p.root AND paths.rel = p.rel AND present = 1);
+
+-- name: files_called
+-- Files that lie there and are called so, without what is behind the last dot.
+SELECT root, rel, size, sha256 FROM paths
+WHERE present = 1 AND folded IN (SELECT value FROM json_each(:folded));
 
 -- name: hashed_files_pending
 -- Hashed files that waiting records could be of, by path.
@@ -300,6 +311,11 @@ WHERE present = 1 AND sha256 IS NOT NULL AND (root, rel) > (:root, :rel)
             SELECT 1 FROM pending_import AS p
             WHERE p.size = paths.size AND p.state = 'waiting' AND p.folded LIKE paths.folded || '%'
         )
+        OR EXISTS (
+            SELECT 1 FROM pending_import AS p
+            WHERE p.size IS NULL AND p.state = 'waiting'
+                AND p.folded >= paths.folded AND p.folded < paths.folded || '/'  -- the character behind a dot
+        )
     )
 ORDER BY root, rel LIMIT :limit;
 
@@ -309,16 +325,8 @@ SELECT path, details FROM pending_import WHERE id = :id;
 -- name: pending_state
 SELECT state, sha256 FROM pending_import WHERE id = :id;
 
--- name: files_of_pending
--- The contents of the files that a record could be of: of the one at its place, else of those with its name and size.
-SELECT paths.sha256, 1 AS by_place FROM pending_import AS p JOIN paths ON paths.root = p.root AND paths.rel = p.rel
-WHERE p.id = :id AND present = 1 AND paths.sha256 IS NOT NULL
-UNION
-SELECT paths.sha256, 0 FROM pending_import AS p
-JOIN paths ON paths.size = p.size AND paths.folded = substr(p.folded, 1, length(paths.folded))
-WHERE p.id = :id AND present = 1 AND paths.sha256 IS NOT NULL
-    AND substr(p.folded, length(paths.folded) + 1) GLOB '.[^.]*'
-ORDER BY by_place DESC;
+-- name: record_to_match
+SELECT root, rel, folded, size FROM pending_import WHERE id = :id;
 
 -- name: unused_originals
 -- Of these paths of pending originals, those that no record and no picture needs any more.
@@ -363,7 +371,7 @@ SELECT sha256, number FROM images;
 SELECT file, source FROM pending_images WHERE pending_id = :id ORDER BY n;
 
 -- name: pending
-SELECT id, legacy_id, path, root, rel, name, size, details, origin, state, sha256,
+SELECT id, legacy_id, path, root, rel, folded, name, size, details, origin, state, sha256,
     (
         SELECT json_group_array(tags.name) FROM pending_model_tags JOIN tags ON tags.id = tag_id WHERE pending_id = p.id
     ) AS tags,
