@@ -92,8 +92,8 @@ async def test_a_catalog_that_is_as_the_disk_has_no_problem(settings: Settings, 
 async def test_files_of_the_history_are_counted_in_words_that_are_some(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ):
-    for content in (b"one", b"two"):
-        put(Path(settings.data_dir) / "history" / f"{hashlib.sha256(content).hexdigest()}.json.gz", content)
+    for text in (b"one", b"two"):
+        put(Path(settings.data_dir) / "history" / f"{hashlib.sha256(text).hexdigest()}.json.gz", text)
     assert await verify(settings, True, False) == 0
     assert capsys.readouterr().out == "2 history files, 1 model, 1 original, 1 output, 1 picture: 0 problems\n"
 

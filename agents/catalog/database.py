@@ -19,7 +19,6 @@ import msgspec
 from agents.catalog import history
 from agents.catalog.errors import CatalogTooNew, CatalogUnusable
 from agents.catalog.index_words import SEARCH_VERSION, functions
-from agents.catalog.names import loose
 from agents.catalog.position import KEY, Position, Standing, standing
 from agents.catalog.sections import sections
 from schemas.models import Changed
@@ -103,13 +102,13 @@ class Database:
                 applied = await _recognise(writer, path)
                 await _prepare(writer, path)
                 await _migrate(writer, applied, now())
-                for name, function in functions().items():
-                    await writer.create_function(name, 1, function, deterministic=True)
                 await history.begin(writer)
                 read_only = f"{path.absolute().as_uri()}?mode=ro"
                 reader = await stack.enter_async_context(_connected(read_only, uri=True))
                 await reader.execute_fetchall(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-                await reader.create_function("loose", 1, loose, deterministic=True)
+                for name, function in functions().items():
+                    for connection in (writer, reader):
+                        await connection.create_function(name, 1, function, deterministic=True)
             except sqlite3.Error as error:
                 raise CatalogUnusable(
                     f"The catalog {path} can't be used ({error}). Make its folder writable and see that the disk is "

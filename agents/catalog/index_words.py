@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
+from agents.catalog.names import loose
+
 SEARCH_VERSION = "2"
 """Of what is indexed: a catalog that another version indexed is indexed anew. Counted up with each change of
 `searchable`, or of what goes into the index."""
@@ -71,8 +73,8 @@ def is_of_a_word(char: str) -> bool:
 
 
 def functions() -> dict[str, Callable[[str | None], str]]:
-    """What the statements that write the index need, by their names there: each takes one value."""
-    return {"searchable": searchable, "searchable_json": searchable_json}
+    """What statements use, by their names there: each takes one value."""
+    return {"searchable": searchable, "searchable_json": searchable_json, "loose": lambda text: loose(text or "")}
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -103,7 +103,7 @@ class _Door:
             limit=requests.number(given, "limit", MAX_LISTED, least=1, most=MAX_LISTED),
         )
         page = await self.library.ask(search, ModelPage)
-        found = [{**_model(model), "cut": model.cut} for model in page.models]
+        found = [_model(model) | ({"cut": model.cut} if model.cut else {}) for model in page.models]
         return requests.json({"models": found, "next": page.next})
 
     async def show(self, request: Request) -> Response:
