@@ -1,11 +1,11 @@
 """Fitting: what goes into one message is cut until it fits. Pure, and it always ends.
 
 A page holds as many items as its message has room for, and at least one. An item that is too large by itself loses the
-end of what is longest in it, again and again, until it fits: a text that was cut ends in "…", and an item that has a
+end of what is longest in it, until it fits: a text that was cut ends in "…", and an item that has a
 field `cut` names the fields that were.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -23,8 +23,9 @@ SHORT = 100
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
-def fitted(items: Sequence[T], room: int = ANSWER_BYTES, each: int = ITEM_BYTES) -> tuple[T, ...]:
-    """The first of these items: as many as fit into `room` bytes of JSON, each cut to `each` bytes at most."""
+def fitted(items: Iterable[T], room: int = ANSWER_BYTES, each: int = ITEM_BYTES) -> tuple[T, ...]:
+    """The first of these items: as many as fit into `room` bytes of JSON, each cut to `each` bytes at most. No more of
+    them are made than that, and one."""
     taken: list[T] = []
     left = room
     for item in items:
@@ -40,8 +41,8 @@ def cut(item: T, room: int) -> T:
     """The item, with what is longest in it cut until its JSON fits into `room` bytes. Of each list one element stays,
     of each text SHORT characters: one that is too large all the same is returned as small as it gets."""
     names: dict[str, None] = {}
-    while len(_encode(item)) > room:
-        shorter = _shortened(item)
+    while (size := len(_encode(item))) > room:
+        shorter = _shortened(item, min(room / size, 0.75))
         if shorter is None:
             return item
         item, name = shorter
@@ -51,27 +52,27 @@ def cut(item: T, room: int) -> T:
     return item
 
 
-def _shortened(value: Any) -> tuple[Any, str] | None:
-    """The value with a quarter of its longest part left out, from the end, and the name of the field that this was in;
-    None when nothing in it can be shorter."""
+def _shortened(value: Any, keep: float) -> tuple[Any, str] | None:
+    """The value with its longest part cut to this share of it, from the end, and the name of the field that this was
+    in; None when nothing in it can be shorter."""
     match value:
         case msgspec.Struct():
-            return _with_shorter_field(value)
+            return _with_shorter_field(value, keep)
         case str() if len(value) > SHORT:
-            return value[: len(value) * 3 // 4 - 1] + MARK, ""
+            return value[: max(SHORT, int(len(value) * keep)) - 1] + MARK, ""
         case tuple() | list() if len(value) > 1:
-            return value[: len(value) * 3 // 4], ""
-        case tuple() | list() if value and (inner := _shortened(value[0])):
+            return value[: max(1, int(len(value) * keep))], ""
+        case tuple() | list() if value and (inner := _shortened(value[0], keep)):
             return type(value)([inner[0]]), ""
         case dict() if value:
-            return dict([*value.items()][: len(value) * 3 // 4]), ""
+            return dict([*value.items()][: int(len(value) * keep)]), ""
     return None
 
 
-def _with_shorter_field(item: msgspec.Struct) -> tuple[Any, str] | None:
+def _with_shorter_field(item: msgspec.Struct, keep: float) -> tuple[Any, str] | None:
     sizes = {name: len(_encode(getattr(item, name))) for name in item.__struct_fields__ if name != "cut"}
     for name in sorted(sizes, key=lambda name: -sizes[name]):
-        if shorter := _shortened(getattr(item, name)):
+        if shorter := _shortened(getattr(item, name), keep):
             inner, below = shorter
             return msgspec.structs.replace(item, **{name: inner}), f"{name}.{below}" if below else name
     return None

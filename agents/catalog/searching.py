@@ -45,7 +45,7 @@ async def search_models(db: Database, ask: SearchModels) -> ModelPage:
 
 
 def _page(rows: list[Row], limit: int, sort: str) -> ModelPage:
-    models = fitted([_slim(read_candidate(row).model) for row in rows[:limit]])
+    models = fitted(_slim(read_candidate(row).model) for row in rows[:limit])
     if len(models) == len(rows):
         return ModelPage(models=models)
     last = models[-1]
@@ -76,7 +76,7 @@ async def list_outputs(db: Database, ask: ListOutputs) -> OutputPage:
         n=n,
         limit=limit + 1,
     )
-    outputs = await to_thread.run_sync(lambda: fitted([_output(row) for row in rows[:limit]]))
+    outputs = await to_thread.run_sync(lambda: fitted(map(_output, rows[:limit])))
     if len(outputs) == len(rows):
         return OutputPage(outputs=outputs)
     last = outputs[-1]
