@@ -16,8 +16,9 @@ from agents.catalog.outbox import outgoing
 from agents.catalog.promoting import promote_present
 from agents.rebuilding import rebuild
 from agents.relay import SAID, relay
+from agents.replay import prepare
 from bus.client import Bus
-from bus.subjects import CATALOG_CHANGED, PENDING_CONFLICT, PENDING_DROPPED
+from bus.subjects import CATALOG_CHANGED, MODEL_READY, PENDING_CONFLICT, PENDING_DROPPED
 from schemas.asks import Strategy
 from schemas.files import Identity
 from tests.catalog.conftest import clock
@@ -106,6 +107,9 @@ async def test_a_history_whose_beginning_was_purged_begins_again(bus: Bus, db: D
     await apply(db, [("more", hashed("more.safetensors", "more"))], now=1.0)
     await relayed(bus, db)
     await bus.js.purge_stream("CATALOG", keep=1)
+    opening = await prepare(bus, db.path, 1.0)
+    assert opening.begin
+    await db.begin_history(opening.after)
     await relayed(bus, db)
     assert (await bus.last(CATALOG_CHANGED)).payload.number == 1  # type: ignore[union-attr]
     assert (await rebuild(bus, db.path, db.path.with_name("rebuilt.db"))).same
@@ -137,11 +141,11 @@ async def test_a_record_whose_path_is_longer_than_a_message_is_told_of(
     assert await bus.waiting("CATALOG", row.filter()) == {row(number="1"): 1}
 
 
-async def test_a_model_that_no_message_can_tell_of_stops_no_other(bus: Bus, db: Database):
-    with pytest.raises(OverflowError, match="too large"):
-        await apply(db, [("long", hashed("x" * 65_500, "long"))], now=1.0)
-    parts = {f"part {n}": n for n in range(10_000)}
-    identity = Identity(kind="checkpoint", components=parts)
-    with pytest.raises(OverflowError, match="too large"):
-        await apply(db, [("many", hashed("many.safetensors", "many", identity=identity))], now=1.0)
+async def test_a_model_longer_than_a_message_is_cut_and_published(bus: Bus, db: Database):
+    await apply(db, [("long", hashed("x" * 65_500, "long"))], now=1.0)
+    identity = Identity(kind="checkpoint", components={f"part {n}": n for n in range(10_000)})
+    await apply(db, [("many", hashed("many.safetensors", "many", identity=identity))], now=1.0)
     await relayed(bus, db)
+    long, many = [await bus.last(MODEL_READY, sha256=sha(name)) for name in ("long", "many")]
+    assert long is not None and many is not None
+    assert long.payload.model.name.endswith("…") and len(many.payload.model.identity.components) < 10_000
