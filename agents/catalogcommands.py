@@ -90,6 +90,8 @@ def _facts(whole: WholeModel) -> Iterator[tuple[str, str]]:
     for one in whole.paths:
         yield "at" if one.present else "was at", f"{one.path.root}/{one.path.rel}"
     yield "", f"and {whole.more_paths:,} more" if whole.more_paths else ""
+    for problem in whole.sidecar_problems:
+        yield "sidecar", f"next to {problem.path.root}/{problem.path.rel}: {problem.problem}"
     yield "tags", ", ".join(tag.name for tag in whole.tags)
     yield "triggers", ", ".join(dict.fromkeys((*details.trigger_words, *known.trigger_words)))
     for field in ("title", "type", "base_model", "source_url", "description", "notes", "positive", "negative"):

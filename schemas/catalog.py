@@ -70,9 +70,16 @@ class ModelPicture(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
 
 
+class SidecarProblem(msgspec.Struct, frozen=True, kw_only=True):
+    """A file next to the model's file at `path` that can't be used: a sentence that names it and says why."""
+
+    path: FilePath
+    problem: str
+
+
 class WholeModel(msgspec.Struct, frozen=True, kw_only=True):
     """A model with all that hangs on it. `layers` is who says what, field by field; `model.details` is what that comes
-    to. Of very many `paths`, the first are listed: `more_paths` are not."""
+    to. Of very many `paths`, the first are listed: `more_paths` are not. `sidecar_problems` are the first of them."""
 
     model: Model
     paths: tuple[KnownPath, ...]
@@ -80,6 +87,7 @@ class WholeModel(msgspec.Struct, frozen=True, kw_only=True):
     tags: tuple[Tag, ...]
     pictures: tuple[ModelPicture, ...]
     more_paths: int = 0
+    sidecar_problems: tuple[SidecarProblem, ...] = ()
 
 
 class ModelReply(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ that deleting and moving pictures renames no file.
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import structlog
@@ -17,9 +17,9 @@ from agents.catalog.database import Database, Statements
 from agents.catalog.names import fold
 from agents.catalog.outbox import say
 from agents.storage.trash import Batch
-from schemas.files import Described, Details
+from schemas.files import Details
 from schemas.images import Encoded, PictureRefused
-from schemas.models import Layer, ModelDescribed, ModelPictured, ModelTagged, TagPut
+from schemas.models import Layer, ModelPictured, ModelTagged, TagPut
 
 log = structlog.get_logger()
 
@@ -38,23 +38,6 @@ def tag_name(text: str) -> str:
 def spelled(text: str) -> str:
     """`tag_name` in full length. A NUL is a space: SQLite's JSON would lose what is behind one."""
     return " ".join(fold(text.replace("\0", " ")).split())
-
-
-async def apply_described(sql: Statements, fact: Described, id: str) -> int:
-    """What the files beside a model say becomes its sidecar layer; their tags and pictures are added to its own.
-    Returns how many facts that made."""
-    name = await model_name(sql, fact.sha256)
-    if name is None:
-        log.warning("sidecars of a model that is not known", rel=fact.path.rel, sha256=fact.sha256)
-        return 0
-    said = 0
-    if await put_layer(sql, fact.sha256, "sidecar", msgspec.to_builtins(fact.details)):
-        await say(sql, ModelDescribed(sha256=fact.sha256, name=name, layer="sidecar", at=fact.at), f"{id}.d")
-        said += 1
-    said += await add_tags(sql, fact.sha256, fact.tags, f"{id}.t", fact.at)
-    for preview in fact.previews:
-        await add_picture(sql, fact.sha256, preview.blob, f"blobs/{preview.blob}", "sidecar", fact.at)
-    return said
 
 
 async def model_name(sql: Statements, sha256: str) -> str | None:
@@ -93,13 +76,22 @@ async def tag_ids(sql: Statements, names: Iterable[str], msg_id: str, at: float)
     return found
 
 
-async def add_tags(sql: Statements, sha256: str, names: Iterable[str], msg_id: str, at: float) -> int:
-    """Put tags on a model, in addition to its own. Returns how many facts that made."""
+async def add_tags(
+    sql: Statements,
+    sha256: str,
+    names: Iterable[str],
+    msg_id: str,
+    at: float,
+    *,
+    origin: Literal["sidecar", "user"] = "user",
+) -> int:
+    """Put tags on a model, in addition to its own, as the user's or as a sidecar's. Returns how many facts of the
+    model that made."""
     ids = await tag_ids(sql, names, msg_id, at)
     before = {name for (name,) in await sql.rows("tags_of", sha256=sha256)}
     if not ids.keys() - before:
         return 0
-    await sql.many("add_model_tag", [{"sha256": sha256, "tag_id": id} for id in ids.values()])
+    await sql.many("add_model_tag", [{"sha256": sha256, "tag_id": id, "origin": origin} for id in ids.values()])
     await say_tagged(sql, sha256, f"{msg_id}.s", at)
     return 1
 
@@ -113,8 +105,14 @@ async def say_tagged(sql: Statements, sha256: str, msg_id: str, at: float) -> No
 
 async def add_picture(sql: Statements, sha256: str, source: str, original: str, origin: str, at: float) -> bool:
     """Give a picture the model's next number, to be encoded from `original` (a path below the data directory). False
-    when the model has this very picture (by the SHA-256 `source` of its bytes) already."""
+    when the model has this very picture (by the SHA-256 `source` of its bytes) already, and when the user took it off:
+    then only an upload puts it back."""
+    if origin == "upload":
+        await sql.rows("allow_picture", sha256=sha256, source=source)
     if await sql.rows("has_image", sha256=sha256, source=source):
+        await sql.rows("claim_image", sha256=sha256, source=source, origin=origin)
+        return False
+    if (source,) in await sql.rows("refused_pictures_of", sha256=sha256):
         return False
     [(number,)] = await sql.rows("next_number", sha256=sha256)
     values = {"sha256": sha256, "number": number, "source": source, "original": original, "origin": origin}

@@ -29,7 +29,7 @@ _ORDER = (ModelMissing, ModelMoved, ModelReady)
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """What lies at a path: a row of `paths`."""
+    """What lies at a path: a row of `paths`. `away`: it is not there because its root or disk is not."""
 
     path: FilePath
     key: str
@@ -37,6 +37,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str | None
     present: bool
     seen_at: float
+    away: bool = False
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +76,15 @@ class Ledger:
         for place in places:
             self._index(place)
 
+    def whereabouts(self) -> dict[str, frozenset[FilePath]]:
+        """The paths at which each content is now."""
+        return {sha256: frozenset(paths) for sha256, paths in self._at.items()}
+
+    def sha256_at(self, path: FilePath) -> str:
+        """The content that lies, or lay last, at a path; empty when that is not known."""
+        place = self._places.get(path)
+        return (place and place.sha256) or ""
+
     def apply(self, fact: FileFact) -> list[ModelFact]:
         """Apply one fact; what it changed about models, those that lost a path first. A repeat changes nothing."""
         match fact:
@@ -87,7 +97,8 @@ class Ledger:
                     self._settled(fact) if isinstance(fact, Settled) else self._moved(fact), known, fact.at
                 )
             case Removed():
-                return self._put(self._gone(fact.path, fact.at, key=fact.key), None, fact.at)
+                gone = self._gone(fact.path, fact.at, key=fact.key, away=fact.unmounted)
+                return self._put(gone, None, fact.at)
             case Refused():
                 return self._put(self._gone(fact.path, fact.at), None, fact.at)
             case _:
@@ -142,13 +153,13 @@ class Ledger:
             placed.append(_place(fact.path, fact.key, fact.stat, sha256, fact.at))
         return placed
 
-    def _gone(self, path: FilePath, at: float, *, key: str | None = None) -> list[Place]:
+    def _gone(self, path: FilePath, at: float, *, key: str | None = None, away: bool = False) -> list[Place]:
         """Whatever the path held is gone, unless it was found at this very moment that another file than `key` is there
         now (two files that change places, say)."""
         row = self._places.get(path)
         if row is None or _overtaken(at, row) or (at == row.seen_at and key not in (None, row.key)):
             return []
-        return [msgspec.structs.replace(row, present=False, seen_at=at)]
+        return [msgspec.structs.replace(row, present=False, away=away, seen_at=at)]
 
     def _links(self, key: str, stat: Stat) -> list[Place]:
         """Every present path of this very version of this file."""

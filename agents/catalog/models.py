@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
+from agents.catalog import sidecars
 from agents.catalog.database import Database, Row, Statements
-from agents.catalog.describing import apply_described
 from agents.catalog.ledger import Entry, FileFact, Ledger, Place
 from agents.catalog.names import fold, stem
 from agents.catalog.outbox import say
@@ -43,16 +43,14 @@ async def apply(
         fresh = {id: fact for id, fact in facts if id not in known}
         files = {id: fact for id, fact in fresh.items() if not isinstance(fact, Described)}
         ledger = await _ledger(sql, files.values())
+        before = ledger.whereabouts()
         said = [(f"{id}.{n}", news) for id, fact in files.items() for n, news in enumerate(ledger.apply(fact))]
         await sql.many("put_model", [_model_values(entry) for entry in ledger.changed_entries.values()])
         await sql.many("put_path", [_path_values(place) for place in ledger.changed_places.values()])
         await sql.many("put_digest", [row for fact in files.values() for row in _digest_values(fact)])
         for msg_id, news in said:
             await say(sql, news, msg_id)
-        count = len(said)
-        for id, fact in fresh.items():
-            if isinstance(fact, Described):
-                count += await apply_described(sql, fact, id)
+        count = len(said) + await _settle_sidecars(sql, [*fresh.values()], ledger, before)
         placed = [
             (place.path, place.stat.size, place.sha256)
             for place in ledger.changed_places.values()
@@ -68,6 +66,34 @@ async def note_cursor(sql: Statements, cursor: Mapping[str, int]) -> None:
     """The facts of these streams are applied up to these sequences: a catalog that is made of its history goes on
     there."""
     await sql.many("put_meta", [{"key": f"cursor.{stream}", "value": str(seq)} for stream, seq in cursor.items()])
+
+
+async def _settle_sidecars(
+    sql: Statements,
+    facts: Sequence[FileFact | Described],
+    ledger: Ledger,
+    before: Mapping[str, frozenset[FilePath]],
+) -> int:
+    """Write down what is said next to paths, and make it count for the models that these facts told of. `before` are
+    the paths of each content before them. Returns how many facts that made."""
+    touched = {place.sha256 for place in ledger.changed_places.values() if place.sha256} | before.keys()
+    at, replaced = dict.fromkeys(await sidecars.described_among(sql, touched), 0.0), dict[str, dict[str, str]]()
+    for fact in facts:
+        if isinstance(fact, Described):
+            replaced.setdefault(fact.sha256, {}).update(await sidecars.apply_described(sql, fact))
+            at[fact.sha256] = fact.at
+        elif isinstance(fact, Moved):
+            for sha256 in {ledger.sha256_at(path) for path in (fact.path, fact.old)} & at.keys():
+                await sidecars.move(sql, sha256, fact.old, fact.path)
+    now = max((fact.at for fact in facts), default=0.0)
+    return sum(
+        [
+            await sidecars.settle(
+                sql, sha256, said_at or now, before=before.get(sha256, ()), replaced=replaced.get(sha256, {})
+            )
+            for sha256, said_at in at.items()
+        ]
+    )
 
 
 async def places_of(db: Database, root: str) -> dict[FilePath, Place]:
@@ -116,10 +142,10 @@ async def _ledger(sql: Statements, facts: Iterable[FileFact]) -> Ledger:
 
 
 def _place(row: Row) -> Place:
-    root, rel, key, sha256, dev, ino, size, mtime_ns, ctime_ns, present, seen_at = row
+    root, rel, key, sha256, dev, ino, size, mtime_ns, ctime_ns, present, away, seen_at = row
     stat = Stat(dev=int(dev), ino=int(ino), size=size, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
     path = FilePath(root=root, rel=rel)
-    return Place(path=path, key=key, stat=stat, sha256=sha256, present=bool(present), seen_at=seen_at)
+    return Place(path=path, key=key, stat=stat, sha256=sha256, present=bool(present), seen_at=seen_at, away=bool(away))
 
 
 def _entry(row: Row) -> Entry:
@@ -157,5 +183,6 @@ def _path_values(place: Place) -> dict[str, Any]:
         "mtime_ns": place.stat.mtime_ns,
         "ctime_ns": place.stat.ctime_ns,
         "present": place.present,
+        "away": place.away,
         "seen_at": place.seen_at,
     }

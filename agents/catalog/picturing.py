@@ -81,9 +81,9 @@ async def order_pictures(db: Database, ask: OrderPictures) -> Pictures:
 
 
 async def drop_picture(db: Database, ask: DropPicture) -> tuple[Pictures, list[str]]:
-    """Delete a picture; those behind it move up. The pictures left, and the originals (paths below the data directory)
-    that may be done with; its files are left to the caller, who knows them by the number. Raises Impossible
-    (unknown-model, unknown-picture)."""
+    """Delete a picture; those behind it move up, and no sidecar or import puts it back. The pictures left, and the
+    originals (paths below the data directory) that may be done with; its files are left to the caller, who knows them
+    by the number. Raises Impossible (unknown-model, unknown-picture)."""
     async with db.atomic() as sql:
         await _refuse_unknown(sql, ask.sha256)
         before = await pictures_of(sql, ask.sha256)
@@ -92,6 +92,7 @@ async def drop_picture(db: Database, ask: DropPicture) -> tuple[Pictures, list[s
             raise Impossible("unknown-picture", f"The model has no picture {ask.seq}: {count}.")
         gone = before[ask.seq]
         originals = [str(path) for _, path in await sql.rows("image_state", sha256=ask.sha256, number=gone.number)]
+        await sql.rows("refuse_picture", sha256=ask.sha256, source=gone.source)
         await sql.rows("drop_image", sha256=ask.sha256, number=gone.number)
         await sql.rows("close_gap", sha256=ask.sha256, seq=gone.seq)
         if gone.state == "ready":

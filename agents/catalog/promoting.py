@@ -117,8 +117,9 @@ async def promote(sql: Statements, id: int, sha256: str, strategy: Strategy, at:
         elif before:
             details = _merged(before.get("import", {}), details)
         await describing.put_layer(sql, sha256, "import", details)
-        await _move_tags(sql, id, sha256, replace=conflict and strategy == "override", at=at)
-        await _move_pictures(sql, id, sha256, at)
+        replace = conflict and strategy == "override"
+        await _move_tags(sql, id, sha256, replace=replace, at=at)
+        await _move_pictures(sql, id, sha256, replace=replace, at=at)
         name = await describing.model_name(sql, sha256) or ""
         fact = ModelPromoted(sha256=sha256, name=name, pending_id=id, strategy=strategy if conflict else "", at=at)
         await say(sql, fact, uuid.uuid4().hex)
@@ -149,16 +150,21 @@ def _merged(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _move_tags(sql: Statements, id: int, sha256: str, *, replace: bool, at: float) -> None:
+    """What the user took off the model stays off; only who replaces its tags by the record's chose anew."""
     before = await sql.rows("tags_of", sha256=sha256)
     if replace:
+        await sql.rows("refuse_replaced_tags", id=id, sha256=sha256)
+        await sql.rows("allow_tags_of_pending", id=id, sha256=sha256)
         await sql.rows("untag_model", sha256=sha256)
     await sql.rows("tags_of_pending", id=id, sha256=sha256)
     if before != await sql.rows("tags_of", sha256=sha256):
         await describing.say_tagged(sql, sha256, uuid.uuid4().hex, at)
 
 
-async def _move_pictures(sql: Statements, id: int, sha256: str, at: float) -> None:
+async def _move_pictures(sql: Statements, id: int, sha256: str, *, replace: bool, at: float) -> None:
     for file, source in await sql.rows("pictures_of_pending", id=id):
+        if replace:
+            await sql.rows("allow_picture", sha256=sha256, source=source)
         await describing.add_picture(sql, sha256, str(source), f"{describing.PENDING}{file}", "import", at)
 
 

@@ -11,7 +11,7 @@ DELETE FROM inbox WHERE applied_at < :before;
 
 -- name: places
 -- Everything that lies, or lay, at these paths or belongs to these files.
-SELECT root, rel, file_key, sha256, dev, ino, size, mtime_ns, ctime_ns, present, seen_at FROM paths
+SELECT root, rel, file_key, sha256, dev, ino, size, mtime_ns, ctime_ns, present, away, seen_at FROM paths
 WHERE rowid IN (
     SELECT paths.rowid FROM json_each(:paths) AS wanted
     JOIN paths ON paths.root = json_extract(wanted.value, '$[0]') AND paths.rel = json_extract(wanted.value, '$[1]')
@@ -20,11 +20,11 @@ WHERE rowid IN (
 );
 
 -- name: places_of_models
-SELECT root, rel, file_key, sha256, dev, ino, size, mtime_ns, ctime_ns, present, seen_at FROM paths
+SELECT root, rel, file_key, sha256, dev, ino, size, mtime_ns, ctime_ns, present, away, seen_at FROM paths
 WHERE sha256 IN (SELECT value FROM json_each(:sha256s)) AND present = 1;
 
 -- name: places_of_root
-SELECT root, rel, file_key, sha256, dev, ino, size, mtime_ns, ctime_ns, present, seen_at FROM paths
+SELECT root, rel, file_key, sha256, dev, ino, size, mtime_ns, ctime_ns, present, away, seen_at FROM paths
 WHERE root = :root AND present = 1;
 
 -- name: roots
@@ -40,12 +40,12 @@ VALUES (:sha256, :name, :folded, :size, :identity, :created_at)
 ON CONFLICT (sha256) DO UPDATE SET name = excluded.name, folded = excluded.folded, identity = excluded.identity;
 
 -- name: put_path
-INSERT INTO paths (root, rel, folded, file_key, sha256, dev, ino, size, mtime_ns, ctime_ns, present, seen_at)
-VALUES (:root, :rel, :folded, :file_key, :sha256, :dev, :ino, :size, :mtime_ns, :ctime_ns, :present, :seen_at)
+INSERT INTO paths (root, rel, folded, file_key, sha256, dev, ino, size, mtime_ns, ctime_ns, present, away, seen_at)
+VALUES (:root, :rel, :folded, :file_key, :sha256, :dev, :ino, :size, :mtime_ns, :ctime_ns, :present, :away, :seen_at)
 ON CONFLICT (root, rel) DO UPDATE SET
     file_key = excluded.file_key, sha256 = excluded.sha256, dev = excluded.dev, ino = excluded.ino,
     size = excluded.size, mtime_ns = excluded.mtime_ns, ctime_ns = excluded.ctime_ns,
-    present = excluded.present, seen_at = excluded.seen_at;
+    present = excluded.present, away = excluded.away, seen_at = excluded.seen_at;
 
 -- name: add_outgoing
 INSERT INTO outbox (kind, tokens, payload, msg_id) VALUES (:kind, :tokens, :payload, :msg_id);
@@ -227,7 +227,112 @@ INSERT INTO tags (id, name, color, created_at) VALUES (:id, :name, :color, :crea
 SELECT tags.name FROM model_tags JOIN tags ON tags.id = tag_id WHERE model_tags.sha256 = :sha256 ORDER BY tags.name;
 
 -- name: add_model_tag
-INSERT INTO model_tags (sha256, tag_id) VALUES (:sha256, :tag_id) ON CONFLICT DO NOTHING;
+-- What a sidecar gave is the user's, or an import's, from the moment that they put it on too.
+INSERT INTO model_tags (sha256, tag_id, origin) VALUES (:sha256, :tag_id, :origin)
+ON CONFLICT DO UPDATE SET origin = excluded.origin WHERE origin = 'sidecar';
+
+-- name: tags_by_origin
+SELECT tags.name, origin FROM model_tags JOIN tags ON tags.id = tag_id WHERE model_tags.sha256 = :sha256;
+
+-- name: take_sidecar_tags
+DELETE FROM model_tags
+WHERE sha256 = :sha256 AND origin = 'sidecar'
+    AND tag_id IN (SELECT id FROM tags WHERE name IN (SELECT value FROM json_each(:names)));
+
+-- name: names_meant
+-- Of these names in sidecars, those that mean something else here, and what.
+SELECT name, becomes FROM tag_names WHERE name IN (SELECT value FROM json_each(:names));
+
+-- name: refused_tags_of
+SELECT name FROM refused_tags WHERE sha256 = :sha256;
+
+-- name: refuse_tag
+INSERT INTO refused_tags (sha256, name) VALUES (:sha256, :name) ON CONFLICT DO NOTHING;
+
+-- name: allow_tags
+DELETE FROM refused_tags WHERE sha256 = :sha256 AND name IN (SELECT value FROM json_each(:names));
+
+-- name: refuse_tag_everywhere
+-- The models that have a tag are those it is taken off.
+INSERT INTO refused_tags (sha256, name) SELECT sha256, :name FROM model_tags WHERE tag_id = :id
+ON CONFLICT DO NOTHING;
+
+-- name: rename_refused
+UPDATE OR REPLACE refused_tags SET name = :name WHERE name = :before;
+
+-- name: names_again
+-- These names mean themselves again, where they meant nothing.
+DELETE FROM tag_names WHERE becomes = '' AND name IN (SELECT value FROM json_each(:names));
+
+-- name: rename_meant
+UPDATE tag_names SET becomes = :becomes WHERE becomes = :before;
+
+-- name: put_name_meant
+INSERT INTO tag_names (name, becomes) VALUES (:name, :becomes)
+ON CONFLICT (name) DO UPDATE SET becomes = excluded.becomes;
+
+-- name: drop_name_meant
+DELETE FROM tag_names WHERE name = :name;
+
+-- name: refuse_replaced_tags
+-- The tags of a model that a pending record goes over, and does not have itself.
+INSERT INTO refused_tags (sha256, name) SELECT :sha256, tags.name
+FROM model_tags JOIN tags ON tags.id = tag_id
+WHERE model_tags.sha256 = :sha256
+    AND tag_id NOT IN (SELECT mine.tag_id FROM pending_model_tags AS mine WHERE pending_id = :id)
+ON CONFLICT DO NOTHING;
+
+-- name: allow_tags_of_pending
+DELETE FROM refused_tags WHERE sha256 = :sha256 AND name IN (
+    SELECT tags.name FROM pending_model_tags JOIN tags ON tags.id = tag_id WHERE pending_id = :id
+);
+
+-- name: refused_pictures_of
+SELECT source FROM refused_pictures WHERE sha256 = :sha256;
+
+-- name: refuse_picture
+INSERT INTO refused_pictures (sha256, source) VALUES (:sha256, :source) ON CONFLICT DO NOTHING;
+
+-- name: allow_picture
+DELETE FROM refused_pictures WHERE sha256 = :sha256 AND source = :source;
+
+-- name: claim_image
+-- A picture that a sidecar gave is somebody else's too.
+UPDATE images SET origin = :origin WHERE sha256 = :sha256 AND source = :source AND origin = 'sidecar';
+
+-- name: described_models
+SELECT DISTINCT sha256 FROM sidecars WHERE sha256 IN (SELECT value FROM json_each(:sha256s));
+
+-- name: sidecars_of
+-- What is said next to the paths of a content, and what lies there now: the content itself, or nobody knows what.
+SELECT s.root, s.rel, stands, details, tags, pictures, at, coalesce(present, 0) AS present, coalesce(away, 0) AS away,
+    coalesce(paths.sha256 = s.sha256, 0) AS holds, paths.sha256 IS NULL AS is_open
+FROM sidecars AS s LEFT JOIN paths ON paths.root = s.root AND paths.rel = s.rel
+WHERE s.sha256 = :sha256 ORDER BY s.root, s.rel;
+
+-- name: put_sidecar
+INSERT INTO sidecars (sha256, root, rel, stands, details, tags, pictures, problems, at)
+VALUES (:sha256, :root, :rel, 1, :details, :tags, :pictures, :problems, :at)
+ON CONFLICT (sha256, root, rel) DO UPDATE SET
+    stands = 1, details = excluded.details, tags = excluded.tags, pictures = excluded.pictures,
+    problems = excluded.problems, at = excluded.at;
+
+-- name: drop_sidecar
+DELETE FROM sidecars WHERE sha256 = :sha256 AND root = :root AND rel = :rel;
+
+-- name: copy_sidecar
+INSERT INTO sidecars (sha256, root, rel, stands, details, tags, pictures, problems, at)
+SELECT sha256, :root, :rel, stands, details, tags, pictures, '[]', at FROM sidecars
+WHERE sha256 = :sha256 AND root = :old_root AND rel = :old_rel ON CONFLICT DO NOTHING;
+
+-- name: let_sidecar_stand
+UPDATE sidecars SET stands = :stands WHERE sha256 = :sha256 AND root = :root AND rel = :rel;
+
+-- name: sidecar_problems
+SELECT s.root, s.rel, problem.value FROM sidecars AS s
+JOIN paths ON paths.root = s.root AND paths.rel = s.rel AND paths.sha256 = s.sha256 AND present = 1,
+    json_each(s.problems) AS problem
+WHERE s.sha256 = :sha256 ORDER BY s.root, s.rel, problem.key LIMIT :limit;
 
 -- name: has_image
 SELECT 1 FROM images WHERE sha256 = :sha256 AND source = :source;
@@ -357,8 +462,10 @@ DELETE FROM pending_import WHERE id = :id;
 DELETE FROM model_tags WHERE sha256 = :sha256;
 
 -- name: tags_of_pending
-INSERT INTO model_tags (sha256, tag_id) SELECT :sha256, tag_id FROM pending_model_tags WHERE pending_id = :id
-ON CONFLICT DO NOTHING;
+INSERT INTO model_tags (sha256, tag_id, origin) SELECT :sha256, tag_id, 'import'
+FROM pending_model_tags JOIN tags ON tags.id = tag_id
+WHERE pending_id = :id AND NOT EXISTS (SELECT 1 FROM refused_tags AS r WHERE r.sha256 = :sha256 AND r.name = tags.name)
+ON CONFLICT DO UPDATE SET origin = 'import' WHERE origin = 'sidecar';
 
 -- name: originals_used
 SELECT original FROM images WHERE original <> ''
@@ -419,10 +526,13 @@ INSERT INTO descriptions (sha256, layer, details) SELECT value ->> 'sha256', 'im
 FROM json_each(:rows) WHERE true ORDER BY 1 ON CONFLICT (sha256, layer) DO UPDATE SET details = excluded.details;
 
 -- name: link_models
--- (A tag that was deleted meanwhile is on no model any more.)
-INSERT INTO model_tags (sha256, tag_id) SELECT json_extract(link.value, '$[0]'), tags.id
+-- (A tag that was deleted meanwhile is on no model any more, and what the user took off stays off.)
+INSERT INTO model_tags (sha256, tag_id, origin) SELECT json_extract(link.value, '$[0]'), tags.id, 'import'
 FROM json_each(:links) AS link CROSS JOIN tags ON tags.id = json_extract(link.value, '$[1]')
-WHERE true ORDER BY 1, 2 ON CONFLICT DO NOTHING;
+WHERE NOT EXISTS (
+    SELECT 1 FROM refused_tags AS r WHERE r.sha256 = json_extract(link.value, '$[0]') AND r.name = tags.name
+)
+ORDER BY 1, 2 ON CONFLICT DO UPDATE SET origin = 'import' WHERE origin = 'sidecar';
 
 -- name: link_pending
 INSERT INTO pending_model_tags (pending_id, tag_id) SELECT json_extract(link.value, '$[0]'), tags.id

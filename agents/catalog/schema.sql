@@ -260,3 +260,52 @@ SELECT models.*,
     (SELECT json_group_object(algorithm, digest) FROM digests WHERE digests.sha256 = models.sha256) AS digests,
     (SELECT count(*) FROM images WHERE images.sha256 = models.sha256 AND state = 'ready') AS pictures
 FROM models;
+
+-- version: 3
+
+-- 1: the file is not there because its root or disk is away. What is said of its content next to it still counts.
+ALTER TABLE paths ADD COLUMN away INTEGER NOT NULL DEFAULT 0 CHECK (away IN (0, 1));
+
+-- Who put the tag on: only what sidecars alone gave goes with them. (Of older rows nobody knows: they stay.)
+ALTER TABLE model_tags ADD COLUMN origin TEXT NOT NULL DEFAULT 'user' CHECK (origin IN ('sidecar', 'import', 'user'));
+
+-- What the files next to one path say of the content there: schemas.files.Details, names of tags as they are kept,
+-- pictures as [file name, SHA-256] best first, and sentences about what can't be used. A row stays when its path holds
+-- something else, so that it counts again when the content is back; `stands` says whether it counts.
+CREATE TABLE sidecars (
+    sha256 TEXT NOT NULL REFERENCES models (sha256) ON DELETE CASCADE,
+    root TEXT NOT NULL CHECK (root <> ''),
+    rel TEXT NOT NULL CHECK (rel <> ''),
+    stands INTEGER NOT NULL CHECK (stands IN (0, 1)),
+    details TEXT NOT NULL CHECK (json_valid(details) AND json_type(details) = 'object'),
+    tags TEXT NOT NULL CHECK (json_valid(tags) AND json_type(tags) = 'array'),
+    pictures TEXT NOT NULL CHECK (json_valid(pictures) AND json_type(pictures) = 'array'),
+    problems TEXT NOT NULL CHECK (json_valid(problems) AND json_type(problems) = 'array'),
+    at REAL NOT NULL,
+    PRIMARY KEY (sha256, root, rel)
+) STRICT, WITHOUT ROWID;
+
+-- What the user took off a model, which no sidecar and no import puts back: tags by name, pictures by the SHA-256 of
+-- their originals.
+CREATE TABLE refused_tags (
+    sha256 TEXT NOT NULL REFERENCES models (sha256) ON DELETE CASCADE,
+    name TEXT NOT NULL CHECK (name <> ''),
+    PRIMARY KEY (sha256, name)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX refused_tags_by_name ON refused_tags (name);
+
+CREATE TABLE refused_pictures (
+    sha256 TEXT NOT NULL REFERENCES models (sha256) ON DELETE CASCADE,
+    source TEXT NOT NULL CHECK (length(source) = 64 AND source NOT GLOB '*[^0-9a-f]*'),
+    PRIMARY KEY (sha256, source)
+) STRICT, WITHOUT ROWID;
+
+-- What a name of a tag in a sidecar means here: the name that the user gave to the tag since, or, when it is empty,
+-- nothing: the user deleted that tag.
+CREATE TABLE tag_names (
+    name TEXT PRIMARY KEY CHECK (name <> ''),
+    becomes TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX tag_names_by_becomes ON tag_names (becomes);

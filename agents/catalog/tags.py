@@ -49,9 +49,13 @@ async def put_tag(db: Database, ask: PutTag) -> TagReply:
 
 @told_in(TagReply)
 async def drop_tag(db: Database, ask: DropTag) -> TagReply:
-    """Delete a tag, off every model that has it. Problems: unknown-tag."""
+    """Delete a tag, off every model that has it. No sidecar makes it anew: only the user does, and even then no sidecar
+    puts it on those models. Problems: unknown-tag."""
     async with db.atomic() as sql:
         tag = await _tag(sql, ask.id)
+        await sql.rows("refuse_tag_everywhere", id=ask.id, name=tag.name)
+        await sql.rows("rename_meant", before=tag.name, becomes="")
+        await sql.rows("put_name_meant", name=tag.name, becomes="")
         await sql.rows("drop_tag", id=ask.id)
         await say(sql, TagDropped(id=tag.id, name=tag.name, at=db.now()), uuid.uuid4().hex)
     return TagReply(tag=tag)
@@ -71,8 +75,9 @@ async def tag_models(db: Database, ask: TagModels) -> Tagged:
         if unknown := [name for name in take if name not in known]:
             raise Impossible("unknown-tag", f"There is no tag {unknown[0]!r}.")
         ids = await describing.tag_ids(sql, put, uuid.uuid4().hex, db.now())
+        await sql.rows("names_again", names=json.dumps(put))
         for sha256 in models:
-            before, now = await _retag(sql, sha256, ids.values(), take)
+            before, now = await _retag(sql, sha256, ids, take)
             if before != now:
                 await describing.say_tagged(sql, sha256, uuid.uuid4().hex, db.now())
                 changed += 1
@@ -95,14 +100,17 @@ def _kept_names(texts: Iterable[str]) -> list[str]:
 
 
 async def _retag(
-    sql: Statements, sha256: str, put: Iterable[int], take: list[str]
+    sql: Statements, sha256: str, put: dict[str, int], take: list[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """One model's tags before and after. Raises Impossible."""
+    """One model's tags before and after. What is taken off stays off, whatever sidecars say, until it is put on again.
+    Raises Impossible."""
     if await describing.model_name(sql, sha256) is None:
         raise NoSuchModel(sha256)
     before = await _tags_of(sql, sha256)
     await sql.rows("take_tags", sha256=sha256, names=json.dumps(take))
-    await sql.many("add_model_tag", [{"sha256": sha256, "tag_id": id} for id in put])
+    await sql.many("refuse_tag", [{"sha256": sha256, "name": name} for name in take if name in before])
+    await sql.many("add_model_tag", [{"sha256": sha256, "tag_id": id, "origin": "user"} for id in put.values()])
+    await sql.rows("allow_tags", sha256=sha256, names=json.dumps([*put]))
     after = await _tags_of(sql, sha256)
     if len(after) > max(TAGS_OF_A_MODEL, len(before)):
         raise Impossible("too-many", f"A model has {TAGS_OF_A_MODEL} tags at most.")
@@ -123,6 +131,7 @@ async def _made(sql: Statements, name: str | None, color: str, at: float) -> Tag
     if name is None:
         raise Impossible("bad-tag", "A new tag needs a name.")
     [(id,)] = await sql.rows("add_tag", id=None, name=name, color=color, created_at=at)
+    await sql.rows("names_again", names=json.dumps([name]))
     await say(sql, TagPut(id=int(id), name=name, color=color, at=at), uuid.uuid4().hex)
     return Tag(id=int(id), name=name, color=color)
 
@@ -133,6 +142,11 @@ async def _changed(sql: Statements, id: int, name: str | None, color: str | None
     if (name, color) == (before.name, before.color):
         return before
     await sql.rows("change_tag", id=id, name=name, color=color)
+    if name != before.name:  # what sidecars call by the old name is this tag
+        await sql.rows("rename_refused", before=before.name, name=name)
+        await sql.rows("rename_meant", before=before.name, becomes=name)
+        await sql.rows("put_name_meant", name=before.name, becomes=name)
+        await sql.rows("drop_name_meant", name=name)
     await say(sql, TagPut(id=id, name=name, color=color, at=at), uuid.uuid4().hex)
     return Tag(id=id, name=name, color=color, models=before.models)
 

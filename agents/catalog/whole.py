@@ -10,7 +10,7 @@ from agents.catalog.database import Database
 from agents.catalog.impossible import Impossible, NoSuchModel, told_in
 from agents.catalog.picturing import pictures_of
 from agents.catalog.resolve import HASH_PREFIX, Candidate, meant_by, read_candidate
-from schemas.catalog import KnownPath, ModelReply, ShowModel, WholeModel
+from schemas.catalog import KnownPath, ModelReply, ShowModel, SidecarProblem, WholeModel
 from schemas.files import FilePath
 from schemas.fitting import fitted
 from schemas.models import Layer, Tag
@@ -19,6 +19,9 @@ PATHS_BYTES = 400_000
 """Of the list of one model's paths at most: a content may lie at any number of them."""
 _NAMED = 10
 """Models named in a sentence at most."""
+
+_PROBLEMS = 50
+"""Of the files next to a model that are told at most."""
 
 
 @told_in(ModelReply)
@@ -47,6 +50,7 @@ async def whole_model(db: Database, sha256: str) -> WholeModel:
     }
     tags = await db.committed.rows("tags_on", sha256=sha256)
     pictures = await pictures_of(db.committed, sha256)
+    problems = await db.committed.rows("sidecar_problems", sha256=sha256, limit=_PROBLEMS)
 
     def made() -> WholeModel:
         every = [KnownPath(path=FilePath(root=root, rel=rel), present=bool(there)) for root, rel, there in paths]
@@ -59,6 +63,9 @@ async def whole_model(db: Database, sha256: str) -> WholeModel:
             tags=tuple(Tag(id=id, name=name, color=color, models=models) for id, name, color, models in tags),
             pictures=pictures,
             more_paths=len(every) - len(listed),
+            sidecar_problems=tuple(
+                SidecarProblem(path=FilePath(root=root, rel=rel), problem=problem) for root, rel, problem in problems
+            ),
         )
 
     return await to_thread.run_sync(made)

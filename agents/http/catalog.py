@@ -179,6 +179,11 @@ def _whole(reply: ModelReply) -> Response:
     made = {**_model(whole.model), "identity": whole.model.identity, "details": whole.model.details}
     made |= {"paths": [{"root": one.path.root, "rel": one.path.rel, "present": one.present} for one in whole.paths]}
     made |= {"more_paths": whole.more_paths, "layers": whole.layers, "tags": whole.tags, "digests": whole.model.digests}
+    made |= {
+        "sidecar_problems": [
+            {"root": one.path.root, "rel": one.path.rel, "problem": one.problem} for one in whole.sidecar_problems
+        ]
+    }
     made |= {"pictures": [picture_document(whole.model.sha256, one) for one in whole.pictures]}
     return requests.json(made)
 

@@ -5,7 +5,7 @@ POST   /api/images/{sha}          one more: the picture itself as body, or a for
 DELETE /api/images/{sha}?seq=     one less; those behind it move up
 PUT    /api/images/{sha}/order    {"numbers": […]}: all of them, in the order they shall have
 GET    /api/images/{sha}.webp     the file: ?quality=high|medium|low of the one at the place ?seq=, or with the number
-                                  ?number= (whose file never changes)
+                                  ?number= (whose file never changes), else of the first that is finished
 GET    /api/outputs               generated pictures, newest first: ?q= words of what made them, model, limit, cursor
 """
 
@@ -114,10 +114,11 @@ class _Door:
         given = requests.query(request, "seq", "number", "quality")
         sha256, tier = requests.sha_of(request), requests.one_of(given, "quality", *TIERS)
         by_number = "number" in given
+        is_named = by_number or "seq" in given
         if by_number and "seq" in given:
             raise BadRequest(422, "invalid", "a picture is named by its place (seq) or by its number, not both", "seq")
         wanted = requests.number(given, "number" if by_number else "seq", 0)
-        picture = await self._wanted(sha256, wanted, by_number=by_number)
+        picture = await self._wanted(sha256, wanted, by_number=by_number) if is_named else await self._first(sha256)
         # A place may hold another picture tomorrow; what has a number is that picture for good.
         cached = "private, max-age=31536000, immutable" if by_number else "private, no-cache"
         headers = {"ETag": f'"{sha256[:16]}-{picture.number}-{tier}"', "Cache-Control": cached}
@@ -128,14 +129,23 @@ class _Door:
             raise Declined("unknown-picture", "The picture's file is gone; `darkroom verify` tells of such.")
         return FileResponse(file, media_type="image/webp", headers=headers)
 
+    async def _first(self, sha256: str) -> ModelPicture:
+        """The model's picture: the first that is finished. Raises Declined."""
+        pictures = (await self._pictures(sha256)).pictures
+        for picture in pictures:
+            if picture.state == "ready":
+                return picture
+        if not pictures:
+            raise Declined("unknown-picture", "The model has no picture.")
+        raise _not_there(pictures[0])
+
     async def _wanted(self, sha256: str, wanted: int, *, by_number: bool) -> ModelPicture:
         """The finished picture at a place, or with a number. Raises Declined."""
         for picture in (await self._pictures(sha256)).pictures:
             if wanted == (picture.number if by_number else picture.seq):
                 if picture.state == "ready":
                     return picture
-                why = picture.error or "It is still being encoded; ask again in a moment."
-                raise Declined("unknown-picture", f"The picture is not there: {why}")
+                raise _not_there(picture)
         raise Declined("unknown-picture", f"The model has no picture {wanted}.")
 
     async def outputs(self, request: Request) -> Response:
@@ -150,6 +160,11 @@ class _Door:
         page = await self.library.ask(ask, OutputPage)
         outputs = [{**msgspec.to_builtins(one), "url": _address(one.file)} for one in page.outputs]
         return requests.json({"outputs": outputs, "next": page.next})
+
+
+def _not_there(picture: ModelPicture) -> Declined:
+    why = picture.error or "It is still being encoded; ask again in a moment."
+    return Declined("unknown-picture", f"The picture is not there: {why}")
 
 
 def _listed(sha256: str, reply: Pictures) -> Response:

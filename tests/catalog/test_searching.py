@@ -178,7 +178,7 @@ async def test_a_name_that_means_no_model_or_several_is_told_so(db: Database, te
 async def test_a_model_at_very_many_paths_is_still_one_answer(db: Database, tell: Tell):
     await tell(hashed("a.safetensors", "a"))
     same = {"root": "models", "folded": "x", "sha256": sha("a"), "dev": "1", "ino": "1", "size": 1}
-    same |= {"mtime_ns": 1, "ctime_ns": 1, "present": True, "seen_at": 1.0}
+    same |= {"mtime_ns": 1, "ctime_ns": 1, "present": True, "away": False, "seen_at": 1.0}
     paths = [f"{'d' * 200}/{'e' * 200}/{n}.safetensors" for n in range(2500)]
     async with db.atomic() as sql:
         await sql.many("put_path", [same | {"rel": rel, "file_key": rel} for rel in paths])

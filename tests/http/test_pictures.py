@@ -12,6 +12,7 @@ from bus.subjects import IMAGE_ENCODED
 from schemas.images import Encoded, Picture
 from tests.http.door import raw, reason, say_planned
 from tests.http.shelf import Shelf, shelf
+from tests.ingest.making import put
 
 NOBODY = "0" * 64
 NAMES = ["..", "../", "../catalog.db", "..%2fcatalog.db", "%2e%2e/catalog.db", "%2e%2e%2fcatalog.db", "..\\catalog.db"]
@@ -111,6 +112,24 @@ async def test_a_picture_that_waits_is_not_there_yet_and_says_so(bus: Bus, tmp_p
         assert (await upload(here, sha256, picture())).json()["state"] == "waiting"
         answer = await here.client.get(f"/api/images/{sha256}.webp")
         assert (answer.status_code, reason(answer)) == (404, "unknown-picture") and "encoded" in answer.text
+
+
+async def test_a_preview_that_is_no_picture_hides_no_good_one_and_goes_when_it_is_replaced(bus: Bus, tmp_path: Path):
+    async with shelf(bus, tmp_path, drawing=True) as here:
+        put(here.models / "a.preview.png", b"<html>404</html>")
+        put(here.models / "a.png", picture("blue"))
+        sha256 = await here.drop("a.safetensors")
+        found = await here.pictures(sha256, ready=1)
+        with anyio.fail_after(30):
+            while [one["state"] for one in found] != ["failed", "ready"]:
+                found = await here.pictures(sha256, ready=1)
+        shown = await here.client.get(f"/api/images/{sha256}.webp?quality=low")
+        assert (shown.status_code, shown.headers["etag"]) == (200, f'"{sha256[:16]}-{found[1]["number"]}-low"')
+        first = await here.client.get(f"/api/images/{sha256}.webp?seq=0")
+        assert (first.status_code, reason(first)) == (404, "unknown-picture"), "that very one is not there"
+        put(here.models / "a.preview.png", picture("green"))
+        [one, other] = await here.pictures(sha256, ready=2)
+        assert (one["number"], other["number"]) == (2, found[1]["number"])
 
 
 async def test_what_is_no_picture_is_refused_and_nothing_of_it_is_kept(bus: Bus, tmp_path: Path):

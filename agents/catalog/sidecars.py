@@ -1,0 +1,259 @@
+"""Sidecars: what the files next to each path of a model say, and what that comes to for the model.
+
+Each path has a word of its own. Those count whose path holds the model, is away with its disk, or is not hashed yet.
+While the model lies nowhere, those count that counted last; where it comes back, they count until that place is
+described. Of a field, the first path (by root, then by rel) that says something of it is heard; trigger words, tags and
+pictures are united. What the user said, or took off, stands above all of them.
+"""
+
+import json
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+import structlog
+
+from agents.catalog import describing
+from agents.catalog.database import Statements
+from agents.catalog.describing import model_name, put_layer, say_pictured, say_tagged, tag_name
+from agents.catalog.ledger import OVERTAKEN_SECONDS
+from agents.catalog.outbox import say
+from schemas.files import Described, FilePath
+from schemas.models import ModelDescribed
+
+log = structlog.get_logger()
+
+_PLAIN_PREVIEWS = (".png", ".jpg", ".jpeg", ".webp")
+"""Endings, in small letters only, of the previews that were read before catalogs remembered what was taken off."""
+
+
+class Word(msgspec.Struct, frozen=True, kw_only=True):
+    """What is said next to one path, or next to several, united. Tags are names as they are kept; `pictures` are pairs
+    of a file's name and the SHA-256 of its bytes, best first."""
+
+    details: dict[str, Any] = {}
+    tags: tuple[str, ...] = ()
+    pictures: tuple[tuple[str, str], ...] = ()
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """A path's word on a model. `live`: it counts for what lies at the path, whatever else there is."""
+
+    path: FilePath
+    word: Word
+    stands: bool
+    live: bool
+    at: float
+
+
+_NONE: Mapping[str, str] = MappingProxyType({})
+_pictures = msgspec.json.Decoder(tuple[tuple[str, str], ...])
+_tags = msgspec.json.Decoder(tuple[str, ...])
+
+
+def united(words: Sequence[Word]) -> Word:
+    """Several words as one: of a field, the first that is not empty; trigger words, tags and pictures of all."""
+    details: dict[str, Any] = {}
+    for word in words:
+        for field, value in word.details.items():
+            if field == "trigger_words":
+                details[field] = list(dict.fromkeys([*details.get(field, []), *value]))
+            else:
+                details.setdefault(field, value)
+    return Word(
+        details=details,
+        tags=tuple(dict.fromkeys(tag for word in words for tag in word.tags)),
+        pictures=tuple({source: (name, source) for word in words for name, source in word.pictures}.values()),
+    )
+
+
+async def apply_described(sql: Statements, fact: Described) -> dict[str, str]:
+    """Write down what is said next to a path. Returns the pictures that took the place of others under the same name:
+    the new one's SHA-256, and the old one's."""
+    if await model_name(sql, fact.sha256) is None:
+        log.warning("sidecars of a model that is not known", rel=fact.path.rel, sha256=fact.sha256)
+        return {}
+    said = await _rows(sql, fact.sha256)
+    before = next((row for row in said if row.path == fact.path), None)
+    if before is not None and 0 < before.at - fact.at < OVERTAKEN_SECONDS:
+        return {}
+    word = _word_of(fact)
+    if not said:
+        await _infer_refusals(sql, fact.sha256, word)
+    key = {"sha256": fact.sha256, "root": fact.path.root, "rel": fact.path.rel}
+    if word == Word() and not fact.problems:
+        await sql.rows("drop_sidecar", **key)
+    else:
+        await sql.rows("put_sidecar", **key, **_columns(word), problems=_json(fact.problems), at=fact.at)
+    now = dict(word.pictures)
+    old = before.word.pictures if before is not None else ()
+    return {now[name]: source for name, source in old if name in now and now[name] != source}
+
+
+async def move(sql: Statements, sha256: str, old: FilePath, path: FilePath) -> None:
+    """A file with this content went from one path to another: so does what was said next to it, until its new place is
+    described."""
+    await sql.rows("copy_sidecar", sha256=sha256, old_root=old.root, old_rel=old.rel, root=path.root, rel=path.rel)
+
+
+async def described_among(sql: Statements, sha256s: Iterable[str]) -> set[str]:
+    """Those of these contents that sidecars say something of."""
+    found = await sql.rows("described_models", sha256s=json.dumps([*sha256s]))
+    return {str(sha256) for (sha256,) in found}
+
+
+async def settle(
+    sql: Statements, sha256: str, at: float, *, before: Iterable[FilePath] = (), replaced: Mapping[str, str] = _NONE
+) -> int:
+    """Make a model's sidecar layer, and those of its tags and pictures that nobody but sidecars gave, what the words
+    next to its paths come to. `before` are the paths that held it before this transaction, `replaced` is what
+    `apply_described` returned. Returns how many facts that made."""
+    name = await model_name(sql, sha256)
+    if name is None:
+        return 0
+    word = united([row.word for row in await _standing(sql, sha256, frozenset(before))])
+    count = 0
+    if await put_layer(sql, sha256, "sidecar", word.details):
+        await say(sql, ModelDescribed(sha256=sha256, name=name, layer="sidecar", at=at), uuid.uuid4().hex)
+        count += 1
+    count += await _put_tags(sql, sha256, word.tags, at)
+    return count + await _put_pictures(sql, sha256, [source for _, source in word.pictures], replaced, at)
+
+
+async def _standing(sql: Statements, sha256: str, before: frozenset[FilePath]) -> list[Row]:
+    """The words that count, in order; written down, as far as the model's paths decide that."""
+    rows = await _rows(sql, sha256)
+    paths = await sql.rows("paths_of", sha256=sha256)
+    here = [FilePath(root=root, rel=rel) for root, rel, there in paths if there]
+    if not here:
+        return [row for row in rows if row.stands]
+    last = [row for row in rows if row.stands]
+    if last and not any(row.live for row in rows) and before.isdisjoint(here):
+        word, place = united([row.word for row in last]), min(here)
+        key = {"sha256": sha256, "root": place.root, "rel": place.rel}
+        await sql.rows("put_sidecar", **key, **_columns(word), problems="[]", at=max(row.at for row in last))
+        rows = await _rows(sql, sha256)
+    for row in rows:
+        if row.stands != row.live:
+            key = {"sha256": sha256, "root": row.path.root, "rel": row.path.rel}
+            await sql.rows("let_sidecar_stand", **key, stands=row.live)
+    return [row for row in rows if row.live]
+
+
+async def _put_tags(sql: Statements, sha256: str, names: Sequence[str], at: float) -> int:
+    """Put on what sidecars say and the user does not deny; take off what only sidecars said, and none says any more."""
+    meant: dict[str, str] = dict(await sql.rows("names_meant", names=_json(names)))
+    refused = {name for (name,) in await sql.rows("refused_tags_of", sha256=sha256)}
+    wanted = {
+        becomes for name in names if (becomes := meant.get(name, name)) and not refused.intersection((name, becomes))
+    }
+    has: dict[str, str] = dict(await sql.rows("tags_by_origin", sha256=sha256))
+    gone = [name for name, origin in has.items() if origin == "sidecar" and name not in wanted]
+    if gone:
+        await sql.rows("take_sidecar_tags", sha256=sha256, names=_json(gone))
+    if await describing.add_tags(sql, sha256, sorted(wanted), uuid.uuid4().hex, at, origin="sidecar"):
+        return 1
+    if gone:
+        await say_tagged(sql, sha256, uuid.uuid4().hex, at)
+    return bool(gone)
+
+
+async def _put_pictures(
+    sql: Statements, sha256: str, sources: Sequence[str], replaced: Mapping[str, str], at: float
+) -> int:
+    """The same for pictures, and their order."""
+    refused = {source for (source,) in await sql.rows("refused_pictures_of", sha256=sha256)}
+    images = [(str(row[3]), int(row[1]), row[4] == "sidecar") for row in await sql.rows("images_of", sha256=sha256)]
+    has = {source for source, _, _ in images}
+    wanted = [source for source in sources if source not in refused]
+    before = [source for source, _, is_ours in images if is_ours]
+    after = [source for source in wanted if source not in has or source in before]
+    if before == after:
+        return 0
+    shown = await sql.rows("numbers_of", sha256=sha256)
+    numbers = {source: number for source, number, _ in images}
+    for source in set(before) - set(after):
+        await sql.rows("drop_image", sha256=sha256, number=numbers.pop(source))
+    for source in after:
+        if source not in has:
+            await describing.add_picture(sql, sha256, source, f"blobs/{source}", "sidecar", at)
+    numbers = {str(row[3]): int(row[1]) for row in await sql.rows("images_of", sha256=sha256)}
+    order = ordered([source for source, _, _ in images], before, after, replaced)
+    await sql.many(
+        "move_image", [{"sha256": sha256, "number": numbers[source], "seq": seq} for seq, source in enumerate(order)]
+    )
+    if shown == await sql.rows("numbers_of", sha256=sha256):
+        return 0
+    await say_pictured(sql, sha256, uuid.uuid4().hex, at)
+    return 1
+
+
+def ordered(
+    images: Sequence[str], before: Sequence[str], after: Sequence[str], replaced: Mapping[str, str]
+) -> list[str]:
+    """A model's pictures in order, when of all its `images` those that sidecars gave were `before` (in the order of the
+    images) and are `after` (best first). Pure.
+
+    A picture that replaced another (`replaced`: new, old) takes its place, other new ones come behind the last that a
+    sidecar gave. In the places that those have they are best first, unless the user had put them into another order.
+    """
+    heirs = {old: new for new, old in replaced.items() if old in before and old not in after and new in after}
+    places = [heirs.get(source, source) for source in images]
+    kept = [source for source in places if source in after]
+    is_by_hand = kept != [source for source in after if source in kept]
+    new = [source for source in after if source not in places]
+    ours = {*before, *after}
+    last = max((n for n, source in enumerate(places) if source in ours), default=len(places) - 1)
+    places[last + 1 : last + 1] = new
+    left = [source for source in places if source in after or source not in ours]
+    if is_by_hand:
+        return left
+    best = iter(after)
+    return [next(best) if source in ours else source for source in left]
+
+
+async def _infer_refusals(sql: Statements, sha256: str, word: Word) -> None:
+    """Of a model that was described before catalogs remembered what users take off, in these very words: its tags and
+    pictures were all put on then, so what is missing was taken off."""
+    layers = {layer: json.loads(said) for layer, said in await sql.rows("layers_of", sha256=sha256)}
+    if not word.details or layers.get("sidecar") != word.details:
+        return
+    has: dict[str, str] = dict(await sql.rows("tags_by_origin", sha256=sha256))
+    missing = [{"sha256": sha256, "name": name} for name in word.tags if name not in has]
+    await sql.many("refuse_tag", missing)
+    for name, source in word.pictures:
+        if name.endswith(_PLAIN_PREVIEWS) and not await sql.rows("has_image", sha256=sha256, source=source):
+            await sql.rows("refuse_picture", sha256=sha256, source=source)
+
+
+def _word_of(fact: Described) -> Word:
+    return Word(
+        details=json.loads(msgspec.json.encode(fact.details)),
+        tags=tuple(dict.fromkeys(name for name in map(tag_name, fact.tags) if name)),
+        pictures=tuple((preview.name, preview.blob) for preview in fact.previews),
+    )
+
+
+async def _rows(sql: Statements, sha256: str) -> list[Row]:
+    return [
+        Row(
+            path=FilePath(root=root, rel=rel),
+            word=Word(details=json.loads(details), tags=_tags.decode(tags), pictures=_pictures.decode(pictures)),
+            stands=bool(stands),
+            live=bool(holds or is_open) if present else bool(holds and away),
+            at=at,
+        )
+        for root, rel, stands, details, tags, pictures, at, present, away, holds, is_open in await sql.rows(
+            "sidecars_of", sha256=sha256
+        )
+    ]
+
+
+def _columns(word: Word) -> dict[str, str]:
+    return {"details": _json(word.details), "tags": _json(word.tags), "pictures": _json(word.pictures)}
+
+
+def _json(content: object) -> str:
+    return json.dumps(content, ensure_ascii=False)
