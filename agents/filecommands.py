@@ -143,6 +143,7 @@ def _identified(name: str) -> Identity:
 def _report(name: str, size: int, identity: Identity, sidecars: Sidecars) -> dict[str, Any]:
     """One file as `inspect --json` writes it. Of the sidecars only what they say."""
     beside = {field: value for field, value in msgspec.structs.asdict(sidecars).items() if value not in ("", (), None)}
+    beside.pop("thumbnail")
     if sidecars.previews:
         beside["previews"] = [_text(str(file)) for file in sidecars.previews]
     return {"path": _text(name), "size": size, **msgspec.structs.asdict(identity), "sidecars": beside}

@@ -141,11 +141,14 @@ class Watcher:
             id = self.ids.get((root, rel))
             if id is None:
                 self.fresh.add((root, rel))
+                self.describer.arrived(root, rel)
             elif self.due.get(id, 0.0) > soon:
                 del self.due[id]
                 self.judge_now.set()
-        if what.folders or what.beside:
+        if what.folders:
             self.look_at = time.monotonic() + _LOOK_TWICE
+        for folder in what.beside:
+            self.describer.heard(root, folder)
         if what.unknown or len(self.fresh) > events.MANY:
             self.fresh.clear()
             self.look_now.set()
@@ -181,7 +184,8 @@ class Watcher:
         self.looks_begun += 1
         self.look_now = anyio.Event()  # before looking, so that nothing said meanwhile is missed
         unexplained, self.unexplained = self.unexplained, set()
-        self.look_at = float("inf")
+        if self.look_at <= time.monotonic():
+            self.look_at = float("inf")
         began, wall = time.monotonic(), time.time()
         self.judged.clear()
         scans = await to_thread.run_sync(self._scan)
@@ -196,7 +200,7 @@ class Watcher:
             self.judge_now.set()
             self.saying.bell.ring()
         self._look_soon_at(unexplained, scans)
-        self.describer.looked(scans)
+        self.describer.looked(scans, began)
         if self.left:
             self.look_now.set()
         else:

@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 from agents import desk, encoder, hasher, migrator, watcher
+from agents.catalogdesk import ask
 from bus.client import Bus
 from bus.subjects import FILE_DESCRIBED, MODEL_PICTURED
+from schemas.catalog import ModelReply, ShowModel, WholeModel
 from schemas.files import Details
 from schemas.models import Model
 from schemas.settings import EncoderSettings, HasherSettings, WatcherSettings
@@ -36,10 +38,10 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def agents(bus: Bus, data: Path) -> Any:
+def agents(bus: Bus, data: Path, *, scan_interval: float = 0.5) -> Any:
     roots = {"models": str(data / "models")}
     return running(
-        functools.partial(watcher.run, bus, data, roots, WatcherSettings(stable=0.2, scan_interval=0.5)),
+        functools.partial(watcher.run, bus, data, roots, WatcherSettings(stable=0.2, scan_interval=scan_interval)),
         functools.partial(hasher.run, bus, roots, HasherSettings()),
         functools.partial(migrator.run, bus, data / "catalog.db", roots),
         functools.partial(encoder.run, bus, data, EncoderSettings()),
@@ -59,6 +61,12 @@ async def model_when(bus: Bus, is_so: Any) -> Model:
             for found in await desk.models(bus):
                 if is_so(found):
                     return found
+
+
+async def shown(bus: Bus, sha256: str) -> WholeModel:
+    reply = await ask(bus, ShowModel(name=sha256), ModelReply)
+    assert reply.model is not None
+    return reply.model
 
 
 def images(data: Path) -> list[tuple[Any, ...]]:
@@ -98,6 +106,47 @@ async def test_sidecars_that_come_change_and_go_later_are_followed(bus: Bus, dat
         (models / "golden.json").unlink()
         gone = await model_when(bus, lambda one: one.details == Details())
     assert gone.pictures == 1, "a picture that was shown stays"
+
+
+async def test_what_comes_changes_and_goes_beside_a_model_waits_for_no_scan(bus: Bus, data: Path):
+    deep = data / "models" / "deep"
+    deep.mkdir()
+    async with agents(bus, data, scan_interval=3600):
+        put(deep / "golden.json", json.dumps({"description": "first"}).encode())
+        put(deep / "golden.safetensors", model())
+        await model_when(bus, lambda one: one.details.description == "first")
+        put(deep / "golden.preview.PNG", picture())
+        await model_when(bus, lambda one: one.pictures == 1)
+        put(deep / "golden.json", json.dumps({"description": "second", "notes": "mine"}).encode())
+        await model_when(bus, lambda one: one.details.description == "second")
+        (deep / "golden.json").unlink()
+        (deep / "golden.preview.PNG").unlink()
+        await model_when(bus, lambda one: (one.details, one.pictures) == (Details(), 0))
+        side = data / "new"
+        put(side / "deeper" / "silver.safetensors", model(fill=3))
+        put(side / "deeper" / "silver.json", json.dumps({"description": "third"}).encode())
+        side.rename(data / "models" / "new")
+        await model_when(bus, lambda one: one.details.description == "third")
+
+
+async def test_a_linked_model_has_the_words_beside_the_link_and_none_from_out_of_the_roots(bus: Bus, data: Path):
+    models, blobs = data / "models", data / "models" / ".cache" / "blobs"
+    put(blobs / "0f3a", model())
+    put(blobs / "words", json.dumps({"notes": "linked"}).encode())
+    put(data / "secret", json.dumps({"model_name": "secret"}).encode())
+    (models / "hub").mkdir()
+    (models / "hub" / "golden.safetensors").symlink_to("../.cache/blobs/0f3a")
+    (models / "hub" / "golden.json").symlink_to("../.cache/blobs/words")
+    (models / "hub" / "golden.metadata.json").symlink_to(data / "secret")
+    put(models / "hub" / "golden.civitai.info", json.dumps(CIVITAI).encode())
+    put(models / "hub" / "golden.GIF", picture())
+    async with agents(bus, data):
+        found = await model_when(bus, lambda one: one.pictures == 1)
+        reply = await shown(bus, found.sha256)
+    assert (found.details.title, found.details.notes, found.tags) == ("Golden Hour", "linked", ("light", "photo"))
+    [problem] = reply.sidecar_problems
+    assert problem.path.rel == "hub/golden.safetensors"
+    assert "golden.metadata.json" in problem.problem and "leads out of the roots" in problem.problem
 
 
 async def test_a_picture_that_is_none_is_told_and_keeps_the_others_from_nothing(bus: Bus, data: Path):

@@ -15,11 +15,12 @@ import structlog
 from anyio import to_thread
 
 from agents.images import blobs
-from agents.ingest.errors import IngestError
+from agents.ingest.errors import BadPath, IngestError, OutsideRoot
 from agents.ingest.files_db import FilesDb, Told
-from agents.ingest.paths import resolve
-from agents.ingest.scan import Scan
-from agents.ingest.sidecars import Sidecars, read_sidecars
+from agents.ingest.names import why_ignored
+from agents.ingest.paths import is_inside, join
+from agents.ingest.scan import Scan, marks_in, names_in
+from agents.ingest.sidecars import Sidecars, opened, read_sidecars
 from agents.ingest.table import Table
 from schemas.files import Described, Details, Preview
 from schemas.fitting import cut
@@ -27,10 +28,14 @@ from schemas.fitting import cut
 log = structlog.get_logger()
 
 PREVIEWS = 8
+THUMBNAIL = "thumbnail"
+"""What the picture within a JSON sidecar is called."""
 PREVIEW_BYTES = 16 << 20
 LARGEST_FACT = 48 << 10
 """Bytes of JSON; of a longer one the texts are cut."""
 _BATCH = 32
+_GLANCE_AGAIN, _GLANCE_SHARE, _SLOWEST = 0.1, 4, 5.0
+"""Seconds between looks at folders that events named at least, how many times as long as a look takes, and at most."""
 _AGAIN = 5.0
 
 
@@ -48,21 +53,38 @@ class Beside:
     def __init__(self, stable: float) -> None:
         self.stable = stable
         self.marks: dict[str, dict[str, tuple[str, float]]] = {}
+        self.glanced: dict[tuple[str, str], float] = {}
 
-    def look(self, scans: Iterable[Scan], now: float) -> bool:
-        """Take in what scans saw; whether any mark is another one. Of a root that is away nothing is said."""
+    def look(self, scans: Iterable[Scan], now: float, began: float) -> bool:
+        """Take in what scans saw that began at that time; whether any mark is another one. Of a root that is away
+        nothing is said, and of a folder that was looked at since, what was seen then."""
         changed = False
+        self.glanced = {place: at for place, at in self.glanced.items() if at >= began}
         for one in scans:
             if one.state != "present":
                 continue
-            before = self.marks.get(one.root, {})
-            after: dict[str, tuple[str, float]] = {}
-            for rel, mark in one.marks.items():
-                known = before.get(rel)
-                after[rel] = known if known is not None and known[0] == mark else (mark, now)
-            changed |= after != before
-            self.marks[one.root] = after
+            since = {folder for root, folder in self.glanced if root == one.root}
+            seen = {rel: mark for rel, mark in one.marks.items() if _folder(rel) not in since}
+            kept = {
+                rel: known for rel, known in self.marks.get(one.root, {}).items() if since and _folder(rel) in since
+            }
+            changed |= self._take(one.root, seen, kept, now)
         return changed
+
+    def glance(self, root: str, folder: str, marks: Mapping[str, str], now: float) -> bool:
+        """Take in what lies in one folder at this moment; whether any mark is another one."""
+        self.glanced[root, folder] = now
+        kept = {rel: known for rel, known in self.marks.get(root, {}).items() if _folder(rel) != folder}
+        return self._take(root, marks, kept, now)
+
+    def _take(self, root: str, seen: Mapping[str, str], kept: dict[str, tuple[str, float]], now: float) -> bool:
+        before = self.marks.get(root, {})
+        after = dict(kept)
+        for rel, mark in seen.items():
+            known = before.get(rel)
+            after[rel] = known if known is not None and known[0] == mark else (mark, now)
+        self.marks[root] = after
+        return after != before
 
     def settles_in(self, now: float) -> float:
         """Seconds until the next mark has held still for long enough; infinite when all have."""
@@ -93,11 +115,22 @@ class Describer:
         self.table, self.roots, self.data, self.say = table, roots, data, say
         self.beside = Beside(stable)
         self.wake = anyio.Event()
+        self.folders: set[tuple[str, str]] = set()
 
-    def looked(self, scans: Iterable[Scan]) -> None:
-        """Take in what scans saw."""
-        if self.beside.look(scans, time.monotonic()):
+    def looked(self, scans: Iterable[Scan], began: float) -> None:
+        """Take in what scans saw that began at that time (of the clock that never goes back)."""
+        if self.beside.look(scans, time.monotonic(), began):
             self.wake.set()
+
+    def heard(self, root: str, folder: str) -> None:
+        """Something changed beside the models in a folder, by an event: it is looked at by itself, soon."""
+        self.folders.add((root, folder))
+        self.wake.set()
+
+    def arrived(self, root: str, rel: str) -> None:
+        """A name is new, by an event; beside a model something may have waited for it."""
+        if not why_ignored(rel.rpartition("/")[2].encode()):
+            self.heard(root, _folder(rel))
 
     def hashed(self) -> None:
         """The content of more files is known."""
@@ -108,6 +141,7 @@ class Describer:
         """Tell what is due, for ever; what can't be kept (a full disk) is tried again."""
         while True:
             self.wake = anyio.Event()
+            await self._glance()
             try:
                 due = await self.table.do(lambda db: self.beside.due(db, time.monotonic()))
                 for start in range(0, len(due), _BATCH):
@@ -119,11 +153,30 @@ class Describer:
             with anyio.move_on_after(self.beside.settles_in(time.monotonic())):
                 await self.wake.wait()
 
+    async def _glance(self) -> None:
+        """Look at the folders that events named, now and then."""
+        if not self.folders:
+            return
+        folders, self.folders = self.folders, set()
+        began = time.monotonic()
+        seen = await to_thread.run_sync(lambda: [(*place, self._marks_in(*place)) for place in folders])
+        for root, folder, marks in seen:
+            if marks is not None:
+                self.beside.glance(root, folder, marks, began)
+        await anyio.sleep(min(_SLOWEST, max(_GLANCE_AGAIN, _GLANCE_SHARE * (time.monotonic() - began))))
+
+    def _marks_in(self, root: str, folder: str) -> dict[str, str] | None:
+        """In a thread. None where only a scan can tell: of a folder that is gone, say."""
+        try:
+            return marks_in(os.path.realpath(os.fsencode(self.roots[root])), folder)
+        except (OSError, BadPath):
+            return None
+
     async def _tell(self, due: list[Due]) -> None:
         at = time.time()
 
         def read() -> list[Described]:
-            return [describe(one, self.roots[one.model.path.root], self.data, at) for one in due]
+            return [describe(one, self.roots, self.data, at) for one in due]
 
         facts = await to_thread.run_sync(read)
 
@@ -139,21 +192,24 @@ class Describer:
         self.say()
 
 
-def describe(due: Due, folder: str, data: Path, at: float) -> Described:
-    """Read what lies beside a model below the root's `folder`, its pictures into the blobs of the data directory. What
-    can't be read or used is a problem in a sentence. Raises OSError when the blobs can't be written."""
+def describe(due: Due, folders: Mapping[str, str], data: Path, at: float) -> Described:
+    """Read what lies beside a model below one of the roots (`folders` by name), its pictures into the blobs of the data
+    directory. What can't be read or used is a problem in a sentence. Raises OSError when the blobs can't be written."""
     path = due.model.path
+    roots = tuple(os.path.realpath(os.fsencode(folder)) for folder in folders.values())
     try:
-        found = read_sidecars(resolve(folder, path.rel)) if due.mark else Sidecars()
+        found = _read(due, folders[path.root], roots) if due.mark else Sidecars()
     except (IngestError, OSError) as error:
         found = Sidecars(problems=(str(error),))
     previews, problems = [], list(found.problems)
     for file in found.previews[:PREVIEWS]:
-        picture, problem = _picture(file)
+        picture, problem = _picture(file, roots)
         if problem:
             problems.append(problem)
         else:
             previews.append(Preview(name=file.name.encode("utf-8", "replace").decode(), blob=blobs.put(data, picture)))
+    if found.thumbnail and not previews:
+        previews.append(Preview(name=THUMBNAIL, blob=blobs.put(data, found.thumbnail)))
     details = Details(
         title=found.name,
         description=found.description,
@@ -176,11 +232,23 @@ def describe(due: Due, folder: str, data: Path, at: float) -> Described:
     return cut(fact, LARGEST_FACT)
 
 
-def _picture(file: Path) -> tuple[bytes, str]:
-    """The bytes of a picture, or why they are not used. No link is followed, nothing but a file is read."""
+def _read(due: Due, folder: str, roots: tuple[bytes, ...]) -> Sidecars:
+    """What lies beside a model under its own name, a link's too: not beside what that leads to. Raises OutsideRoot,
+    BadPath."""
+    path = join(folder, due.model.path.rel)
+    above, _, name = path.rpartition(b"/")
+    real = os.path.realpath(above)
+    if real not in roots and not any(is_inside(real, root) for root in roots):
+        raise OutsideRoot(f"{due.model.path.rel!r} is in a folder that leads out of its root, where nothing is read.")
+    return read_sidecars(real + b"/" + name, roots=roots, names=names_in(due.mark), sha256=due.model.sha256)
+
+
+def _picture(file: Path, roots: tuple[bytes, ...]) -> tuple[bytes, str]:
+    """The bytes of a picture, or why they are not used. No link out of the roots is followed, nothing but a file is
+    read."""
     shown = file.name.encode("utf-8", "replace").decode()
     try:
-        fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = opened(file, roots)
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
@@ -193,3 +261,9 @@ def _picture(file: Path) -> tuple[bytes, str]:
             os.close(fd)
     except OSError as error:
         return b"", f"{shown} can't be read ({error.strerror})."
+    except OutsideRoot as error:
+        return b"", f"{shown} can't be read ({error})."
+
+
+def _folder(rel: str) -> str:
+    return rel.rpartition("/")[0]

@@ -42,11 +42,12 @@ MANY = 1000
 
 class Heard(msgspec.Struct, frozen=True, kw_only=True):
     """The rels that changed. `folders` means that folders came, of whose content nothing may have been heard; `beside`
-    that files that describe models changed; `unknown` that anything may have happened."""
+    are the rels of folders (empty: the root) in which files that describe models changed; `unknown` means that anything
+    may have happened."""
 
     rels: frozenset[str] = frozenset()
     folders: bool = False
-    beside: bool = False
+    beside: frozenset[str] = frozenset()
     unknown: bool = False
 
 
@@ -173,7 +174,8 @@ def sift(top: bytes, batch: Collection[tuple[Change, str]], besides: frozenset[b
     have been a folder, or what held a file back.
     """
     rels: set[str] = set()
-    folders = beside = False
+    beside: set[str] = set()
+    folders = False
     for change, path in batch:
         raw = os.fsencode(path)
         below = raw[len(top.rstrip(b"/")) + 1 :]
@@ -181,7 +183,7 @@ def sift(top: bytes, batch: Collection[tuple[Change, str]], besides: frozenset[b
             continue
         name = raw.rpartition(b"/")[2]
         if described_by(name):
-            beside = True
+            beside.add(encode(below[: -len(name) - 1]))
         if why_ignored(name) and change is not Change.deleted:
             if not Path(path).is_dir():
                 continue
@@ -189,7 +191,7 @@ def sift(top: bytes, batch: Collection[tuple[Change, str]], besides: frozenset[b
         rels.add(encode(below))
         if target := controlled_by(name):
             rels.add(encode(below[: -len(name)] + target))
-    return Heard(rels=frozenset(rels), folders=folders, beside=beside, unknown=len(batch) >= MANY)
+    return Heard(rels=frozenset(rels), folders=folders, beside=frozenset(beside), unknown=len(batch) >= MANY)
 
 
 def identity_of(folder: str) -> tuple[int, int] | None:

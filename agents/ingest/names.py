@@ -20,20 +20,16 @@ TEMPORARY_SUFFIXES = (
 )
 """Endings of names under which a browser or downloader writes, and of the control files it keeps beside its target."""
 
-PREVIEW_SUFFIXES = (
-    b".preview.png",
-    b".preview.jpg",
-    b".preview.jpeg",
-    b".preview.webp",
-    b".png",
-    b".jpg",
-    b".jpeg",
-    b".webp",
-)
-"""Of pictures beside a model, in the order in which they are shown."""
+_PICTURES = (b".png", b".jpg", b".jpeg", b".webp", b".gif", b".avif")
 
-SIDECAR_SUFFIXES = (b".civitai.info", b".json", *PREVIEW_SUFFIXES)
-"""What other programs add to a model's name, less its extension, for files that describe it; longer ones first."""
+PREVIEW_SUFFIXES = (*(b".preview" + suffix for suffix in _PICTURES), *_PICTURES, b".swarmpreview.jpg", b".thumb.jpg")
+"""Of pictures beside a model, in small letters, in the order in which they are shown."""
+
+WORD_SUFFIXES = (b".json", b".metadata.json", b".swarm.json", b".cm-info.json", b".civitai.info")
+"""Of JSON beside a model: what people write into it themselves goes before what was downloaded with it."""
+
+SIDECAR_SUFFIXES = (*WORD_SUFFIXES, *PREVIEW_SUFFIXES)
+"""What other programs add to a model's name, less its extension, for files that describe it, in small letters."""
 
 _SYNCTHING = (b".syncthing.", b"~syncthing~")
 
@@ -52,13 +48,14 @@ def why_ignored(name: bytes) -> str:
     return ""
 
 
-def described_by(name: bytes) -> bytes:
-    """The name, without its extension, of the model that the file `name` would say something of; nothing when it is no
-    sidecar."""
-    for suffix in SIDECAR_SUFFIXES:
-        if name.endswith(suffix):
-            return name[: -len(suffix)]
-    return b""
+def described_by(name: bytes) -> tuple[bytes, ...]:
+    """The names, without extensions, of the models that the file `name` would say something of: several when one ending
+    is the end of another one; none when it is no sidecar."""
+    lower = name.lower()
+    if not lower.endswith(SIDECAR_SUFFIXES):
+        return ()
+    stems = {name[: -len(suffix)] for suffix in SIDECAR_SUFFIXES if lower.endswith(suffix)}
+    return tuple(sorted(stems - {b""}))
 
 
 def is_skipped_folder(name: bytes) -> bool:

@@ -6,13 +6,17 @@
 import errno
 import os
 import stat
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
 
 from agents.ingest.names import controlled_by, described_by, is_skipped_folder, why_ignored
-from agents.ingest.paths import encode, is_inside, stat_of
+from agents.ingest.paths import decode, encode, is_inside, join, stat_of
 from schemas.files import Stat
+
+_READING = "2:"
+"""What marks begin with. Another one has all that lies beside models read anew: for a version that reads more of it."""
 
 _ROOT_GONE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.EHOSTDOWN))
 _VANISHED = frozenset((errno.ENOENT, errno.ENOTDIR))
@@ -87,6 +91,50 @@ def scan(root: str, folder: str | bytes, besides: frozenset[bytes] = frozenset()
     )
 
 
+def marks_in(top: bytes, rel: str) -> dict[str, str]:
+    """The marks of the models right in one folder of the root at the real path `top`, as a scan would find them. Raises
+    OSError, and BadPath for a `rel` that is none."""
+    beside: dict[bytes, list[os.DirEntry[bytes]]] = {}
+    models: list[bytes] = []
+    with os.scandir(join(top, rel) if rel else top) as entries:
+        for entry in entries:
+            if not entry.is_dir(follow_symlinks=False):
+                _note(entry, models, beside)
+        return _marks(rel + "/" if rel else "", models, beside)
+
+
+def _note(entry: os.DirEntry[bytes], models: list[bytes], beside: dict[bytes, list[os.DirEntry[bytes]]]) -> None:
+    """Put a name among the models of a folder, or among the files that describe some, by their names."""
+    if not why_ignored(entry.name):
+        models.append(entry.name)
+    else:
+        for stem in described_by(entry.name):
+            beside.setdefault(stem, []).append(entry)
+
+
+def _marks(prefix: str, models: list[bytes], beside: dict[bytes, list[os.DirEntry[bytes]]]) -> dict[str, str]:
+    found = {prefix + encode(name): _mark(beside.get(name.rpartition(b".")[0], ())) for name in models}
+    return {rel: mark for rel, mark in found.items() if mark}
+
+
+def _mark(beside: Iterable[os.DirEntry[bytes]]) -> str:
+    """The files beside a model, by all that tells one content of theirs from another without reading it; empty when
+    there are none."""
+    parts = []
+    for entry in sorted(beside, key=lambda entry: entry.name):
+        try:
+            result = entry.stat()
+        except OSError:
+            continue  # it has just vanished, and will be missed at the next scan; or it is a link that leads nowhere
+        parts.append(f"{encode(entry.name)} {result.st_ino} {result.st_size} {result.st_mtime_ns}")
+    return f"{_READING}{'/'.join(parts)}" if parts else ""
+
+
+def names_in(mark: str) -> list[bytes]:
+    """The names of the files that a mark is of."""
+    return [decode(part.rsplit(" ", 3)[0]) for part in mark.removeprefix(_READING).split("/") if part]
+
+
 class _Walk:
     """What has been found so far, and the folders still to enter."""
 
@@ -112,18 +160,15 @@ class _Walk:
                 if entry.is_dir(follow_symlinks=False):
                     if not is_skipped_folder(name) and entry.path not in self.besides:
                         self.folders.append((entry.path, prefix + encode(name)))
-                elif target := controlled_by(name):
+                    continue
+                if target := controlled_by(name):
                     self.controlled.add(prefix + encode(target))
                 elif entry.is_symlink():
                     self.link(entry, prefix + encode(name))
                 elif not why_ignored(name):
-                    models.append(name)
                     self.file(entry, prefix + encode(name))
-                elif stem := described_by(name):
-                    beside.setdefault(stem, []).append(entry)
-        for name in models:
-            if found := beside.get(name.rpartition(b".")[0]):
-                self.mark(prefix + encode(name), found)
+                _note(entry, models, beside)
+        self.marks.update(_marks(prefix, models, beside))
 
     def file(self, entry: os.DirEntry[bytes], rel: str, *, follow: bool = True) -> None:
         """A name that may be a model."""
@@ -133,18 +178,6 @@ class _Walk:
             self.failed(rel, error)
             return
         self.candidates[rel] = Candidate(rel, stat_of(result), result.st_nlink)
-
-    def mark(self, rel: str, found: list[os.DirEntry[bytes]]) -> None:
-        """The files beside a model, by all that tells one content of theirs from another without reading it."""
-        parts = []
-        for entry in sorted(found, key=lambda entry: entry.name):
-            try:
-                result = entry.stat(follow_symlinks=False)
-            except OSError:
-                continue  # it has just vanished, and will be missed at the next scan
-            parts.append(f"{encode(entry.name)} {result.st_ino} {result.st_size} {result.st_mtime_ns}")
-        if parts:
-            self.marks[rel] = "/".join(parts)
 
     def link(self, entry: os.DirEntry[bytes], rel: str) -> None:
         """A symbolic link: its file is a candidate, the gate judges where it lies; its folder is at most a problem."""

@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import time
@@ -42,7 +43,8 @@ def model(folder: Path, name: str = "fox.v6.safetensors", **beside: bytes | dict
     path.write_bytes(b"")
     for suffix, content in beside.items():
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
-        path.with_name(path.stem + suffix.replace("_", ".")).write_bytes(data)
+        ending = suffix.replace("_", ".").replace(".cm.info.", ".cm-info.")
+        path.with_name(path.stem + ending).write_bytes(data)
     return path
 
 
@@ -97,7 +99,7 @@ def test_the_empty_fields_of_a_skeleton_are_no_problems(tmp_path: Path):
 
 
 def test_previews_are_found_best_first_and_links_and_empty_files_are_none(tmp_path: Path):
-    path = model(tmp_path, _png=b"x", _preview_png=b"x", _preview_webp=b"x", _jpg=b"", _preview_gif=b"x")
+    path = model(tmp_path, _png=b"x", _preview_png=b"x", _preview_webp=b"x", _jpg=b"", _preview_mp4=b"x")
     path.with_name("fox.v6.jpeg").symlink_to(path.with_name("fox.v6.png"))
     path.with_name("fox.v6.webp").mkdir()
     names = [file.name for file in read_sidecars(path).previews]
@@ -110,7 +112,7 @@ def test_a_name_that_is_not_utf8_has_sidecars_too(tmp_path: Path):
     Path(os.fsdecode(raw.replace(b".safetensors", b".preview.jpg"))).write_text("x")
     found = read_sidecars(raw)
     assert len(found.previews) == 1
-    assert found.problems == (r"'\udcff\n.json' is not JSON; delete it, or have it written again.",)
+    assert found.problems == (r"'\udcff\n.json' is not JSON and is not read; correct it, or have it written again.",)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +153,108 @@ def test_no_link_is_followed_and_no_pipe_waited_for(tmp_path: Path):
     )
 
 
+def test_a_link_is_followed_where_it_leads_into_the_roots_and_is_told_where_it_leads_out(tmp_path: Path):
+    root = tmp_path / "root"
+    (root / "store").mkdir(parents=True)
+    for folder in (root / "store", tmp_path):
+        (folder / "words").write_text('{"description": "linked"}')
+        (folder / "picture").write_text("x")
+    path = model(root)
+    path.with_name("fox.v6.json").symlink_to(root / "store" / "words")
+    path.with_name("fox.v6.png").symlink_to(root / "store" / "picture")
+    path.with_name("fox.v6.civitai.info").symlink_to(tmp_path / "words")
+    path.with_name("fox.v6.swarm.json").symlink_to(root / "store" / "nothing")
+    path.with_name("fox.v6.jpg").symlink_to(root / "store" / "nothing")
+    path.with_name("fox.v6.metadata.json").symlink_to("fox.v6.metadata.json")
+    found = read_sidecars(path, roots=(bytes(root),))
+    assert (found.description, [file.name for file in found.previews]) == ("linked", ["fox.v6.png"])
+    assert found.problems == (
+        "fox.v6.metadata.json can't be read (Too many levels of symbolic links).",
+        "fox.v6.civitai.info can't be read (it is a link that leads out of the roots).",
+    )
+
+
+def test_endings_are_read_in_any_case_and_names_as_they_are(tmp_path: Path):
+    path = model(tmp_path, _preview_PNG=b"x", _JPeG=b"x", _gif=b"x", _WEBP=b"x", _JSON=A1111)
+    for other in ("Fox.v6.png", "fox.V6.png", "fox.v6x.png", "fox.png"):
+        (tmp_path / other).write_text("x")
+    found = read_sidecars(path)
+    assert [file.name for file in found.previews] == [f"fox.v6.{end}" for end in ("preview.PNG", "JPeG", "WEBP", "gif")]
+    assert found.description == "Mine"
+
+
+VERSIONS = [
+    {"id": 1, "baseModel": "Pony", "trainedWords": ["old"], "files": [{"hashes": {"SHA256": "AB" * 32}}, None, 3]},
+    {"id": 2, "baseModel": "SDXL", "trainedWords": ["new"], "files": [{"name": "fox.v6.safetensors"}], "images": []},
+]
+"""Two versions of a model, as civitai tells them."""
+
+
+@pytest.mark.parametrize(
+    ("versions", "sha256", "words", "base", "version"),
+    [
+        (VERSIONS, "ab" * 32, ("old",), "Pony", "?modelVersionId=1"),
+        (VERSIONS, "", ("new",), "SDXL", "?modelVersionId=2"),
+        (VERSIONS, "cd" * 32, (), "", ""),
+        (VERSIONS[:1], "cd" * 32, ("old",), "Pony", "?modelVersionId=1"),
+        ([], "", (), "", ""),
+        ([None, 7, {"files": {}}], "", ("x",) * 0, "", ""),
+    ],
+)
+def test_of_sd_nexts_sidecar_the_version_of_the_file_is_heard(
+    tmp_path: Path, versions: list[Any], sha256: str, words: tuple[str, ...], base: str, version: str
+):
+    data = {"id": 7, "name": "Fox", "description": "<p>Red.</p>", "tags": ["animal"], "nsfw": False, "type": "LORA"}
+    found = read_sidecars(model(tmp_path, _json=data | {"modelVersions": versions}), sha256=sha256)
+    assert (found.name, found.description, found.tags, found.nsfw) == ("Fox", "Red.", ("animal",), False)
+    assert (found.trigger_words, found.base_model) == (words, base)
+    assert found.source_url == f"https://civitai.com/models/7{version}"
+
+
+def test_what_lora_manager_stability_matrix_and_swarmui_wrote_is_read(tmp_path: Path):
+    manager = {
+        "file_name": "fox", "model_name": "Fox", "file_path": "/x", "size": 1, "modified": 1.5, "sha256": "ab",
+        "base_model": "Unknown", "preview_url": "", "notes": "mine", "from_civitai": True, "tags": ["animal"],
+        "modelDescription": "<b>Red</b>", "usage_tips": "{}", "civitai": CIVITAI,
+    }  # fmt: skip
+    found = read_sidecars(model(tmp_path, "a.safetensors", _metadata_json=manager))
+    assert (found.name, found.notes, found.description, found.tags) == ("Fox", "mine", "Red", ("animal",))
+    assert (found.base_model, found.trigger_words[:1], found.problems) == ("Pony", ("score_9",), ())
+    matrix = {
+        "ModelId": 7, "ModelName": "Fox", "ModelDescription": "<p>Red.</p>", "Nsfw": True, "Tags": ["animal"],
+        "ModelType": "LORA", "VersionId": 9, "VersionName": "v6", "VersionDescription": None, "BaseModel": "SDXL 1.0",
+        "TrainedWords": ["red fox"], "UserTitle": "My fox", "ImportedAt": "2024-01-01T00:00:00+00:00", "Hashes": {},
+    }  # fmt: skip
+    found = read_sidecars(model(tmp_path, "b.safetensors", _cm_info_json=matrix))
+    assert (found.name, found.description, found.base_model) == ("My fox", "Red.", "SDXL 1.0")
+    assert (found.trigger_words, found.tags, found.nsfw) == (("red fox",), ("animal",), True)
+    assert found.source_url == "https://civitai.com/models/7?modelVersionId=9" and found.problems == ()
+    swarm = {
+        "modelspec.title": "Fox", "modelspec.description": "Red", "modelspec.trigger_phrase": "red fox, bushy",
+        "modelspec.tags": "animal, fox", "modelspec.usage_hint": "at 0.8", "modelspec.author": "somebody",
+        "modelspec.architecture": "stable-diffusion-xl-v1-base", "modelspec.thumbnail": "data:image/jpeg;base64,eA==",
+        "title": "less",
+    }  # fmt: skip
+    found = read_sidecars(model(tmp_path, "c.safetensors", _swarm_json=swarm))
+    assert (found.name, found.description, found.notes) == ("Fox", "Red", "at 0.8")
+    assert (found.trigger_words, found.tags) == (("red fox", "bushy"), ("animal", "fox"))
+    assert (found.thumbnail, found.base_model, found.problems) == (b"x", "stable-diffusion-xl-v1-base", ())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_words_are_read_in_every_encoding_that_can_be_told(tmp_path: Path, encoding: str):
+    text = json.dumps({"description": "Füchse 狐 🦊"}, ensure_ascii=False)
+    assert read_sidecars(model(tmp_path, _json=text.encode(encoding))).description == "Füchse 狐 🦊"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "gbk", "shift-jis"])
+def test_a_code_page_is_told_with_what_to_do(tmp_path: Path, encoding: str):
+    text = json.dumps({"description": "Füchse" if encoding == "cp1252" else "狐狸"}, ensure_ascii=False)
+    found = read_sidecars(model(tmp_path, _json=text.encode(encoding)))
+    assert found.description == ""
+    assert found.problems == ("fox.v6.json is in neither UTF-8 nor UTF-16 and is not read; save it as UTF-8.",)
+
+
 def test_texts_lose_what_can_not_be_stored_or_shown_and_are_bounded():
     found = parse_a1111({"description": "a\x00b\x1b[31m\ud800c\r\nd", "activation text": "w\x07" * 999}, "x.json")
     assert found.description == "ab[31mc\nd"
@@ -170,6 +274,16 @@ def test_hostile_html_takes_no_time(bit: str):
 
 
 FIELDS = ("id", "modelId", "name", "model", "trainedWords", "tags", "nsfw", "description", "sd version", "notes")
+FIELDS += ("modelVersions", "files", "hashes", "civitai", "ModelName", "TrainedWords", "Tags", "ModelId", "Source")
+FIELDS += ("model_name", "modelDescription", "modelspec.title", "modelspec.thumbnail", "title", "trigger_phrase")
+PARSERS = (
+    parse_civitai,
+    parse_a1111,
+    sidecars.parse_stability_matrix,
+    sidecars.parse_lora_manager,
+    sidecars.parse_swarm,
+    functools.partial(sidecars.parse_civitai_model, model=sidecars.ModelFile("x.safetensors", "ab" * 32)),
+)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(FIELDS) | st.text(), inner),
@@ -178,6 +292,6 @@ VALUES = st.recursive(
 
 @given(st.dictionaries(st.sampled_from((*FIELDS, "activation text", "baseModel")), VALUES))
 def test_any_object_is_read_without_an_exception(data: dict[str, Any]):
-    for parse in (parse_civitai, parse_a1111):
+    for parse in PARSERS:
         found = parse(data, "x.json")
         assert all(text.encode() or True for text in (found.name, found.description, *found.trigger_words, *found.tags))

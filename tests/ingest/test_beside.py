@@ -1,0 +1,53 @@
+"""When what lies beside a model is new: of the folder that was looked at last, what was seen then."""
+
+import os
+from pathlib import Path
+
+from agents.ingest.beside import Beside
+from agents.ingest.scan import Scan, marks_in, names_in, scan
+from tests.ingest.making import put
+
+
+def marks(beside: Beside) -> dict[str, str]:
+    return {rel: mark for rel, (mark, _) in beside.marks["models"].items()}
+
+
+def test_a_scan_that_began_before_a_folder_was_looked_at_overtakes_nothing():
+    beside = Beside(stable=2.0)
+    assert beside.look([Scan(root="models", state="present", marks={"x/a": "1", "b": "1"})], now=1.0, began=0.5)
+    assert beside.glance("models", "x", {"x/a": "2"}, now=2.0)
+    assert not beside.glance("models", "x", {"x/a": "2"}, now=2.5)
+    late = Scan(root="models", state="present", marks={"x/a": "1", "b": "1"})
+    assert not beside.look([late], now=3.0, began=1.5)
+    assert marks(beside) == {"x/a": "2", "b": "1"}
+    assert beside.settles_in(3.0) == 1.0
+    assert beside.look([late], now=4.0, began=3.5) and marks(beside) == {"x/a": "1", "b": "1"}
+    assert beside.glance("models", "x", {}, now=5.0) and marks(beside) == {"b": "1"}
+
+
+def test_a_folder_by_itself_has_the_marks_that_a_scan_finds(tmp_path: Path):
+    for name in ("a.safetensors", "a.json", "a.preview.PNG", "x/100% é.ckpt", "x/100% é.metadata.json", "x/b.ckpt"):
+        put(tmp_path / name, b"1")
+    put(tmp_path / os.fsdecode(b"\xff.ckpt"), b"1")
+    put(tmp_path / os.fsdecode(b"\xff.Civitai.Info"), b"1")
+    (tmp_path / "x" / "link.ckpt").symlink_to("b.ckpt")
+    (tmp_path / "x" / "link.json").symlink_to("../a.json")
+    (tmp_path / "x" / "link.png").symlink_to("nowhere")
+    found = scan("models", str(tmp_path)).marks
+    top = bytes(tmp_path)
+    assert {**marks_in(top, ""), **marks_in(top, "x")} == found
+    assert {rel: names_in(mark) for rel, mark in found.items()} == {
+        "a.safetensors": [b"a.json", b"a.preview.PNG"],
+        "%FF.ckpt": [b"\xff.Civitai.Info"],
+        "x/100%25 é.ckpt": ["100% é.metadata.json".encode()],
+        "x/link.ckpt": [b"link.json"],
+    }
+
+
+def test_what_a_linked_sidecar_leads_to_is_in_the_mark(tmp_path: Path):
+    put(tmp_path / "a.ckpt", b"1")
+    put(tmp_path / "words", b"1")
+    (tmp_path / "a.json").symlink_to("words")
+    before = scan("models", str(tmp_path)).marks
+    (tmp_path / "words").write_bytes(b"others")
+    assert scan("models", str(tmp_path)).marks != before
