@@ -261,7 +261,7 @@ class FilesDb:
                     self._ask(touched)  # the job under way is for the old Stat, and will find it changed
             case Lost(row=row, unmounted=unmounted):
                 lost = self._update(row, now, told=False, gone=True, unmounted=unmounted)
-                if row.told:
+                if row.told or row.unmounted:
                     removed = files.Removed(key=lost.key, path=lost.path, at=now, unmounted=unmounted)
                     self._say(lost, "removed", removed)
             case Moved(row=row, path=path, candidate=candidate):

@@ -86,7 +86,7 @@ class Touched(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Lost(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A path is gone, or its whole disk is (`unmounted`)."""
+    """A path is gone, or its whole disk is (`unmounted`); or the disk is back, and the path is not."""
 
     row: Row
     unmounted: bool
@@ -159,7 +159,21 @@ class _Reconciliation:
             self.place(row, paths_changed)
         arrivals = self.moves() + self.arrivals()
         lost = [Lost(row=row, unmounted=self.is_unmounted(row)) for row in self.displaced.values()]
-        return [*lost, *self.found, *arrivals]
+        return [*lost, *self.gone_for_good(arrivals), *self.found, *arrivals]
+
+    def gone_for_good(self, arrivals: list[Change]) -> list[Change]:
+        """Files whose disk was away and is back without them."""
+        back = {change.row.path for change in arrivals if change.row is not None}
+        return [
+            Lost(row=row, unmounted=False)
+            for path, row in self.former.items()
+            if row.unmounted
+            and path not in self.seen
+            and path not in back
+            and (scan := self.scans.get(path.root)) is not None
+            and not _is_unread(scan, path.rel)
+            and not self.is_unmounted(row)
+        ]
 
     def inodes_whose_paths_changed(self) -> set[_Inode]:
         """The inodes that have other paths than before: what explains a new change time."""

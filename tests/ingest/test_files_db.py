@@ -161,6 +161,23 @@ def test_an_unmounted_root_is_missing_and_returns_by_itself(world: World, models
     assert isinstance(back, files.Settled) and back.known is not None and world.in_catalogue() == world.on_disk()
 
 
+def test_a_file_that_was_deleted_while_its_disk_was_away_is_told_as_removed_when_the_disk_is_back(
+    world: World, models: Path
+) -> None:
+    put(models / "a.ckpt", b"1")
+    put(models / "b.ckpt", b"2")
+    world.settle()
+    models.rename(models.with_name("away"))
+    assert all(isinstance(fact, files.Removed) and fact.unmounted for fact in world.settle())
+    assert world.settle() == []
+    (models.with_name("away") / "a.ckpt").unlink()
+    models.with_name("away").rename(models)
+    said = world.settle()
+    assert [(type(fact), fact.path.rel) for fact in said] == [(files.Removed, "a.ckpt"), (files.Settled, "b.ckpt")]
+    assert isinstance(said[0], files.Removed) and not said[0].unmounted
+    assert world.settle() == []
+
+
 def test_a_deleted_file_is_removed_and_not_unmounted(world: World, models: Path) -> None:
     put(models / "a.ckpt", b"one").with_name("a.ckpt")
     world.settle()
