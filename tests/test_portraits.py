@@ -129,6 +129,27 @@ async def test_what_comes_changes_and_goes_beside_a_model_waits_for_no_scan(bus:
         await model_when(bus, lambda one: one.details.description == "third")
 
 
+async def test_a_copy_that_goes_takes_its_picture_and_brings_it_again_though_no_original_was_kept(bus: Bus, data: Path):
+    models = data / "models"
+    for name in ("a", "b"):
+        put(models / name / "golden.safetensors", model())
+        put(models / name / "golden.json", json.dumps({"description": name, "notes": f"of {name}"}).encode())
+    put(models / "a" / "golden.png", picture())
+    async with agents(bus, data, scan_interval=3600):
+        await model_when(bus, lambda one: (one.details.description, one.pictures) == ("a", 1))
+        (models / "a").rename(data / "away")
+        await model_when(bus, lambda one: (one.details.description, one.pictures) == ("b", 0))
+        for blob in (data / "blobs").iterdir():
+            blob.unlink()
+        (data / "away").rename(models / "a")
+        await model_when(bus, lambda one: (one.details.description, one.pictures) == ("a", 1))
+        (models / "a" / "golden.safetensors").rename(data / "x.safetensors")
+        await model_when(bus, lambda one: (one.details.description, one.pictures) == ("b", 0))
+        (models / "a" / "golden.json").unlink()
+        (data / "x.safetensors").rename(models / "a" / "golden.safetensors")
+        await model_when(bus, lambda one: (one.details.description, one.pictures) == ("b", 1))
+
+
 async def test_a_linked_model_has_the_words_beside_the_link_and_none_from_out_of_the_roots(bus: Bus, data: Path):
     models, blobs = data / "models", data / "models" / ".cache" / "blobs"
     put(blobs / "0f3a", model())

@@ -89,7 +89,7 @@ async def _settle_sidecars(
     return sum(
         [
             await sidecars.settle(
-                sql, sha256, said_at or now, before=before.get(sha256, ()), replaced=replaced.get(sha256, {})
+                sql, sha256, said_at or now, before=before.get(sha256, ()), replaced=replaced.get(sha256)
             )
             for sha256, said_at in at.items()
         ]

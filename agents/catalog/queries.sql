@@ -326,7 +326,9 @@ SELECT sha256, :root, :rel, stands, details, tags, pictures, '[]', at FROM sidec
 WHERE sha256 = :sha256 AND root = :old_root AND rel = :old_rel ON CONFLICT DO NOTHING;
 
 -- name: let_sidecar_stand
-UPDATE sidecars SET stands = :stands WHERE sha256 = :sha256 AND root = :root AND rel = :rel;
+-- (Originals of pictures that are shown nowhere are not kept: they come again with the next word about the path.)
+UPDATE sidecars SET stands = :stands, pictures = iif(:stands, pictures, '[]')
+WHERE sha256 = :sha256 AND root = :root AND rel = :rel;
 
 -- name: sidecar_problems
 SELECT s.root, s.rel, problem.value FROM sidecars AS s

@@ -9,7 +9,6 @@ pictures are united. What the user said, or took off, stands above all of them.
 import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -48,7 +47,6 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     at: float
 
 
-_NONE: Mapping[str, str] = MappingProxyType({})
 _pictures = msgspec.json.Decoder(tuple[tuple[str, str], ...])
 _tags = msgspec.json.Decoder(tuple[str, ...])
 
@@ -105,41 +103,43 @@ async def described_among(sql: Statements, sha256s: Iterable[str]) -> set[str]:
 
 
 async def settle(
-    sql: Statements, sha256: str, at: float, *, before: Iterable[FilePath] = (), replaced: Mapping[str, str] = _NONE
+    sql: Statements, sha256: str, at: float, *, before: Iterable[FilePath], replaced: Mapping[str, str] | None = None
 ) -> int:
     """Make a model's sidecar layer, and those of its tags and pictures that nobody but sidecars gave, what the words
-    next to its paths come to. `before` are the paths that held it before this transaction, `replaced` is what
-    `apply_described` returned. Returns how many facts that made."""
+    next to its paths come to. `before` are the paths that held it before this transaction; `replaced` is what
+    `apply_described` returned, or None when nothing new was said. Returns how many facts that made."""
     name = await model_name(sql, sha256)
-    if name is None:
+    standing, is_another = await _standing(sql, sha256, frozenset(before))
+    if name is None or (replaced is None and not is_another):
         return 0
-    word = united([row.word for row in await _standing(sql, sha256, frozenset(before))])
+    word = united([row.word for row in standing])
     count = 0
     if await put_layer(sql, sha256, "sidecar", word.details):
         await say(sql, ModelDescribed(sha256=sha256, name=name, layer="sidecar", at=at), uuid.uuid4().hex)
         count += 1
     count += await _put_tags(sql, sha256, word.tags, at)
-    return count + await _put_pictures(sql, sha256, [source for _, source in word.pictures], replaced, at)
+    return count + await _put_pictures(sql, sha256, [source for _, source in word.pictures], replaced or {}, at)
 
 
-async def _standing(sql: Statements, sha256: str, before: frozenset[FilePath]) -> list[Row]:
-    """The words that count, in order; written down, as far as the model's paths decide that."""
+async def _standing(sql: Statements, sha256: str, before: frozenset[FilePath]) -> tuple[list[Row], bool]:
+    """The words that count, in order, and whether others counted until now; written down, as far as the model's paths
+    decide that."""
     rows = await _rows(sql, sha256)
+    last = [row for row in rows if row.stands]
     paths = await sql.rows("paths_of", sha256=sha256)
     here = [FilePath(root=root, rel=rel) for root, rel, there in paths if there]
     if not here:
-        return [row for row in rows if row.stands]
-    last = [row for row in rows if row.stands]
+        return last, False
     if last and not any(row.live for row in rows) and before.isdisjoint(here):
         word, place = united([row.word for row in last]), min(here)
         key = {"sha256": sha256, "root": place.root, "rel": place.rel}
         await sql.rows("put_sidecar", **key, **_columns(word), problems="[]", at=max(row.at for row in last))
         rows = await _rows(sql, sha256)
-    for row in rows:
-        if row.stands != row.live:
-            key = {"sha256": sha256, "root": row.path.root, "rel": row.path.rel}
-            await sql.rows("let_sidecar_stand", **key, stands=row.live)
-    return [row for row in rows if row.live]
+    others = [row for row in rows if row.stands != row.live]
+    for row in others:
+        key = {"sha256": sha256, "root": row.path.root, "rel": row.path.rel}
+        await sql.rows("let_sidecar_stand", **key, stands=row.live)
+    return [row for row in rows if row.live], bool(others)
 
 
 async def _put_tags(sql: Statements, sha256: str, names: Sequence[str], at: float) -> int:

@@ -183,6 +183,10 @@ ORDER BY path.rel;
 INSERT INTO described (root, rel, sha256, mark) VALUES (:root, :rel, :sha256, :mark)
 ON CONFLICT (root, rel) DO UPDATE SET sha256 = excluded.sha256, mark = excluded.mark;
 
+-- name: undescribe
+-- No scan finds this mark: whatever lies beside a model that is back is told, nothing at all too.
+UPDATE described SET mark = 'gone' WHERE root = :root AND rel = :rel AND mark <> '';
+
 -- name: prune_described
 DELETE FROM described
 WHERE NOT EXISTS (SELECT 1 FROM path WHERE path.root = described.root AND path.rel = described.rel);

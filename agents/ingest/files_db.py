@@ -179,6 +179,7 @@ class FilesDb:
         with self.atomic():
             if not self._is_current(row):
                 return False
+            self._undescribe(row.path)
             stat = stat or row.stat
             key = file_key(row.path.root, stat.dev, stat.ino)
             refused = self._update(row, now, key=key, stat=stat, state="refused", told=True, reason=reason, error=error)
@@ -261,6 +262,8 @@ class FilesDb:
                     self._ask(touched)  # the job under way is for the old Stat, and will find it changed
             case Lost(row=row, unmounted=unmounted):
                 lost = self._update(row, now, told=False, gone=True, unmounted=unmounted)
+                if not unmounted:
+                    self._undescribe(row.path)
                 if row.told or row.unmounted:
                     removed = files.Removed(key=lost.key, path=lost.path, at=now, unmounted=unmounted)
                     self._say(lost, "removed", removed)
@@ -287,6 +290,7 @@ class FilesDb:
         """One changed path; who can't know the content any more is asked to hash it."""
         self._carry(row.stat, candidate.stat, now)
         self._run("clear", root=path.root, rel=path.rel)
+        self._undescribe(row.path)
         moved = self._update(row, now, path=path, stat=candidate.stat, links=candidate.links)
         known = self.known(moved.stat)
         fact = files.Moved(key=moved.key, old=row.path, path=path, stat=moved.stat, at=now, known=known)
@@ -316,6 +320,10 @@ class FilesDb:
         self._say(row, "settled", fact)
         if known is None:
             self._ask(row)
+
+    def _undescribe(self, path: FilePath) -> None:
+        """No model is at a path any more: when one is back, what lies beside it is told again."""
+        self._run("undescribe", root=path.root, rel=path.rel)
 
     def _ask(self, row: Row) -> None:
         self._say(row, "hash", job_for(row))
