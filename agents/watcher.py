@@ -148,7 +148,7 @@ class Watcher:
         if what.folders:
             self.look_at = time.monotonic() + _LOOK_TWICE
         for folder in what.beside:
-            self.describer.heard(root, folder)
+            self.describer.folder_changed(root, folder)
         if what.unknown or len(self.fresh) > events.MANY:
             self.fresh.clear()
             self.look_now.set()

@@ -74,26 +74,23 @@ async def _settle_sidecars(
     ledger: Ledger,
     before: Mapping[str, frozenset[FilePath]],
 ) -> int:
-    """Write down what is said next to paths, and make it count for the models that these facts told of. `before` are
+    """Write down how paths are described, and make that count for the models that these facts are about. `before` are
     the paths of each content before them. Returns how many facts that made."""
     touched = {place.sha256 for place in ledger.changed_places.values() if place.sha256} | before.keys()
-    at, replaced = dict.fromkeys(await sidecars.described_among(sql, touched), 0.0), dict[str, dict[str, str]]()
+    models = dict.fromkeys(await sidecars.described_among(sql, touched))
+    replaced: dict[str, dict[str, str]] = {}
     for fact in facts:
         if isinstance(fact, Described):
             replaced.setdefault(fact.sha256, {}).update(await sidecars.apply_described(sql, fact))
-            at[fact.sha256] = fact.at
+            models[fact.sha256] = None
         elif isinstance(fact, Moved):
-            for sha256 in {ledger.sha256_at(path) for path in (fact.path, fact.old)} & at.keys():
+            for sha256 in {ledger.sha256_at(path) for path in (fact.path, fact.old)} & models.keys():
                 await sidecars.move(sql, sha256, fact.old, fact.path)
-    now = max((fact.at for fact in facts), default=0.0)
-    return sum(
-        [
-            await sidecars.settle(
-                sql, sha256, said_at or now, before=before.get(sha256, ()), replaced=replaced.get(sha256)
-            )
-            for sha256, said_at in at.items()
-        ]
-    )
+    at, count = max((fact.at for fact in facts), default=0.0), 0
+    for sha256 in models:
+        were = before.get(sha256, frozenset()) if sha256 in touched else None
+        count += await sidecars.settle(sql, sha256, at, before=were, replaced=replaced.get(sha256))
+    return count
 
 
 async def places_of(db: Database, root: str) -> dict[FilePath, Place]:

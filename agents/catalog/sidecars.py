@@ -1,9 +1,9 @@
 """Sidecars: what the files next to each path of a model say, and what that comes to for the model.
 
-Each path has a word of its own. Those count whose path holds the model, is away with its disk, or is not hashed yet.
-While the model lies nowhere, those count that counted last; where it comes back, they count until that place is
-described. Of a field, the first path (by root, then by rel) that says something of it is heard; trigger words, tags and
-pictures are united. What the user said, or took off, stands above all of them.
+Each path has a description of its own. Those count whose path holds the model, is away with its disk, or is not hashed
+yet. While the model is at no path, those count that counted last; where it comes back, they count until that path is
+described. Of a field, the first path (by root, then by rel) that has something in it counts; trigger words, tags and
+pictures are united. What the user wrote, or took off, stands above all of them.
 """
 
 import json
@@ -28,20 +28,20 @@ _PLAIN_PREVIEWS = (".png", ".jpg", ".jpeg", ".webp")
 """Endings, in small letters only, of the previews that were read before catalogs remembered what was taken off."""
 
 
-class Word(msgspec.Struct, frozen=True, kw_only=True):
-    """What is said next to one path, or next to several, united. Tags are names as they are kept; `pictures` are pairs
-    of a file's name and the SHA-256 of its bytes, best first."""
+class Description(msgspec.Struct, frozen=True, kw_only=True):
+    """What the files next to one path say, or those next to several, united. Tags are names as they are kept; `pictures`
+    are pairs of a file's name and the SHA-256 of its bytes, best first."""
 
     details: dict[str, Any] = {}
     tags: tuple[str, ...] = ()
     pictures: tuple[tuple[str, str], ...] = ()
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """A path's word on a model. `live`: it counts for what lies at the path, whatever else there is."""
+class PathDescription(msgspec.Struct, frozen=True, kw_only=True):
+    """A path's description of a model. `stands`: it counts now. `live`: it counts by what is at the path."""
 
     path: FilePath
-    word: Word
+    description: Description
     stands: bool
     live: bool
     at: float
@@ -51,48 +51,49 @@ _pictures = msgspec.json.Decoder(tuple[tuple[str, str], ...])
 _tags = msgspec.json.Decoder(tuple[str, ...])
 
 
-def united(words: Sequence[Word]) -> Word:
-    """Several words as one: of a field, the first that is not empty; trigger words, tags and pictures of all."""
+def united(descriptions: Sequence[Description]) -> Description:
+    """Several descriptions as one: of a field, the first that is not empty; trigger words, tags and pictures of all."""
     details: dict[str, Any] = {}
-    for word in words:
-        for field, value in word.details.items():
+    for description in descriptions:
+        for field, value in description.details.items():
             if field == "trigger_words":
                 details[field] = list(dict.fromkeys([*details.get(field, []), *value]))
             else:
                 details.setdefault(field, value)
-    return Word(
+    return Description(
         details=details,
-        tags=tuple(dict.fromkeys(tag for word in words for tag in word.tags)),
-        pictures=tuple({source: (name, source) for word in words for name, source in word.pictures}.values()),
+        tags=tuple(dict.fromkeys(tag for description in descriptions for tag in description.tags)),
+        pictures=tuple(
+            {source: (name, source) for description in descriptions for name, source in description.pictures}.values()
+        ),
     )
 
 
 async def apply_described(sql: Statements, fact: Described) -> dict[str, str]:
-    """Write down what is said next to a path. Returns the pictures that took the place of others under the same name:
+    """Write down the description of a path. Returns the pictures that took the place of others under the same name:
     the new one's SHA-256, and the old one's."""
     if await model_name(sql, fact.sha256) is None:
         log.warning("sidecars of a model that is not known", rel=fact.path.rel, sha256=fact.sha256)
         return {}
-    said = await _rows(sql, fact.sha256)
-    before = next((row for row in said if row.path == fact.path), None)
+    known = await _rows(sql, fact.sha256)
+    before = next((row for row in known if row.path == fact.path), None)
     if before is not None and 0 < before.at - fact.at < OVERTAKEN_SECONDS:
         return {}
-    word = _word_of(fact)
-    if not said:
-        await _infer_refusals(sql, fact.sha256, word)
+    description = _described_in(fact)
+    if not known:
+        await _infer_refusals(sql, fact.sha256, description)
     key = {"sha256": fact.sha256, "root": fact.path.root, "rel": fact.path.rel}
-    if word == Word() and not fact.problems:
+    if description == Description() and not fact.problems:
         await sql.rows("drop_sidecar", **key)
     else:
-        await sql.rows("put_sidecar", **key, **_columns(word), problems=_json(fact.problems), at=fact.at)
-    now = dict(word.pictures)
-    old = before.word.pictures if before is not None else ()
+        await sql.rows("put_sidecar", **key, **_columns(description), problems=_json(fact.problems), at=fact.at)
+    now = dict(description.pictures)
+    old = before.description.pictures if before is not None else ()
     return {now[name]: source for name, source in old if name in now and now[name] != source}
 
 
 async def move(sql: Statements, sha256: str, old: FilePath, path: FilePath) -> None:
-    """A file with this content went from one path to another: so does what was said next to it, until its new place is
-    described."""
+    """A file with this content went from one path to another: so does its description, until the new path has one."""
     await sql.rows("copy_sidecar", sha256=sha256, old_root=old.root, old_rel=old.rel, root=path.root, rel=path.rel)
 
 
@@ -103,37 +104,41 @@ async def described_among(sql: Statements, sha256s: Iterable[str]) -> set[str]:
 
 
 async def settle(
-    sql: Statements, sha256: str, at: float, *, before: Iterable[FilePath], replaced: Mapping[str, str] | None = None
+    sql: Statements, sha256: str, at: float, *, before: frozenset[FilePath] | None, replaced: Mapping[str, str] | None
 ) -> int:
-    """Make a model's sidecar layer, and those of its tags and pictures that nobody but sidecars gave, what the words
-    next to its paths come to. `before` are the paths that held it before this transaction; `replaced` is what
-    `apply_described` returned, or None when nothing new was said. Returns how many facts that made."""
+    """Make a model's sidecar layer, and those of its tags and pictures that nobody but sidecars gave, what the
+    descriptions of its paths come to. `before` are the paths that held it before this transaction, or None when it was
+    about none of them; `replaced` is what `apply_described` returned, or None when no path was described. Returns how
+    many facts that made."""
     name = await model_name(sql, sha256)
-    standing, is_another = await _standing(sql, sha256, frozenset(before))
+    standing, is_another = await _standing(sql, sha256, before)
     if name is None or (replaced is None and not is_another):
         return 0
-    word = united([row.word for row in standing])
+    description = united([row.description for row in standing])
     count = 0
-    if await put_layer(sql, sha256, "sidecar", word.details):
+    if await put_layer(sql, sha256, "sidecar", description.details):
         await say(sql, ModelDescribed(sha256=sha256, name=name, layer="sidecar", at=at), uuid.uuid4().hex)
         count += 1
-    count += await _put_tags(sql, sha256, word.tags, at)
-    return count + await _put_pictures(sql, sha256, [source for _, source in word.pictures], replaced or {}, at)
+    count += await _put_tags(sql, sha256, description.tags, at)
+    return count + await _put_pictures(sql, sha256, [source for _, source in description.pictures], replaced or {}, at)
 
 
-async def _standing(sql: Statements, sha256: str, before: frozenset[FilePath]) -> tuple[list[Row], bool]:
-    """The words that count, in order, and whether others counted until now; written down, as far as the model's paths
-    decide that."""
+async def _standing(
+    sql: Statements, sha256: str, before: frozenset[FilePath] | None
+) -> tuple[list[PathDescription], bool]:
+    """The descriptions that count, in order, and whether others counted until now; written down, as far as the model's
+    paths decide that."""
     rows = await _rows(sql, sha256)
     last = [row for row in rows if row.stands]
     paths = await sql.rows("paths_of", sha256=sha256)
     here = [FilePath(root=root, rel=rel) for root, rel, there in paths if there]
     if not here:
         return last, False
-    if last and not any(row.live for row in rows) and before.isdisjoint(here):
-        word, place = united([row.word for row in last]), min(here)
+    is_back = before is not None and before.isdisjoint(here)
+    if is_back and last and not any(row.live for row in rows):
+        description, place = united([row.description for row in last]), min(here)
         key = {"sha256": sha256, "root": place.root, "rel": place.rel}
-        await sql.rows("put_sidecar", **key, **_columns(word), problems="[]", at=max(row.at for row in last))
+        await sql.rows("put_sidecar", **key, **_columns(description), problems="[]", at=max(row.at for row in last))
         rows = await _rows(sql, sha256)
     others = [row for row in rows if row.stands != row.live]
     for row in others:
@@ -214,33 +219,35 @@ def ordered(
     return [next(best) if source in ours else source for source in left]
 
 
-async def _infer_refusals(sql: Statements, sha256: str, word: Word) -> None:
-    """Of a model that was described before catalogs remembered what users take off, in these very words: its tags and
+async def _infer_refusals(sql: Statements, sha256: str, description: Description) -> None:
+    """Of a model that was described in these very words before catalogs remembered what users take off: its tags and
     pictures were all put on then, so what is missing was taken off."""
     layers = {layer: json.loads(said) for layer, said in await sql.rows("layers_of", sha256=sha256)}
-    if not word.details or layers.get("sidecar") != word.details:
+    if not description.details or layers.get("sidecar") != description.details:
         return
     has: dict[str, str] = dict(await sql.rows("tags_by_origin", sha256=sha256))
-    missing = [{"sha256": sha256, "name": name} for name in word.tags if name not in has]
+    missing = [{"sha256": sha256, "name": name} for name in description.tags if name not in has]
     await sql.many("refuse_tag", missing)
-    for name, source in word.pictures:
+    for name, source in description.pictures:
         if name.endswith(_PLAIN_PREVIEWS) and not await sql.rows("has_image", sha256=sha256, source=source):
             await sql.rows("refuse_picture", sha256=sha256, source=source)
 
 
-def _word_of(fact: Described) -> Word:
-    return Word(
+def _described_in(fact: Described) -> Description:
+    return Description(
         details=json.loads(msgspec.json.encode(fact.details)),
         tags=tuple(dict.fromkeys(name for name in map(tag_name, fact.tags) if name)),
         pictures=tuple((preview.name, preview.blob) for preview in fact.previews),
     )
 
 
-async def _rows(sql: Statements, sha256: str) -> list[Row]:
+async def _rows(sql: Statements, sha256: str) -> list[PathDescription]:
     return [
-        Row(
+        PathDescription(
             path=FilePath(root=root, rel=rel),
-            word=Word(details=json.loads(details), tags=_tags.decode(tags), pictures=_pictures.decode(pictures)),
+            description=Description(
+                details=json.loads(details), tags=_tags.decode(tags), pictures=_pictures.decode(pictures)
+            ),
             stands=bool(stands),
             live=bool(holds or is_open) if present else bool(holds and away),
             at=at,
@@ -251,8 +258,12 @@ async def _rows(sql: Statements, sha256: str) -> list[Row]:
     ]
 
 
-def _columns(word: Word) -> dict[str, str]:
-    return {"details": _json(word.details), "tags": _json(word.tags), "pictures": _json(word.pictures)}
+def _columns(description: Description) -> dict[str, str]:
+    return {
+        "details": _json(description.details),
+        "tags": _json(description.tags),
+        "pictures": _json(description.pictures),
+    }
 
 
 def _json(content: object) -> str:

@@ -34,7 +34,7 @@ PREVIEW_BYTES = 16 << 20
 LARGEST_FACT = 48 << 10
 """Bytes of JSON; of a longer one the texts are cut."""
 _BATCH = 32
-_GLANCE_AGAIN, _GLANCE_SHARE, _SLOWEST = 0.1, 4, 5.0
+_CHECK_AGAIN, _CHECK_SHARE, _CHECK_PAUSE = 0.1, 4, 5.0
 """Seconds between looks at folders that events named at least, how many times as long as a look takes, and at most."""
 _AGAIN = 5.0
 
@@ -53,17 +53,17 @@ class Beside:
     def __init__(self, stable: float) -> None:
         self.stable = stable
         self.marks: dict[str, dict[str, tuple[str, float]]] = {}
-        self.glanced: dict[tuple[str, str], float] = {}
+        self.updated: dict[tuple[str, str], float] = {}
 
     def look(self, scans: Iterable[Scan], now: float, began: float) -> bool:
-        """Take in what scans saw that began at that time; whether any mark is another one. Of a root that is away
-        nothing is said, and of a folder that was looked at since, what was seen then."""
+        """Take in what scans saw that began at that time; whether any mark is another one. A root that is away
+        is left as it was, and so is a folder that was looked at since."""
         changed = False
-        self.glanced = {place: at for place, at in self.glanced.items() if at >= began}
+        self.updated = {place: at for place, at in self.updated.items() if at >= began}
         for one in scans:
             if one.state != "present":
                 continue
-            since = {folder for root, folder in self.glanced if root == one.root}
+            since = {folder for root, folder in self.updated if root == one.root}
             seen = {rel: mark for rel, mark in one.marks.items() if _folder(rel) not in since}
             kept = {
                 rel: known for rel, known in self.marks.get(one.root, {}).items() if since and _folder(rel) in since
@@ -71,9 +71,9 @@ class Beside:
             changed |= self._take(one.root, seen, kept, now)
         return changed
 
-    def glance(self, root: str, folder: str, marks: Mapping[str, str], now: float) -> bool:
+    def update_folder(self, root: str, folder: str, marks: Mapping[str, str], now: float) -> bool:
         """Take in what lies in one folder at this moment; whether any mark is another one."""
-        self.glanced[root, folder] = now
+        self.updated[root, folder] = now
         kept = {rel: known for rel, known in self.marks.get(root, {}).items() if _folder(rel) != folder}
         return self._take(root, marks, kept, now)
 
@@ -122,7 +122,7 @@ class Describer:
         if self.beside.look(scans, time.monotonic(), began):
             self.wake.set()
 
-    def heard(self, root: str, folder: str) -> None:
+    def folder_changed(self, root: str, folder: str) -> None:
         """Something changed beside the models in a folder, by an event: it is looked at by itself, soon."""
         self.folders.add((root, folder))
         self.wake.set()
@@ -130,7 +130,7 @@ class Describer:
     def arrived(self, root: str, rel: str) -> None:
         """A name is new, by an event; beside a model something may have waited for it."""
         if not why_ignored(rel.rpartition("/")[2].encode()):
-            self.heard(root, _folder(rel))
+            self.folder_changed(root, _folder(rel))
 
     def hashed(self) -> None:
         """The content of more files is known."""
@@ -141,7 +141,7 @@ class Describer:
         """Tell what is due, for ever; what can't be kept (a full disk) is tried again."""
         while True:
             self.wake = anyio.Event()
-            await self._glance()
+            await self._check_folders()
             try:
                 due = await self.table.do(lambda db: self.beside.due(db, time.monotonic()))
                 for start in range(0, len(due), _BATCH):
@@ -153,7 +153,7 @@ class Describer:
             with anyio.move_on_after(self.beside.settles_in(time.monotonic())):
                 await self.wake.wait()
 
-    async def _glance(self) -> None:
+    async def _check_folders(self) -> None:
         """Look at the folders that events named, now and then."""
         if not self.folders:
             return
@@ -162,8 +162,8 @@ class Describer:
         seen = await to_thread.run_sync(lambda: [(*place, self._marks_in(*place)) for place in folders])
         for root, folder, marks in seen:
             if marks is not None:
-                self.beside.glance(root, folder, marks, began)
-        await anyio.sleep(min(_SLOWEST, max(_GLANCE_AGAIN, _GLANCE_SHARE * (time.monotonic() - began))))
+                self.beside.update_folder(root, folder, marks, began)
+        await anyio.sleep(min(_CHECK_PAUSE, max(_CHECK_AGAIN, _CHECK_SHARE * (time.monotonic() - began))))
 
     def _marks_in(self, root: str, folder: str) -> dict[str, str] | None:
         """In a thread. None where only a scan can tell: of a folder that is gone, say."""

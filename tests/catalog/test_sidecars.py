@@ -287,6 +287,11 @@ async def test_two_models_that_change_places_keep_their_words_until_they_are_des
     assert [(await whole(db, sha256)).model.details.title for sha256 in (A, B)] == ["of a", "of b"]
 
 
+async def test_a_description_of_a_path_that_the_model_has_left_counts_for_nothing(db: Database, facts: Any):
+    await facts(hashed("a.safetensors", "a"), described("gone.safetensors", title="x", tags=("fox",)))
+    assert ((await whole(db)).layers, await tags(db)) == ({}, [])
+
+
 async def test_an_older_word_about_a_path_does_not_overtake_a_newer_one(db: Database, facts: Any):
     await facts(hashed("a.safetensors", "a"), described(title="new", at=60), described(title="old", at=50))
     assert (await whole(db)).model.details.title == "new"

@@ -15,14 +15,14 @@ def marks(beside: Beside) -> dict[str, str]:
 def test_a_scan_that_began_before_a_folder_was_looked_at_overtakes_nothing():
     beside = Beside(stable=2.0)
     assert beside.look([Scan(root="models", state="present", marks={"x/a": "1", "b": "1"})], now=1.0, began=0.5)
-    assert beside.glance("models", "x", {"x/a": "2"}, now=2.0)
-    assert not beside.glance("models", "x", {"x/a": "2"}, now=2.5)
+    assert beside.update_folder("models", "x", {"x/a": "2"}, now=2.0)
+    assert not beside.update_folder("models", "x", {"x/a": "2"}, now=2.5)
     late = Scan(root="models", state="present", marks={"x/a": "1", "b": "1"})
     assert not beside.look([late], now=3.0, began=1.5)
     assert marks(beside) == {"x/a": "2", "b": "1"}
     assert beside.settles_in(3.0) == 1.0
     assert beside.look([late], now=4.0, began=3.5) and marks(beside) == {"x/a": "1", "b": "1"}
-    assert beside.glance("models", "x", {}, now=5.0) and marks(beside) == {"b": "1"}
+    assert beside.update_folder("models", "x", {}, now=5.0) and marks(beside) == {"b": "1"}
 
 
 def test_a_folder_by_itself_has_the_marks_that_a_scan_finds(tmp_path: Path):
