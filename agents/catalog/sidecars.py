@@ -29,8 +29,8 @@ _PLAIN_PREVIEWS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True):
-    """What the files next to one path say, or those next to several, united. Tags are names as they are kept; `pictures`
-    are pairs of a file's name and the SHA-256 of its bytes, best first."""
+    """What the files next to one path say, or those next to several, united. Tags are names as they are kept,
+    `pictures` pairs of a file's name and the SHA-256 of its bytes, best first."""
 
     details: dict[str, Any] = {}
     tags: tuple[str, ...] = ()
