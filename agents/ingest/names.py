@@ -28,8 +28,8 @@ PREVIEW_SUFFIXES = (*(b".preview" + suffix for suffix in _PICTURES), *_PICTURES,
 WORD_SUFFIXES = (b".json", b".metadata.json", b".swarm.json", b".cm-info.json", b".civitai.info")
 """Of JSON beside a model: what people write into it themselves goes before what was downloaded with it."""
 
-SIDECAR_SUFFIXES = (*WORD_SUFFIXES, *PREVIEW_SUFFIXES)
-"""What other programs add to a model's name, less its extension, for files that describe it, in small letters."""
+_SIDECAR_SUFFIXES = frozenset((*WORD_SUFFIXES, *PREVIEW_SUFFIXES))
+"""What other programs add to a model's name, less its extension, for files that describe it: one part or two."""
 
 _SYNCTHING = (b".syncthing.", b"~syncthing~")
 
@@ -52,10 +52,9 @@ def described_by(name: bytes) -> tuple[bytes, ...]:
     """The names, without extensions, of the models that the file `name` would say something of: several when one ending
     is the end of another one; none when it is no sidecar."""
     lower = name.lower()
-    if not lower.endswith(SIDECAR_SUFFIXES):
-        return ()
-    stems = {name[: -len(suffix)] for suffix in SIDECAR_SUFFIXES if lower.endswith(suffix)}
-    return tuple(sorted(stems - {b""}))
+    last = lower.rfind(b".")
+    both = lower.rfind(b".", 0, max(last, 0))
+    return tuple(name[:dot] for dot in (both, last) if dot > 0 and lower[dot:] in _SIDECAR_SUFFIXES)
 
 
 def is_skipped_folder(name: bytes) -> bool:

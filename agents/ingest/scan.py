@@ -113,8 +113,11 @@ def _note(entry: os.DirEntry[bytes], models: list[bytes], beside: dict[bytes, li
 
 
 def _marks(prefix: str, models: list[bytes], beside: dict[bytes, list[os.DirEntry[bytes]]]) -> dict[str, str]:
-    found = {prefix + encode(name): _mark(beside.get(name.rpartition(b".")[0], ())) for name in models}
-    return {rel: mark for rel, mark in found.items() if mark}
+    found = {}
+    for name in models:
+        if (files := beside.get(name.rpartition(b".")[0])) and (mark := _mark(files)):
+            found[prefix + encode(name)] = mark
+    return found
 
 
 def _mark(beside: Iterable[os.DirEntry[bytes]]) -> str:
@@ -165,9 +168,13 @@ class _Walk:
                     self.controlled.add(prefix + encode(target))
                 elif entry.is_symlink():
                     self.link(entry, prefix + encode(name))
+                    _note(entry, models, beside)
                 elif not why_ignored(name):
+                    models.append(name)
                     self.file(entry, prefix + encode(name))
-                _note(entry, models, beside)
+                else:
+                    for stem in described_by(name):
+                        beside.setdefault(stem, []).append(entry)
         self.marks.update(_marks(prefix, models, beside))
 
     def file(self, entry: os.DirEntry[bytes], rel: str, *, follow: bool = True) -> None:

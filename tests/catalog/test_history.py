@@ -87,7 +87,8 @@ class Life:
         await self._apply(moved(f"{name}.safetensors", f"{text or 'x'}/{name}.safetensors", of, at))
 
     async def remove(self, name: str, text: str, n: int, at: float) -> None:
-        await self._apply(removed(f"{name}.safetensors", stat(f"{name}{n}", ino=n, version=n + 1), at))
+        gone = removed(f"{name}.safetensors", stat(f"{name}{n}", ino=n, version=n + 1), at)
+        await self._apply(msgspec.structs.replace(gone, unmounted=n > 2))
 
     async def describe(self, name: str, text: str, n: int, at: float) -> None:
         fact = Described(
