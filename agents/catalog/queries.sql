@@ -257,8 +257,13 @@ DELETE FROM refused_tags WHERE sha256 = :sha256 AND name IN (SELECT value FROM j
 INSERT INTO refused_tags (sha256, name) SELECT sha256, :name FROM model_tags WHERE tag_id = :id
 ON CONFLICT DO NOTHING;
 
--- name: rename_refused
-UPDATE OR REPLACE refused_tags SET name = :name WHERE name = :before;
+-- name: refuse_renamed
+-- (Rows are put and dropped: the history tells of a row by its key, which must not change.)
+INSERT INTO refused_tags (sha256, name) SELECT sha256, :name FROM refused_tags WHERE name = :before
+ON CONFLICT DO NOTHING;
+
+-- name: drop_refused
+DELETE FROM refused_tags WHERE name = :name;
 
 -- name: names_again
 -- These names mean themselves again, where they meant nothing.

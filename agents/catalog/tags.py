@@ -143,7 +143,8 @@ async def _changed(sql: Statements, id: int, name: str | None, color: str | None
         return before
     await sql.rows("change_tag", id=id, name=name, color=color)
     if name != before.name:  # what sidecars call by the old name is this tag
-        await sql.rows("rename_refused", before=before.name, name=name)
+        await sql.rows("refuse_renamed", before=before.name, name=name)
+        await sql.rows("drop_refused", name=before.name)
         await sql.rows("rename_meant", before=before.name, becomes=name)
         await sql.rows("put_name_meant", name=before.name, becomes=name)
         await sql.rows("drop_name_meant", name=name)

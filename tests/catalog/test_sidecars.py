@@ -428,6 +428,7 @@ async def test_a_catalog_of_version_2_is_migrated_keeps_what_was_taken_off_and_i
         assert await tags(db) == ["light", "sun"]
         await tag_models(db, TagModels(models=(A,), take=("sun",)))
         await put_tag(db, PutTag(id=3, name="warm light"))
+        await put_tag(db, PutTag(id=4, name="moon"))  # a refused name is another one then
         await drop_tag(db, DropTag(id=4))
         await tell([("3", removed("a.safetensors", stat("a"), 70))])
         await made_anew(db, other)
@@ -435,4 +436,4 @@ async def test_a_catalog_of_version_2_is_migrated_keeps_what_was_taken_off_and_i
         found = compare(live, new)
         assert [table for table in found if not table.same] == []
         counts = {table.table: table.live for table in found}
-    assert (counts["sidecars"], counts["refused_tags"], counts["refused_pictures"], counts["tag_names"]) == (1, 2, 1, 2)
+    assert (counts["sidecars"], counts["refused_tags"], counts["refused_pictures"], counts["tag_names"]) == (1, 2, 1, 3)
