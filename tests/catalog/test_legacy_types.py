@@ -95,7 +95,7 @@ async def test_links_written_as_text_lead_to_the_rows_that_they_mean(db: Databas
     rows = [model(n, f"/old/{n}.ckpt", sha(n)) for n in (1, 2, 12)]
     links = [("1", "7"), (" 2 ", 7.0), (12.0, "07"), ("2x", 7), (None, None), (b"\xff", 7), (2, b"\xff"), (1.5, 7)]
     report = await take(make(tmp_path / "legacy.db", rows, [(7, "seven")], links, schema=UNTYPED))
-    assert {sha256 for sha256, _ in await table(db, "model_tags")} == {sha(1), sha(2), sha(12)}
+    assert {sha256 for sha256, *_ in await table(db, "model_tags")} == {sha(1), sha(2), sha(12)}
     assert counts(report, "model_tags") == (8, 3, 0, 0, 5)
 
 
