@@ -17,6 +17,7 @@ import pytest
 from msgspec import structs
 
 from agents import hasher
+from agents.ingest.compact import UNREADABLY_LARGE
 from agents.ingest.errors import HeaderUnread
 from agents.ingest.paths import encode, file_key, hash_id, stat_of
 from bus.client import Bus
@@ -256,6 +257,31 @@ async def test_a_file_whose_header_a_busy_machine_cannot_read_is_taken_up_again(
         await left(drop.bus, 0)
     assert (fact.identity.kind, fact.identity.family) == ("checkpoint", "sd15")
     assert drop.of(HashFailed) == []
+
+
+async def test_a_header_whose_child_is_killed_each_time_does_not_keep_its_file_from_being_hashed(
+    drop: Drop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: bytes, name: bytes) -> Any:
+        raise HeaderUnread
+
+    monkeypatch.setattr(hasher, "identify", killed)
+    monkeypatch.setattr(hasher, "_UNREAD", 4)
+    path = drop.put("a.safetensors")
+    async with running(drop.hashing()):
+        await ask(drop.bus, job_for(drop, path))
+        fact = await drop.until(Hashed, "a.safetensors")
+    assert fact.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert fact.identity.problem == UNREADABLY_LARGE
+
+
+async def test_a_large_header_is_read_and_its_length_proves_the_file_complete(drop: Drop) -> None:
+    async with drop.agents():
+        drop.put("a.safetensors", model(metadata={"modelspec.title": "A title", "workflow": "x" * (20 << 20)}))
+        assert (await drop.until(Settled, "a.safetensors")).proof == "complete"
+        fact = await drop.until(Hashed, "a.safetensors")
+    assert (fact.identity.kind, fact.identity.family, fact.identity.problem) == ("checkpoint", "sd15", "")
+    assert fact.identity.metadata == {"modelspec.title": "A title"}
 
 
 async def test_a_file_whose_disk_has_another_number_on_the_hashers_host_is_hashed(drop: Drop) -> None:

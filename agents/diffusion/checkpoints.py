@@ -6,7 +6,6 @@ copy, which the cast to the compute type needs anyway, and it lets the content's
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ from typing import Any
 
 import torch
 
-MAX_HEADER = 100_000_000
-"""Bytes; the limit of the format's own library."""
+from agents.ingest.errors import BadHeader, Unfinished
+from agents.ingest.tensors import LENGTH_BYTES, read_length, read_table
 
 _DTYPES = {
     "F64": torch.float64,
@@ -33,6 +32,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+"""Types that weights may have. A file may hold tensors of others, if nothing needs them."""
 
 
 class CannotLoad(ValueError):
@@ -77,27 +77,25 @@ class Header:
 def read_header(file: BufferedReader) -> Header:
     """Reads the header and checks that all tensors lie in the file, one behind the other; NotACheckpoint if not."""
     total = os.fstat(file.fileno()).st_size
-    file.seek(0)
-    size = int.from_bytes(file.read(8), "little")
-    if total < 8 or not 2 <= size <= min(MAX_HEADER, total - 8):
-        raise NotACheckpoint(f"{file.name} is no complete .safetensors file; copy or download it again.")
     try:
-        fields: dict[str, Any] = json.loads(file.read(size))
-        metadata = fields.pop("__metadata__", None) or {}
-        entries = {name: _entry(value) for name, value in fields.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise NotACheckpoint(f"{file.name} has no readable .safetensors header; download it again.") from error
-    tensors = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
-    end = 0
-    for name, entry in tensors.items():
-        if entry.start != end or entry.stop - entry.start != _bytes(entry):
-            raise NotACheckpoint(f"{file.name} is damaged at tensor {name!r}; download it again.")
-        end = entry.stop
-    if 8 + size + end != total:
+        table = read_table(file.fileno())
+    except Unfinished as error:
+        raise NotACheckpoint(f"{file.name} is not complete ({error}); copy or download it again.") from error
+    except BadHeader as error:
+        raise NotACheckpoint(f"{file.name} can't be loaded: {error}") from error
+    if table.file_size != total:
         raise NotACheckpoint(
-            f"{file.name} has {total:,} bytes where its header promises {8 + size + end:,}; copy or download it again."
+            f"{file.name} has {total:,} bytes where its header promises {table.file_size:,}; copy or download it again."
         )
-    return Header(tensors=tensors, metadata={str(key): str(value) for key, value in metadata.items()}, size=8 + size)
+    entries = sorted(table.tensors.items(), key=lambda item: item[1].data_offsets)
+    return Header(
+        tensors={
+            name: Entry(dtype=one.dtype, shape=one.shape, start=one.data_offsets[0], stop=one.data_offsets[1])
+            for name, one in entries
+        },
+        metadata=table.metadata,
+        size=LENGTH_BYTES + read_length(file.fileno()),
+    )
 
 
 def read_tensors(
@@ -120,12 +118,12 @@ def read_tensors(
         if not (sha256 or wanted(name)):
             continue
         file.seek(header.size + entry.start)
-        tensor, memory = _room(entry)
+        tensor, memory = _room(name, entry) if wanted(name) else (None, memoryview(bytearray(entry.stop - entry.start)))
         if file.readinto(memory) != memory.nbytes:
             raise NotACheckpoint(f"{file.name} shrank while it was read; try again when it is written.")
         if sha256:
             digest.update(memory)
-        if wanted(name):
+        if tensor is not None:
             yield name, tensor
     if sha256 and digest.hexdigest() != sha256:
         raise ContentChanged(f"{file.name} is not the file that was hashed; wait until its new content is catalogued.")
@@ -139,25 +137,12 @@ def open_checkpoint(path: str | Path) -> BufferedReader:
         raise FileGone(f"{path} can't be read ({error.strerror}); put the file back or scan its folder.") from error
 
 
-def _room(entry: Entry) -> tuple[torch.Tensor, memoryview]:
-    """An empty tensor and its bytes."""
+def _room(name: str, entry: Entry) -> tuple[torch.Tensor, memoryview]:
+    """An empty tensor and its bytes. NotACheckpoint for a type that no weight has."""
+    if entry.dtype not in _DTYPES:
+        raise NotACheckpoint(
+            f"The weight {name!r} is of the type {entry.dtype}, which can't be used here; choose another version."
+        )
     tensor = torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
     flat: Any = tensor.reshape(-1).view(torch.uint8).numpy()
     return tensor, memoryview(flat)
-
-
-def _entry(value: dict[str, Any]) -> Entry:
-    start, stop = value["data_offsets"]
-    shape = tuple(value["shape"])
-    if value["dtype"] not in _DTYPES:
-        raise ValueError(f"unknown type {value['dtype']}")
-    if not all(isinstance(number, int) and number >= 0 for number in (*shape, start, stop)):
-        raise ValueError("sizes are whole numbers")
-    return Entry(dtype=value["dtype"], shape=shape, start=start, stop=stop)
-
-
-def _bytes(entry: Entry) -> int:
-    count = 1
-    for side in entry.shape:
-        count *= side
-    return count * _DTYPES[entry.dtype].itemsize

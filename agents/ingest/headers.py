@@ -1,8 +1,8 @@
 """Headers: what a model file says of itself, read without loading a weight and without trusting a byte.
 
-A header of up to 1 MiB is decoded here; a larger one (16 MiB at most) in a child process with limits, so that it
-holds up no event loop and takes no memory that matters. Bad content becomes an Identity with a problem; only the
-disk raises, and a machine too busy to look.
+A header of up to 1 MiB is decoded here; a larger one (100 MB at most, as for the format's own library) in a child
+process with limits, so that it holds up no event loop and takes no memory that matters. Bad content becomes an Identity
+with a problem; only the disk raises, and a machine too busy to look.
 """
 
 import os
@@ -10,38 +10,38 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from errno import EIO
 from pathlib import Path
 
 import msgspec
 
 from agents.ingest import gguf
+from agents.ingest.compact import UNREADABLY_LARGE
 from agents.ingest.errors import BadHeader, HeaderUnread, Unfinished
 from agents.ingest.identity import identify_table
-from agents.ingest.tensors import read_length, read_table
+from agents.ingest.tensors import HEADER_LIMIT, read_length, read_table
 from schemas.files import Identity
 
 CHILD_OVER_BYTES = 1 << 20
 """Headers longer than this are decoded in a child."""
 
 CHILD_SECONDS = 2
-"""Seconds of processor time for one header; the largest legal one takes 0.7 (a core of 2020 or so)."""
+"""Seconds of processor time for a header of 16 MiB; most take 0.7 (a core of 2020 or so). A longer one is given as much
+for each 16 MiB."""
 
 CHILD_PATIENCE = 20.0
 """Seconds on the wall, after which a busy machine is given time to recover: that says nothing about the file."""
 
 CHILD_MEMORY_BYTES = 160 << 20
-"""Address space; the child of the largest legal header has 105 MiB of it in memory."""
+"""Address space, of which the child of a header of 16 MiB has 105 MiB in memory. That of a longer one is given its
+length more: it is in memory as a whole for a moment, before its long texts are left out."""
 
 _OPEN_SAFELY = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _PICKLE = (
     "This is a pickle, which can run code when it is loaded: it is listed, but never loaded. "
     "Convert it to .safetensors, or download that version of it."
 )
-_TOO_MUCH = (
-    "This file's header takes more time or memory to read than any model's; it is not opened. Download it again."
-)
-
 _ENDED_BY_OTHERS = frozenset((-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP))
 """Exit statuses of a child that the user or a system short of memory ended; its own time limit is another signal."""
 
@@ -101,7 +101,7 @@ def read(fd: int, *, length_only: bool = False) -> Reading:
         return _read_here(fd, length_only)
     if os.fstat(fd).st_size < length:
         raise Unfinished(f"The file ends within its header of {length:,} bytes; copy or download it again.")
-    reading = _read_in_child(fd, length_only)
+    reading = _read_in_child(fd, length, length_only)
     if reading.bad:
         raise (Unfinished if reading.unfinished else BadHeader)(reading.bad)
     return reading
@@ -114,14 +114,15 @@ def _read_here(fd: int, length_only: bool) -> Reading:
     return Reading(file_size=table.file_size, identity=identify_table(table))
 
 
-def _read_in_child(fd: int, length_only: bool) -> Reading:
+def _read_in_child(fd: int, length: int, length_only: bool) -> Reading:
     """The reading of a child that gets the open file and nothing else, and may fail in any way it likes.
 
     What the child says is a verdict on the file, and so is that it fails; that it is ended, or has no time to run, is
     none. Raises HeaderUnread or OSError.
     """
     here = str(Path(__file__).resolve().parents[2])
-    program = f"import sys; sys.path.insert(0, {here!r}); from agents.ingest.headers import main; main({length_only})"
+    call = f"main({length_only}, {length})"
+    program = f"import sys; sys.path.insert(0, {here!r}); from agents.ingest.headers import main; {call}"
     with _one_child:
         try:
             done = subprocess.run(
@@ -136,28 +137,20 @@ def _read_in_child(fd: int, length_only: bool) -> Reading:
     if done.returncode in _ENDED_BY_OTHERS:
         raise HeaderUnread
     if done.returncode:
-        return Reading(bad=_TOO_MUCH)
+        return Reading(bad=UNREADABLY_LARGE)
     reading = msgspec.json.decode(done.stdout, type=Reading)
     if reading.errno:
         raise OSError(reading.errno, os.strerror(reading.errno))
     return reading
 
 
-def main(length_only: bool) -> None:
-    """The child: reads the header of the file that is its standard input, and writes a Reading to its output."""
+def main(length_only: bool, length: int = 0) -> None:
+    """The child: reads the header (so many bytes of JSON) of the file that is its standard input, and writes a Reading
+    to its output."""
     import gc
-    import resource
 
     gc.disable()  # nothing is thrown away here, and looking for it takes half the time
-    for limit, soft, hard in (
-        (resource.RLIMIT_AS, CHILD_MEMORY_BYTES, CHILD_MEMORY_BYTES),
-        (resource.RLIMIT_CPU, CHILD_SECONDS, CHILD_SECONDS + 1),  # at the hard one, it would be killed like by others
-        (resource.RLIMIT_CORE, 0, 0),
-    ):
-        try:
-            resource.setrlimit(limit, (soft, hard))
-        except (ValueError, OSError):
-            continue  # not on this system; the patience of the parent holds
+    _limit(length)
     try:
         reading = _read_here(0, length_only)
     except BadHeader as error:
@@ -165,5 +158,25 @@ def main(length_only: bool) -> None:
     except OSError as error:
         reading = Reading(errno=error.errno or EIO)
     except MemoryError:
-        reading = Reading(bad=_TOO_MUCH)
+        reading = Reading(bad=UNREADABLY_LARGE)
     os.write(1, msgspec.json.encode(reading))
+
+
+def _limit(length: int) -> None:
+    """Set the child's limits, and have it be the first to go where memory is short."""
+    import resource
+
+    is_large = length > HEADER_LIMIT
+    seconds = CHILD_SECONDS * (1 + length // HEADER_LIMIT) if is_large else CHILD_SECONDS
+    memory = CHILD_MEMORY_BYTES + (length if is_large else 0)
+    for limit, soft, hard in (
+        (resource.RLIMIT_AS, memory, memory),
+        (resource.RLIMIT_CPU, seconds, seconds + 1),  # at the hard one, it would be killed like by others
+        (resource.RLIMIT_CORE, 0, 0),
+    ):
+        try:
+            resource.setrlimit(limit, (soft, hard))
+        except (ValueError, OSError):
+            continue  # not on this system; the patience of the parent holds
+    with suppress(OSError):  # only Linux has it
+        Path("/proc/self/oom_score_adj").write_text("1000")

@@ -1,9 +1,10 @@
 """The table at the head of a safetensors file: eight bytes of length, then JSON. Read strictly, no weight is touched.
 
-Format: https://github.com/huggingface/safetensors#format. What the library would reject is rejected here too, and some
-of what it accepts (duplicate keys, headers over 16 MiB).
+Format: https://github.com/huggingface/safetensors#format. What the library would reject is rejected here too. It takes
+two tensors of one name, and keeps the last; here such a file is not used, since other programs keep the first.
 """
 
+import json
 import math
 import os
 import re
@@ -12,10 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
+from agents.ingest.compact import LEFT_OUT, compacted
 from agents.ingest.errors import BadHeader, Unfinished
 
 HEADER_LIMIT = 16 << 20
-"""Bytes of JSON at most."""
+"""Bytes of a header that is decoded as it is; of a longer one the long texts are left out first."""
+
+LARGEST_HEADER = 100_000_000
+"""Bytes of JSON at most: the limit of the library."""
 
 LENGTH_BYTES = 8
 """A little-endian unsigned integer before the JSON."""
@@ -30,22 +35,27 @@ BITS = {
 }
 """Bits per element of every dtype of the format."""
 
-_MAX = 1 << 62
-_MAX_RANK = 64
+_LARGEST = (1 << 64) - 1
+_LONGEST_FILE = 1 << 62
+_PLAUSIBLE = 1 << 48
+"""Elements; nothing overflows below that, whatever the type."""
+
+_SPACE = b" \t\r\n"
 _ESCAPE = re.compile(rb"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 
-Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
 if TYPE_CHECKING:
     Dtype = str
 else:
     Dtype = Literal[tuple(BITS)]  # and not any text: a decoder makes one object of each, not one for each tensor
 
 
-class Tensor(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    """One entry. `data_offsets` are where it begins and ends, in bytes from the end of the header."""
+class Tensor(msgspec.Struct, frozen=True, gc=False):
+    """One entry. `data_offsets` are where it begins and ends, in bytes from the end of the header. Other fields are
+    passed over, as the library does."""
 
     dtype: Dtype
-    shape: Annotated[tuple[Count, ...], msgspec.Meta(max_length=_MAX_RANK)]
+    shape: tuple[Count, ...]
     data_offsets: tuple[Count, Count]
 
     @property
@@ -56,12 +66,13 @@ class Tensor(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
 
 _ENTRIES = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _TENSOR = msgspec.json.Decoder(Tensor)
-_METADATA = msgspec.json.Decoder(dict[str, str])
+_METADATA = msgspec.json.Decoder(dict[str, str] | None)
 _WRONG = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Table(NamedTuple):
-    """Every tensor by name, the metadata, and the length in bytes that the whole file must have."""
+    """Every tensor by name, the metadata (of a header over 16 MiB: without its longest texts), and the length in bytes
+    that the whole file must have."""
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
@@ -77,11 +88,11 @@ def read_length(fd: int) -> int:
     (length,) = struct.unpack("<Q", head[:LENGTH_BYTES])
     if length == 0 and not any(head):
         raise Unfinished("The file begins with zeros where its header should be; it was never written to the end.")
-    if length > HEADER_LIMIT:
+    if length > LARGEST_HEADER:
         raise BadHeader(_what_else(head, length))
     if len(head) == LENGTH_BYTES:
         raise Unfinished("The file ends before its header.")
-    if head[LENGTH_BYTES:] != b"{":
+    if head[LENGTH_BYTES:] not in b"{" + _SPACE:
         raise BadHeader(
             "This is no safetensors file: its header does not begin with '{'. Download it again, or convert it."
         )
@@ -97,60 +108,74 @@ def _what_else(head: bytes, length: int) -> str:
         return "This is a web page, not a model: the download asked for a login, say. Download it again."
     return (
         f"This is no safetensors file: its first bytes ask for a header of {length:,} bytes, "
-        f"and {HEADER_LIMIT:,} is the limit. Download it again, or convert it."
+        f"and {LARGEST_HEADER:,} is the limit. Download it again, or convert it."
     )
 
 
 def read_table(fd: int) -> Table:
     """The table of an open file. Raises BadHeader, Unfinished or OSError."""
     length = read_length(fd)
+    table = parse(_json(fd, length))
+    if length <= HEADER_LIMIT:
+        return table
+    metadata = {key: text for key, text in table.metadata.items() if text != LEFT_OUT}
+    return Table(table.tensors, metadata, LENGTH_BYTES + length + _contiguous_end(table.tensors))
+
+
+def _json(fd: int, length: int) -> bytes:
+    """The header's text; of a large one what is left without its long texts. Raises as `read_table`."""
     raw = os.pread(fd, length, LENGTH_BYTES)
     if len(raw) < length:
         raise Unfinished(f"The file ends within its header of {length:,} bytes; copy or download it again.")
-    return parse(raw)
+    return compacted(raw) if length > HEADER_LIMIT else raw
 
 
 def parse(raw: bytes) -> Table:
     """The table that a header's JSON describes. Raises BadHeader; never anything else, whatever the bytes."""
-    entries, metadata = _entries(raw)
-    tensors = _tensors(entries)
-    if not tensors:
-        raise BadHeader("The file is a safetensors file without a single tensor: there is no model in it.")
-    if _colons(raw) != _colons_of(tensors, metadata):  # a decoder keeps the last of two that have one name
-        raise BadHeader("The header is damaged: a name comes twice in it. Download the file again.")
-    return Table(tensors, metadata or {}, LENGTH_BYTES + len(raw) + _contiguous_end(tensors))
-
-
-def _entries(raw: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, str] | None]:
-    """The entries by name, none of them decoded, and the metadata, if there is any. Raises BadHeader."""
     at = ""
     try:
         entries = _ENTRIES.decode(raw)
         at = "__metadata__"
         found = entries.pop(at, None)
-        return entries, None if found is None else _METADATA.decode(found)
+        metadata = {} if found is None else _METADATA.decode(found) or {}
     except _WRONG as error:
         raise _bad(error, at) from error
+    tensors = _tensors(entries)
+    if not tensors:
+        raise BadHeader("The file is a safetensors file without a single tensor: there is no model in it.")
+    if _colons(raw) != _colons_of(tensors, found):
+        _check_names(raw)
+    return Table(tensors, metadata, LENGTH_BYTES + len(raw) + _contiguous_end(tensors))
 
 
 def _tensors(entries: dict[str, msgspec.Raw]) -> dict[str, Tensor]:
-    """The entries decoded, in their own dictionary: of a quarter of a million, a second one would cost. Raises
-    BadHeader."""
+    """The entries decoded, in their own dictionary: of a million, a second one would cost. Raises BadHeader."""
     tensors: dict[str, Any] = entries
     decode, prod, name = _TENSOR.decode, math.prod, ""
     try:
         for name, entry in entries.items():
             tensors[name] = tensor = decode(entry)
             begin, end = tensor.data_offsets
-            elements = prod(tensor.shape)
-            if elements > _MAX or end - begin != -(-elements * BITS[tensor.dtype] // 8):
-                raise BadHeader(
-                    f"The header is damaged: the shape and the length of {_short(name)} differ. "
-                    "Download the file again."
-                )
+            bits = prod(tensor.shape) * BITS[tensor.dtype]
+            if (end - begin) * 8 != bits or end > _PLAUSIBLE or not 0 < bits < _PLAUSIBLE:
+                _check_length(name, tensor)
     except _WRONG as error:
         raise _bad(error, name) from error
     return tensors
+
+
+def _check_length(name: str, tensor: Tensor) -> None:
+    """Raises BadHeader unless the library would take this tensor: its numbers are those of 64 bits, multiplied from the
+    left, and it begins and ends with a whole byte."""
+    elements, fits = 1, True
+    for side in tensor.shape:
+        elements *= side
+        fits = fits and max(elements, side) <= _LARGEST
+    begin, end = tensor.data_offsets
+    if not fits or (end - begin) * 8 != elements * BITS[tensor.dtype] or end > _LONGEST_FILE:
+        raise BadHeader(
+            f"The header is damaged: the shape and the length of {_short(name)} differ. Download the file again."
+        )
 
 
 def _bad(error: Exception, name: str) -> BadHeader:
@@ -163,7 +188,7 @@ def _bad(error: Exception, name: str) -> BadHeader:
             return BadHeader(f"This is no safetensors file: its header is not UTF-8{where}.")
         case msgspec.ValidationError():
             why = f"{_short(str(error))}{where}"
-            return BadHeader(f"The header is damaged, or of a newer format ({why}). Download the file again.")
+            return BadHeader(f"The header is not as the format has it ({why}). Download the file again, or convert it.")
     return BadHeader(f"This is no safetensors file: its header can't be read ({_short(str(error))}{where}).")
 
 
@@ -175,14 +200,42 @@ def _colons(raw: bytes) -> int:
     return raw.count(b":") + escaped
 
 
-def _colons_of(tensors: dict[str, Tensor], metadata: dict[str, str] | None) -> int:
-    """How many it must hold, if no name comes twice: one after every name, and those in the texts."""
+def _colons_of(tensors: dict[str, Tensor], metadata: msgspec.Raw | None) -> int:
+    """How many it holds if no name comes twice and no entry has more than it needs: one after every name, those in the
+    names, and those of the metadata, where a name may come twice."""
     after_names = len(tensors) * (1 + len(Tensor.__struct_fields__))
-    in_texts = sum(name.count(":") for name in tensors)
-    if metadata is not None:
-        after_names += 1 + len(metadata)
-        in_texts += sum(name.count(":") + text.count(":") for name, text in metadata.items())
-    return after_names + in_texts
+    in_names = sum(name.count(":") for name in tensors)
+    return after_names + in_names + (0 if metadata is None else 1 + _colons(bytes(metadata)))
+
+
+def _check_names(raw: bytes) -> None:
+    """Raises BadHeader where a name comes twice (a decoder keeps the last) among the entries or in one of them."""
+    try:
+        entries = json.loads(raw, object_pairs_hook=_pairs)
+    except (ValueError, RecursionError) as error:
+        raise BadHeader("The header is not as the format has it. Download the file again, or convert it.") from error
+    if (twice := entries.twice) is None:
+        twice = next((one.twice for name, one in entries if name != "__metadata__" and one.twice is not None), None)
+    if twice is not None:
+        raise BadHeader(
+            f"The name {_short(twice)} comes twice in the header: some programs use the first, some the last of the "
+            "two, so the file is not used here. Save it again with the program that made it."
+        )
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as its pairs, and a name that comes twice in it, if one does."""
+
+    twice: str | None = None
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> _Pairs:
+    found, names = _Pairs(pairs), set()
+    for name, _ in pairs:
+        if name in names:
+            found.twice = name
+        names.add(name)
+    return found
 
 
 def _contiguous_end(tensors: dict[str, Tensor]) -> int:

@@ -219,6 +219,35 @@ def test_a_damaged_header_is_an_error(header: bytes, tmp_path: Path) -> None:
         read_header(file)
 
 
+def test_tensors_that_nothing_needs_may_be_of_any_type(tiny: Tiny, tmp_path: Path) -> None:
+    content = tiny.path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    table, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+    for dtype, size in {"U16": 2, "U32": 4, "U64": 8, "C64": 8, "F8_E8M0": 1, "F4": 1, "F8_E4M3FNUZ": 1}.items():
+        shape = [2] if dtype == "F4" else [1]
+        table[f"training.{dtype}"] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + size]}
+        data += bytes(size)
+    text = json.dumps(table).encode()
+    path = tmp_path / "more.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    for sha256 in ("", digest):
+        assert _fingerprint(load(path, CPU, sha256=sha256)) == _fingerprint(load(tiny.path, CPU))
+
+
+def test_a_weight_of_a_type_that_no_weight_has_is_named(tiny: Tiny, tmp_path: Path) -> None:
+    content = tiny.path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    table = json.loads(content[8 : 8 + length])
+    name = next(name for name, one in table.items() if one.get("dtype") == "F16")
+    table[name]["dtype"] = "U16"
+    text = json.dumps(table).encode()
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    with pytest.raises(NotACheckpoint, match="type U16"):
+        load(path, CPU)
+
+
 def test_a_file_that_is_gone_or_a_folder_is_an_error(tmp_path: Path) -> None:
     for path in (tmp_path / "gone.safetensors", tmp_path):
         with pytest.raises(FileGone, match="scan"):

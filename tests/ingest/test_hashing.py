@@ -67,6 +67,12 @@ def test_autov3_is_of_what_follows_the_header(tmp_path: Path, numbers: int) -> N
     assert found[0].sha256 != found[1].sha256
 
 
+def test_autov3_is_there_behind_a_header_of_20_mib(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.safetensors", model({"x": (3,)}, {"log": "x" * (20 << 20)}))
+    found = hash_file(str(path), expected=stat_of(path.stat()), algorithms=("autov3",))
+    assert found.autov3 == hashlib.sha256(b"\1" * 6).hexdigest()[:12]
+
+
 def test_only_what_is_asked_for_is_told(tmp_path: Path) -> None:
     path = put(tmp_path / "a.ckpt", b"1")
     found = hash_file(str(path), expected=stat_of(path.stat()))

@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors
 
 from agents.ingest import headers
-from agents.ingest.errors import HeaderUnread
+from agents.ingest.compact import UNREADABLY_LARGE
+from agents.ingest.errors import HeaderUnread, Unfinished
 from agents.ingest.tensors import HEADER_LIMIT
 from schemas.files import Identity
 from tests.ingest.hostile import entry, many
-from tests.ingest.making import SD15, encoded, model, put
+from tests.ingest.making import SD15, encoded, header, model, put
 
 UNET = "model.diffusion_model."
 
@@ -75,9 +77,55 @@ def test_a_legal_header_of_16_mib_is_read_to_its_end(tmp_path: Path) -> None:
     assert found.parameters > 200_000
 
 
-def test_1_2_million_tensors_are_not_even_read(tmp_path: Path) -> None:
+def test_1_2_million_tensors_are_too_many_to_read_which_is_no_damage(tmp_path: Path) -> None:
     found = identify(tmp_path, many(1_200_000, 1 << 30))
-    assert found.kind == "unknown" and "limit" in found.problem
+    assert found.kind == "unknown" and found.problem == UNREADABLY_LARGE
+
+
+LAYER = {"lora_unet_double_blocks_0_img_mod_lin.lora_down.weight": (8, 3072)}
+
+
+def large(metadata: str, padding: int = 0) -> bytes:
+    """A LoRA with that metadata (JSON) and as much white space behind its header."""
+    table, size = header(LAYER)
+    text = b'{"__metadata__":' + metadata.encode() + b"," + json.dumps(table)[1:].encode() + b" " * padding
+    return encoded(text, bytes(size))
+
+
+LARGE = {
+    "a workflow": lambda: large(
+        json.dumps({"ss_tag_frequency": '{"a": {"sks": 3}}', "workflow": '{"x": 1}' * 3_000_000})
+    ),
+    "one wide character": lambda: large(json.dumps({"log": "x" * (40 << 20) + "🦊"}, ensure_ascii=False)),
+    "text after text": lambda: large(json.dumps({f"log{number}": "x" * 500_000 for number in range(60)})),
+    "a picture in a name": lambda: large(json.dumps({"x" * (17 << 20): "y"})),
+    "padding": lambda: large("null", 20 << 20),
+    "the library's limit": lambda: large(json.dumps({"log": "x" * 99_999_000})),
+}
+
+
+@pytest.mark.parametrize("made", LARGE.values(), ids=LARGE.keys())
+def test_a_header_of_up_to_100_mb_is_read_whatever_fills_it(tmp_path: Path, made: Callable[[], bytes]) -> None:
+    path = put(tmp_path / "a.safetensors", made())
+    command = [sys.executable, "-c", MEASURE, str(path)]
+    measured = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, check=True, text=True)
+    assert int(measured.stdout.split()[1]) <= headers.CHILD_MEMORY_BYTES
+    found = headers.identify(path)
+    assert (found.kind, found.family, found.problem) == ("lora", "flux", "")
+    with path.open("rb") as file:
+        assert headers.expected_size(file.fileno()) == path.stat().st_size
+        assert list(safetensors.safe_open(str(path), "numpy").keys()) == list(LAYER)
+
+
+def test_of_a_large_header_the_short_texts_stay_and_the_long_ones_are_left_out(tmp_path: Path) -> None:
+    found = identify(tmp_path, LARGE["a workflow"]())
+    assert (found.metadata, found.trigger_words) == ({"ss_tag_frequency": '{"a": {"sks": 3}}'}, ("sks",))
+
+
+def test_a_large_header_without_its_end_is_unfinished_not_damaged(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.safetensors", LARGE["padding"]()[: 19 << 20])
+    with path.open("rb") as file, pytest.raises(Unfinished):
+        headers.expected_size(file.fileno())
 
 
 def test_a_large_header_says_the_same_in_the_child(tmp_path: Path) -> None:

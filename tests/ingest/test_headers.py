@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from agents.ingest import headers
 from agents.ingest.errors import BadHeader
 from agents.ingest.metadata import METADATA_BYTES
-from agents.ingest.tensors import HEADER_LIMIT, parse
+from agents.ingest.tensors import BITS, HEADER_LIMIT, LARGEST_HEADER, parse
 from schemas.files import Identity
 from tests.ingest.hostile import entry
 from tests.ingest.making import SD15, encoded, gguf, header, model, put
@@ -206,7 +207,7 @@ HOSTILE = {
     "a web page": b"<!DOCTYPE html>",
     "random": bytes(range(256)),
     "zeros": bytes(1000),
-    "header too long": struct.pack("<Q", HEADER_LIMIT + 1) + b"{" + bytes(100),
+    "header too long": struct.pack("<Q", LARGEST_HEADER + 1) + b"{" + bytes(100),
     "header of 2**64 - 1": b"\xff" * 8 + b"{}",
     "header past the end": struct.pack("<Q", 1000) + b"{}",
     "large header past the end": struct.pack("<Q", HEADER_LIMIT) + b"{}",
@@ -321,6 +322,62 @@ def test_a_length_whose_bytes_begin_a_pickle_or_a_page_is_a_length(tmp_path: Pat
     assert content[:2] == b"\x80\x02" or b"<" in content[:2]
     assert set(safetensors.numpy.load(content)) == set(SD15)
     assert identify(tmp_path, content).kind == "checkpoint"
+
+
+ODD = {
+    "no metadata": {"__metadata__": None},
+    "empty metadata": {"__metadata__": {}},
+    "metadata of one key twice": b'{"__metadata__":{"a":"1","a":"2"},"x":%b}' % ONE,
+    "a number as metadata": {"__metadata__": {"a": 1}},
+    "nothing as metadata": {"__metadata__": {"a": None}},
+    "a list as metadata": {"__metadata__": []},
+    "metadata twice": b'{"__metadata__":{},"__metadata__":{},"x":%b}' % ONE,
+    "a zero in names": {"__metadata__": {"a\0": "\0"}, "x\0": entry(0, 1)},
+    "a name of nothing": {"": entry(0, 1)},
+    "more fields": {"x": entry(0, 1) | {"note": {"more": [1, {"a:b": ":"}]}}},
+    "a field twice": b'{"x":{"dtype":"U8","dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+    "space before": b" \n" + json.dumps({"x": entry(0, 1)}).encode(),
+    "space behind": json.dumps({"x": entry(0, 1)}).encode() + b" \n\t\r",
+    "zeros behind": json.dumps({"x": entry(0, 1)}).encode() + b"\0",
+    "a scalar": {"x": entry(0, 1, [])},
+    "tensors of nothing": {"x": entry(0, 0, [0]), "y": entry(0, 0, [3, 0, 2]), "z": entry(0, 1)},
+    "large tensors of nothing": {"x": entry(0, 0, [0, (1 << 64) - 1])},
+    "too large tensors of nothing": {"x": entry(0, 0, [1 << 62, 1 << 62, 0])},
+    "a number of more than 64 bits": {"x": entry(0, 0, [0, 1 << 64])},
+    "100 dimensions": {"x": entry(0, 1, [1] * 100)},
+    **{
+        f"{count} of {dtype}": {"x": entry(0, -(-count * bits // 8), [count], dtype)}
+        for dtype, bits in {**BITS, "F4_E2M1": 4, "U4": 4, "C128": 128, "f32": 32}.items()
+        for count in (1, 4)
+    },
+}
+
+
+@pytest.mark.parametrize("head", ODD.values(), ids=ODD.keys())
+def test_what_the_library_loads_is_a_good_file_and_nothing_else_is(tmp_path: Path, head: Any) -> None:
+    table = head if isinstance(head, bytes) or "x" in head else head | {"x": entry(0, 1)}
+    size = (
+        1
+        if isinstance(table, bytes)
+        else max(one["data_offsets"][1] for one in table.values() if one and "dtype" in one)
+    )
+    content = encoded(table, bytes(size))
+    try:
+        safetensors.deserialize(content)
+    except safetensors.SafetensorError:
+        with pytest.raises(BadHeader):
+            parse(content[8:])
+    else:
+        path = put(tmp_path / "a.safetensors", content)
+        with path.open("rb") as file:
+            assert headers.expected_size(file.fileno()) == len(content)
+        assert "type known here" in headers.identify(path).problem or "kind of model" in headers.identify(path).problem
+
+
+def test_two_tensors_of_one_name_are_told_as_such_and_not_as_damage() -> None:
+    with pytest.raises(BadHeader, match="'a' comes twice") as told:
+        parse(b'{"a":%b,"a":%b}' % (ONE, ONE))
+    assert "damaged" not in str(told.value)
 
 
 def test_the_library_agrees_on_a_whole_file(tmp_path: Path) -> None:
