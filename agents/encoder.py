@@ -6,6 +6,7 @@ Pixels come from `data/work`, files go to `data/outputs`; encoding runs in threa
 
 import contextlib
 import functools
+import socket
 import time
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from bus.consumer import serve
 from bus.errors import Fail, Retry, Taken, Undecodable, UserError
 from bus.results import ended, finish, give_up
 from bus.subjects import DEAD, ENCODE, GENERATE, IMAGE_ENCODED, IMAGE_REFUSED, JOB_PLANNED, PICTURE
-from bus.work import Delivery, Work
+from bus.work import Delivery, Work, attempt_failed, words
 from schemas.images import Encode, Encoded, EncodePicture, PictureRefused
 from schemas.jobs import Plan, Result
 from schemas.settings import EncoderSettings
@@ -74,7 +75,7 @@ async def encode(bus: Bus, data_dir: Path, job: Encode, delivery: Delivery) -> N
     try:
         pictures = await to_thread.run_sync(encode_pictures, job, data_dir)
     except (BadPixels, PixelsGone) as error:
-        await _draw_again(bus, data_dir, job.id, error)
+        await _draw_again(bus, data_dir, delivery, error)
         return
     except (BadName, ValueError) as error:
         raise Fail("cannot-encode", str(error)) from error
@@ -122,17 +123,20 @@ async def _never(delivery: Delivery) -> bool:
     return False
 
 
-async def _draw_again(bus: Bus, data_dir: Path, id: str, why: Exception) -> None:
+async def _draw_again(bus: Bus, data_dir: Path, delivery: Delivery, error: Exception) -> None:
     """Pixels are not flushed to disk, so a power cut can lose them: the plan goes back to the generators, who count it
-    as another attempt. Raises Fail, Retry."""
-    log.warning("pixels lost, drawing again", error=str(why))
+    as another attempt. Where each attempt ends like this, the job ends with what was missing. Raises Fail, Retry."""
+    log.warning("pixels lost, drawing again", error=str(error))
+    id, why = delivery.id, f"the encoder on {socket.gethostname()} did not find the pixels: {words(error)}"
     plan = await _plan(bus, id)
-    if isinstance(why, BadPixels):  # a damaged file is never written over
+    if isinstance(error, BadPixels):  # a damaged file is never written over
         await to_thread.run_sync(remove_pixels, data_dir, id)
+    for kind in ("generate", "encode"):  # stored before: a generator may take the job at once
+        await attempt_failed(bus, kind, id, why, once=f"{delivery.seq}-pixels")
     try:
         await bus.publish(GENERATE, plan, wait=True, lane=plan.lane, model=plan.model.sha256[:12], id=id)
-    except Taken as error:  # its generator has not let go of it yet: this job may not go before that one has
-        raise Retry("the job is with a generator still") from error
+    except Taken as taken:  # its generator has not let go of it yet: this job may not go before that one has
+        raise Retry("the job is with a generator still") from taken
 
 
 async def _plan(bus: Bus, id: str) -> Plan:

@@ -132,6 +132,7 @@ JOB_RELEASED = Subject("evt.job.released.<id>", jobs.Released, "EVENTS")
 JOB_FINISHED = Subject("evt.job.finished.<id>", jobs.Finished, "EVENTS")
 ATTEMPT_STARTED = Subject("evt.attempt.started.<kind>.<id>", jobs.Started, "EVENTS")
 ATTEMPT_RELEASED = Subject("evt.attempt.released.<kind>.<id>", jobs.Released, "EVENTS")
+ATTEMPT_FAILED = Subject("evt.attempt.failed.<kind>.<id>", jobs.AttemptFailed, "EVENTS")
 IMAGE_ENCODED = Subject("evt.image.encoded.<id>", images.Encoded, "EVENTS")
 IMAGE_REFUSED = Subject("evt.image.refused.<id>", images.PictureRefused, "EVENTS")
 

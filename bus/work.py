@@ -16,8 +16,8 @@ from bus.client import Bus, encode, worker_name
 from bus.errors import BadSubject, Fail, Full, NoAnswer, Reject, Retry, Taken, Undecodable
 from bus.ids import digest_id
 from bus.streams import MAX_MESSAGE
-from bus.subjects import ATTEMPT_RELEASED, ATTEMPT_STARTED, DEAD, JOB_RELEASED, JOB_STARTED, Subject
-from schemas.jobs import Released, Started
+from bus.subjects import ATTEMPT_FAILED, ATTEMPT_RELEASED, ATTEMPT_STARTED, DEAD, JOB_RELEASED, JOB_STARTED, Subject
+from schemas.jobs import AttemptFailed, Released, Started
 
 log = structlog.get_logger()
 
@@ -107,17 +107,15 @@ async def process(bus: Bus, work: Work[T], message: Msg) -> None:
 
 
 async def _decide(bus: Bus, work: Work[T], message: Msg, delivery: Delivery) -> None:
-    started, before = False, 0
+    started, before, id = False, 0, work.counted_as(delivery)
     try:
         if await work.ended(delivery):
             await message.ack()
             return
         payload = work.subject.decode(message.data)
-        before = await _start(bus, work.kind, work.counted_as(delivery))
+        before = await _start(bus, work.kind, id)
         if before >= bus.settings.max_attempts:
-            await _exhausted(
-                bus, work, message, delivery, f"its worker died {before} time{'s' * (before != 1)} while it ran"
-            )
+            await _exhausted(bus, work, message, delivery, await _why_failed(bus, work.kind, id, before))
             return
         started = True
         await work.handle(payload, delivery)
@@ -125,7 +123,7 @@ async def _decide(bus: Bus, work: Work[T], message: Msg, delivery: Delivery) -> 
         with anyio.CancelScope(shield=True), suppress(Exception):  # what ends us is the shutdown
             with anyio.move_on_after(3):
                 if started:
-                    await _say_released(bus, work.kind, work.counted_as(delivery), "shutdown")
+                    await _say_released(bus, work.kind, id, "shutdown")
             await message.nak(delay=0.2)  # not at once: our own pull may still be open and would get it
         raise
     except Exception as raised:
@@ -141,7 +139,7 @@ async def _decide(bus: Bus, work: Work[T], message: Msg, delivery: Delivery) -> 
             case Retry() | Full() | NoAnswer():
                 log.info("job put back", why=words(error))
                 if started:
-                    await _say_released(bus, work.kind, work.counted_as(delivery), words(error))
+                    await _say_released(bus, work.kind, id, words(error))
                 patience = min(bus.settings.retry_delay * delivery.delivered, _LONGEST_RETRY)
                 await message.nak(delay=getattr(error, "delay", None) or patience)
             case _ if before + 1 >= bus.settings.max_attempts:
@@ -149,6 +147,9 @@ async def _decide(bus: Bus, work: Work[T], message: Msg, delivery: Delivery) -> 
                 await _exhausted(bus, work, message, delivery, f"{type(error).__name__}: {words(error)}")
             case _:
                 log.exception("job failed, will be tried again", attempt=before + 1)
+                if started:
+                    why = f"{type(error).__name__}: {words(error)}"
+                    await attempt_failed(bus, work.kind, id, why, once=f"{delivery.seq}-{before}")
                 await message.nak(delay=bus.settings.retry_delay * 2**before)
     else:
         await message.ack()
@@ -213,6 +214,29 @@ async def _start(bus: Bus, kind: str, id: str) -> int:
     if before < bus.settings.max_attempts:
         await bus.publish_raw(subject, fact(before + 1))
     return before
+
+
+async def attempt_failed(bus: Bus, kind: str, id: str, why: str, *, once: str) -> None:
+    """Store why an attempt at a job came to nothing, for the sentence that ends the job if none succeeds; `once` tells
+    attempts apart. Raises Full, Retry."""
+    fact = AttemptFailed(id=id, worker=worker_name(), why=why[:_LONGEST_ERROR], at=time.time())
+    await bus.publish(ATTEMPT_FAILED, fact, msg_id=f"{kind}-{id}-failed-{once}", kind=kind, id=id)
+
+
+async def _why_failed(bus: Bus, kind: str, id: str, attempts: int) -> str:
+    """Why so many attempts at a job came to nothing: the last reason that is stored. Those without one ended with their
+    worker. Raises Retry."""
+    subject = ATTEMPT_FAILED(kind=kind, id=id)
+    told = (await bus.waiting("EVENTS", subject)).get(subject, 0)
+    try:
+        last = await bus.last(ATTEMPT_FAILED, kind=kind, id=id) if told else None
+    except Undecodable as error:
+        return f"its attempts failed, and nobody here can read why ({error})"
+    if last is None:
+        return f"its worker died {attempts} times while it ran"
+    if told >= attempts:
+        return last.payload.why
+    return f"{last.payload.why} (and its worker died {attempts - told} times while it ran)"
 
 
 def _started_subject(kind: str, id: str) -> str:

@@ -110,6 +110,15 @@ class Released(msgspec.Struct, frozen=True, kw_only=True):
     at: float
 
 
+class AttemptFailed(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt at a job came to nothing, and why: a start with neither this nor a release ended with its worker."""
+
+    id: str
+    worker: str
+    why: str
+    at: float
+
+
 class Rejected(msgspec.Struct, frozen=True, kw_only=True):
     """A request that can never run, and why."""
 

@@ -8,10 +8,11 @@ import anyio
 
 from agents import encoder
 from bus.client import Bus
-from bus.consumer import Picker, enqueue
+from bus.consumer import Picker, enqueue, serve
 from bus.ids import new_id
-from bus.results import result_of
+from bus.results import ended, give_up, result_of
 from bus.subjects import ATTEMPT_RELEASED, ENCODE, GENERATE, JOB_PLANNED
+from bus.work import Delivery, Work
 from schemas.files import FilePath
 from schemas.images import Encode, Pixels
 from schemas.jobs import ModelRef, Plan, SchedulerSpec
@@ -49,6 +50,30 @@ async def test_lost_pixels_are_drawn_again_even_while_their_generator_has_not_le
                 await bus.flush()
     assert list(await bus.waiting("GENERATE", GENERATE.filter())) == [GENERATE(lane="normal", model=model, id=made.id)]
     assert await result_of(bus, made.id) is None
+
+
+async def test_a_job_whose_pixels_are_missing_each_time_ends_with_what_is_missing_and_where(bus: Bus, tmp_path: Path):
+    made, draws = plan(new_id()), []
+    pixels = Pixels(index=0, file=f"{made.id}-0.npy", seed=1, width=64, height=64)
+    job = Encode(id=made.id, day=made.day, format="webp", quality=90, lossless=False, pixels=(pixels,))
+
+    async def draw(plan: Plan, delivery: Delivery) -> None:
+        """A generator with a data directory of its own."""
+        draws.append(delivery.seq)
+        await enqueue(bus, ENCODE, job, lane="normal", id=plan.id)
+
+    drawing = Work(
+        GENERATE, draw, ended=lambda delivery: ended(bus, delivery.id), give_up=functools.partial(give_up, bus)
+    )
+    await bus.publish(JOB_PLANNED, made, id=made.id)
+    await bus.publish(GENERATE, made, lane="normal", model=made.model.sha256[:12], id=made.id)
+    encoding = functools.partial(encoder.run, bus, tmp_path, EncoderSettings())
+    async with running(encoding, functools.partial(serve, bus, drawing, "generator")):
+        with anyio.fail_after(20):
+            while (told := await result_of(bus, made.id)) is None:
+                await bus.flush()
+    assert (told.status, told.reason, len(draws)) == ("failed", "exhausted", 3)
+    assert f"there is no {pixels.file} in {tmp_path / 'work'}" in told.error and "died" not in told.error
 
 
 async def released(bus: Bus, id: str) -> bool:

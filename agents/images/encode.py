@@ -58,7 +58,10 @@ def _encode_one(job: Encode, pixels: Pixels, data_dir: Path) -> Picture:
         try:
             array = read_pixels(data_dir / "work" / pixels.file, width=pixels.width, height=pixels.height)
         except FileNotFoundError as error:
-            raise PixelsGone(f"{pixels.file} is gone and {missing[0]} was never written") from error
+            raise PixelsGone(
+                f"there is no {pixels.file} in {data_dir / 'work'}, and {missing[0]} was never written; "
+                "generator and encoder need the same data directory"
+            ) from error
         image = as_image(array)
         if full in missing:
             files.place(data_dir / full, full_size(image, job, pixels.infotext), names_too=False)

@@ -85,11 +85,11 @@ def original_bytes(path: Path, source: str) -> bytes:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
-        raise NotTheOriginal(f"{path.name}, the original, is gone") from error
+        raise NotTheOriginal(f"{path.name}, the original, is gone: there is none in {path.parent}") from error
     if len(data) > MAX_BYTES:
         raise Broken(f"the original has more than {MAX_BYTES >> 20} MiB")
     if hashlib.sha256(data).hexdigest() != source:
-        raise NotTheOriginal(f"{path.name}, the original, has other bytes than it had")
+        raise NotTheOriginal(f"{path.name}, the original, has other bytes than it had (in {path.parent})")
     return data
 
 

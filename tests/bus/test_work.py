@@ -14,9 +14,9 @@ from bus.errors import Full, Reject, Retry, Taken
 from bus.ids import new_id
 from bus.results import cancel, end, ended, give_up, result_of, watched
 from bus.server import LocalServer, local_server
-from bus.subjects import DEAD, JOB_FINISHED, PREFIX, PREPARE, RESULT
+from bus.subjects import ATTEMPT_STARTED, DEAD, JOB_FINISHED, PREFIX, PREPARE, RESULT
 from bus.work import Delivery, Work, process
-from schemas.jobs import Request
+from schemas.jobs import Request, Started
 from schemas.settings import BusSettings
 from tests.conftest import QUICK, running
 
@@ -114,6 +114,47 @@ async def test_a_job_that_keeps_failing_ends_failed_with_a_dead_letter_and_the_o
     assert "boom" in bad.error
     letter = await bus.last(DEAD, kind="prepare", reason="exhausted", id=poison)
     assert msgspec.json.decode(bytes(letter.payload), type=Request).prompt == "poison"
+
+
+async def died(bus: Bus, id: str, attempt: int) -> None:
+    """An attempt whose worker ended with it."""
+    fact = Started(id=id, attempt=attempt, worker="test:1", at=time.time())
+    await bus.publish(ATTEMPT_STARTED, fact, kind="prepare", id=id)
+
+
+async def test_a_job_that_failed_and_whose_worker_died_then_ends_with_why_it_failed(bus: Bus):
+    tries = []
+
+    async def handle(request: Request, delivery: Delivery) -> None:
+        tries.append(delivery.delivered)
+        if len(tries) == 2:
+            await died(bus, delivery.id, 3)  # as if another worker had taken it meanwhile
+        raise RuntimeError("boom")
+
+    async with running(functools.partial(serve, bus, work(bus, handle), "w")):
+        id = await ask(bus)
+        told = await result(bus, id)
+    assert (told.status, told.reason, len(tries)) == ("failed", "exhausted", 2)
+    assert "after 3 attempts: RuntimeError: boom" in told.error and "died 1 times" in told.error
+    letter = await bus.raw("DLQ", DEAD(kind="prepare", reason="exhausted", id=id))
+    assert letter
+
+
+@pytest.mark.parametrize("retried", [False, True])
+async def test_only_a_job_whose_every_worker_died_is_told_so(bus: Bus, retried: bool):
+    async def handle(request: Request, delivery: Delivery) -> None:
+        for attempt in range(3):
+            await died(bus, delivery.id, attempt)
+        raise Retry("the catalog is away", delay=0.1)
+
+    async with running(functools.partial(serve, bus, work(bus, handle), "w")):
+        id = new_id()
+        if not retried:
+            for attempt in range(3):
+                await died(bus, id, attempt)
+        await ask(bus, id=id)
+        told = await result(bus, id)
+    assert told.error == "given up after 3 attempts: its worker died 3 times while it ran"
 
 
 async def test_a_reject_inside_a_task_group_still_means_reject(bus: Bus):
