@@ -22,6 +22,7 @@ from bus.errors import UserError
 from schemas import catalog
 from schemas.asks import ImportState, Outcome, Outcomes, Promote, Strategy
 from schemas.catalog import ModelReply, SearchModels, Tagged, TagReply, WholeModel
+from schemas.files import Identity
 from schemas.jobs import Import
 from schemas.models import ImportReport, Model, Tag
 from schemas.settings import Settings
@@ -46,7 +47,7 @@ async def models(settings: Settings, search: SearchModels, as_json: bool) -> int
         (
             model.name,
             model.identity.kind + (" (unsafe)" if model.identity.unsafe else ""),
-            " ".join(filter(None, (model.identity.family, model.identity.variant))),
+            _family(model.identity),
             model.sha256[:10],
             f"{model.size / 1e6:,.1f} MB",
             _where(model),
@@ -58,6 +59,11 @@ async def models(settings: Settings, search: SearchModels, as_json: bool) -> int
     nothing = "no models yet: drop one into the folder" if is_all else "no model fits"
     table(("name", "kind", "family", "hash", "size", "where", "tags"), rows, nothing=nothing)
     return 0
+
+
+def _family(known: Identity) -> str:
+    """The family with what is known besides, a question mark where it is a guess."""
+    return " ".join(filter(None, (known.family, known.edition, known.variant, "(?)" if known.guess else "")))
 
 
 def _where(model: Model) -> str:
@@ -84,7 +90,8 @@ def _facts(whole: WholeModel) -> Iterator[tuple[str, str]]:
     yield "name", model.name
     yield "sha256", model.sha256
     yield from sorted(model.digests.items())
-    yield "kind", " ".join(filter(None, (known.kind, known.family, known.variant, "(unsafe)" if known.unsafe else "")))
+    yield "kind", " ".join(filter(None, (known.kind, _family(known), "(unsafe)" if known.unsafe else "")))
+    yield "a guess", known.guess
     yield "problem", known.problem
     yield "size", f"{model.size:,} bytes, {known.parameters:,} parameters, {' '.join(known.dtypes)}"
     for one in whole.paths:

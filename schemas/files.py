@@ -33,6 +33,8 @@ class Stat(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """What a model file's header tells without loading a weight.
 
+    `edition` is which model of its family it is, or is for, where its keys tell ("klein-4b", "14b"). `guess` says why
+    the family is only a guess, empty where the keys tell it (and in what was stored before there was this field).
     `components` is bytes per component, `dtypes` the safetensors names by falling size, `parameters` a count. `unsafe`
     marks formats that can run code when loaded (pickles): they are catalogued, never loaded. `problem` says why a file
     is no usable model, in a sentence.
@@ -48,6 +50,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     trigger_words: tuple[str, ...] = ()
     unsafe: bool = False
     problem: str = ""
+    edition: str = ""
+    guess: str = ""
 
 
 class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -195,6 +195,7 @@ def _model(model: Model) -> dict[str, Any]:
         "name": model.name,
         "kind": known.kind,
         "family": known.family,
+        **{name: text for name, text in (("edition", known.edition), ("guess", known.guess)) if text},
         "variant": known.variant,
         "size": model.size,
         "missing": model.missing,

@@ -39,38 +39,78 @@ class Rule(NamedTuple):
 
 _ANY_UNET = "model.diffusion_model."
 
+PREFIXES = ("", _ANY_UNET, "diffusion_model.", "net.", "transformer.")
+"""What may stand before the keys of a denoiser."""
+
 DIT_RULES = (
+    ("flux3", ("early_stream_modulations.",), ()),
     ("flux2", ("double_stream_modulation_img.",), ()),
+    ("chroma-radiance", ("distilled_guidance_layer.", "nerf_"), ()),
     ("chroma", ("distilled_guidance_layer.",), ()),
     ("hunyuan-image", ("txt_in.individual_token_refiner.", "byt5_in."), ("cond_type_embedding.", "vision_in.")),
     ("hunyuan-video", ("txt_in.individual_token_refiner.",), ()),
     ("hunyuan-image", ("context_embedder.token_refiner.", "time_guidance_embed."), ()),
     ("hunyuan-video", ("context_embedder.token_refiner.",), ()),
     ("auraflow", ("joint_transformer_blocks.", "single_transformer_blocks."), ()),
-    ("flux", ("double_blocks.", "guidance_in."), ()),
-    ("flux-schnell", ("double_blocks.", "single_blocks."), ("guidance_in.",)),
+    ("ovis-image", ("double_blocks.0.img_mlp.gate_proj.",), ()),
+    ("flux", ("double_blocks.", "guidance_in."), ("latent_in.",)),
+    ("flux-schnell", ("double_blocks.", "single_blocks."), ("guidance_in.", "latent_in.")),
+    ("flux-schnell", ("double_blocks.0.img_attn.norm.key_norm.",), ("guidance_in.", "latent_in.")),
+    ("flux", ("single_transformer_blocks.", "transformer_blocks.0.mlp_context_fc1."), ()),
     ("flux", ("single_transformer_blocks.", "time_text_embed.guidance_embedder."), ()),
     (
         "flux-schnell",
         ("single_transformer_blocks.", "time_text_embed.text_embedder."),
         ("time_text_embed.guidance_embedder.",),
     ),
+    ("ovis-image", ("single_transformer_blocks.", "context_embedder_norm."), ()),
+    ("longcat-image", ("single_transformer_blocks.", "context_embedder.", "time_embed.timestep_embedder."), ()),
+    ("hidream", ("double_stream_blocks.",), ()),
+    ("hidream", ("caption_projection.0.linear.",), ()),
+    ("hidream-o1", ("t_embedder1.mlp.0.", "x_embedder.proj1."), ()),
+    ("kandinsky5", ("visual_transformer_blocks.", "text_transformer_blocks."), ()),
     ("sd35", ("joint_blocks.0.x_block.attn.ln_k.",), ()),
     ("sd3", ("joint_blocks.",), ()),
     ("sd35", ("transformer_blocks.0.attn.add_k_proj.", "transformer_blocks.0.attn.norm_q.", "pos_embed.proj."), ()),
     ("sd3", ("transformer_blocks.0.attn.add_k_proj.", "pos_embed.proj.", "context_embedder."), ()),
     ("auraflow", ("double_layers.", "single_layers."), ()),
+    ("qwen-image-2.1", ("txt_in.text_norm.",), ()),
     ("qwen-image", ("transformer_blocks.0.img_mod.", "txt_in."), ()),
+    ("qwen-image", ("time_text_embed.timestep_embedder.", "img_in.", "transformer_blocks.0.attn.add_"), ()),
+    ("krea2", ("txtfusion.projector.",), ()),
+    ("krea2", ("text_fusion.projector.",), ()),
+    ("ideogram4", ("embed_image_indicator.", "llm_cond_proj."), ()),
+    ("ernie-image", ("layers.0.self_attention.", "layers.0.adaLN_sa_ln."), ()),
+    ("z-image", ("context_refiner.0.attention.", "layers.0.adaLN_modulation.0."), ()),
     ("z-image", ("noise_refiner.", "cap_embedder.", "layers.0.adaLN_modulation.0."), ()),
     ("lumina2", ("noise_refiner.", "cap_embedder."), ()),
     ("lumina2", ("noise_refiner.", "time_caption_embed."), ("ref_image_refiner.",)),
+    ("omnigen2", ("ref_image_refiner.", "time_caption_embed."), ()),
+    ("lumina2", ("cap_embedder.0.",), ()),
     ("wan", ("blocks.0.cross_attn.", "patch_embedding."), ()),
+    ("wan", ("blocks.0.cross_attn.k.",), ()),
+    ("anima", ("llm_adapter.", "blocks.0.mlp.layer1."), ()),
+    ("cosmos", ("blocks.0.mlp.layer1.",), ()),
+    ("cosmos", ("blocks.0.adaln_modulation_cross_attn.",), ()),
+    ("cosmos", ("blocks.block0.blocks.0.",), ()),
+    ("cosmos", ("transformer_blocks.0.norm1.linear_1.", "time_embed.t_embedder."), ()),
+    ("mochi", ("t5_yproj.", "blocks.0.attn.qkv_x."), ()),
     ("wan", ("blocks.0.attn2.", "patch_embedding.", "condition_embedder.time_embedder."), ()),
     ("ltx2", ("audio_patchify_proj.",), ()),
     ("ltx2", ("audio_proj_in.", "proj_in."), ()),
+    ("ltx2", ("audio_adaln_single.",), ()),
     ("ltx-video", ("transformer_blocks.0.scale_shift_table", "proj_in.", "caption_projection."), ()),
     ("ltx-video", ("transformer_blocks.0.scale_shift_table", "patchify_proj."), ()),
+    ("sana", ("transformer_blocks.0.ff.conv_inverted.",), ()),
+    ("sana", ("attention_y_norm.", "blocks.0.cross_attn."), ()),
+    ("sana", ("blocks.0.mlp.inverted_conv.", "blocks.0.cross_attn.q_linear."), ()),
+    ("pixart", ("t_block.1.", "blocks.0.cross_attn."), ()),
+    ("pixart", ("adaln_single.", "pos_embed.proj."), ()),
+    ("ltx-video", ("adaln_single.emb.", "patchify_proj."), ()),
     ("pixart", ("adaln_single.", "caption_projection."), ()),
+    ("ltx-video", ("adaln_single.emb.timestep_embedder.",), ()),
+    ("glm-image", ("glyph_projector.", "transformer_blocks.0.attn1."), ()),
+    ("cogview4", ("patch_embed.text_proj.", "transformer_blocks.0.attn1."), ()),
     ("hunyuan-dit", ("mlp_t5.",), ()),
     ("cascade", ("clip_txt_mapper.",), ()),
     ("cascade", ("effnet_mapper.", "clip_mapper."), ()),
@@ -79,7 +119,17 @@ DIT_RULES = (
     ("kolors", ("input_blocks.0.0.weight", "encoder_hid_proj.weight"), ()),
     ("kolors", ("conv_in.weight", "encoder_hid_proj.weight", "add_embedding."), ()),
 )
-"""Transformers (and Cascade) by (family, has, lacks), under no prefix or that of a full checkpoint."""
+"""Transformers (and Cascade) by (family, has, lacks), under one of PREFIXES."""
+
+EDITIONS = (
+    ("flux2", "double_stream_modulation_img.lin", {36864: "dev", 18432: "klein-4b", 24576: "klein-9b"}),
+    ("sd35", "joint_blocks.0.context_block.attn.proj.", {2432: "large", 1536: "medium"}),
+    ("sd35", "transformer_blocks.0.attn.to_q.", {2432: "large", 1536: "medium"}),
+    ("sd3", "joint_blocks.0.context_block.attn.proj.", {1536: "medium"}),
+    ("wan", "blocks.0.cross_attn.k.", {1536: "1.3b", 5120: "14b", 3072: "5b"}),
+    ("wan", "blocks.0.attn2.to_k.", {1536: "1.3b", 5120: "14b", 3072: "5b"}),
+)
+"""Models of a family by the larger side of a tensor: (family, beginning of its name, edition by side)."""
 
 CHECKPOINT_RULES = (
     Rule("checkpoint", "sdxl", ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model.", _ANY_UNET)),
@@ -144,45 +194,30 @@ WIDTHS = {768: "sd15", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
 
 EMBEDDING_WIDTHS = {768: "sd15", 1024: "sd2", 1280: "sdxl"}
 
-LORA_RULES = (
-    ("chroma", ("lora_unet_distilled_guidance_layer_", "diffusion_model.distilled_guidance_layer.")),
-    ("hunyuan-video", ("lora_unet_double_blocks_0_img_mlp_fc", "lora_unet_single_blocks_0_modulation_linear")),
-    ("hunyuan-video", ("diffusion_model.double_blocks.0.img_attn_", "transformer.double_blocks.0.img_attn_")),
-    ("hunyuan-video", ("transformer.context_embedder.token_refiner.",)),
-    ("flux2", ("transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj.",)),
-    ("flux", ("lora_unet_double_blocks_", "lora_unet_single_blocks_")),
-    ("flux", ("diffusion_model.double_blocks.", "diffusion_model.single_blocks.")),
-    (
-        "flux",
-        ("double_blocks.", "single_blocks.", "base_model.model.double_blocks.", "base_model.model.single_blocks."),
-    ),
-    ("flux", ("transformer.single_transformer_blocks.", "lora_transformer_single_transformer_blocks_")),
-    ("flux", ("lycoris_single_transformer_blocks_",)),
-    ("sd3", ("lora_unet_joint_blocks_", "diffusion_model.joint_blocks.")),
-    ("qwen-image", ("transformer_blocks.0.img_m", "diffusion_model.transformer_blocks.0.img_m")),
-    ("qwen-image", ("transformer.transformer_blocks.0.img_m", "lora_unet_transformer_blocks_0_img_m")),
-    ("wan", ("diffusion_model.blocks.0.cross_attn.", "lora_unet_blocks_0_cross_attn_", "blocks.0.cross_attn.")),
-    (
-        "",
-        ("transformer.", "lora_transformer_", "diffusion_model.transformer_blocks.", "transformer_blocks.", "blocks."),
-    ),
-    ("sdxl", ("lora_te2_text_model_", "lora_te1_text_model_", "text_encoder_2.text_model.")),
+TRANSFORMERS = (
+    *("transformer.", "lora_transformer_", "diffusion_model.transformer_blocks.", "transformer_blocks.", "blocks."),
+    *("diffusion_model.blocks.", "diffusion_model.layers.", "layers.", "lora_unet_transformer_blocks_"),
+    *("lora_unet_blocks_", "lora_unet_layers_", "base_model.model.transformer_blocks.", "base_model.model.blocks."),
 )
-"""Adapters by (family, beginnings of keys, one of which is enough), transformers first: their text encoders have the
-names that SDXL's have. With no family, the layout is some transformer's, and a UNet's widths say nothing of it."""
+"""Beginnings of an adapter's keys that are some transformer's: a UNet's widths say nothing of it."""
 
-LIKE_FLUX = ("chroma", "flux2", "hunyuan-image", "hunyuan-video")
-"""Families whose adapters may have FLUX.1's names, so that what a trainer wrote goes first."""
+SDXL_TEXT = ("lora_te2_text_model_", "lora_te1_text_model_", "text_encoder_2.text_model.")
+"""Those of the text encoders that SDXL has, and some transformers."""
 
 LORA_METADATA = (
     ("ss_base_model_version", "flux_2", "flux2"),
+    ("ss_base_model_version", "flux2", "flux2"),
     ("ss_base_model_version", "chroma", "chroma"),
     ("ss_base_model_version", "hunyuan_video", "hunyuan-video"),
     ("ss_base_model_version", "hunyuan-image", "hunyuan-image"),
+    ("ss_base_model_version", "hunyuan_image", "hunyuan-image"),
     ("ss_base_model_version", "lumina2", "lumina2"),
     ("ss_base_model_version", "wan", "wan"),
     ("ss_base_model_version", "qwen_image", "qwen-image"),
     ("ss_base_model_version", "z_image", "z-image"),
+    ("ss_base_model_version", "zimage", "z-image"),
+    ("ss_base_model_version", "anima", "anima"),
+    ("ss_base_model_version", "kolors", "kolors"),
     ("ss_base_model_version", "sdxl", "sdxl"),
     ("ss_base_model_version", "sd_v1", "sd15"),
     ("ss_base_model_version", "sd_v2", "sd2"),
@@ -193,7 +228,18 @@ LORA_METADATA = (
     ("modelspec.architecture", "stable-diffusion-v1", "sd15"),
     ("modelspec.architecture", "stable-diffusion-v2", "sd2"),
     ("modelspec.architecture", "stable-diffusion-3", "sd3"),
+    ("modelspec.architecture", "flux-2", "flux2"),
+    ("modelspec.architecture", "flux.2", "flux2"),
+    ("modelspec.architecture", "flux2", "flux2"),
     ("modelspec.architecture", "flux", "flux"),
+    ("modelspec.architecture", "chroma", "chroma"),
+    ("modelspec.architecture", "qwen-image", "qwen-image"),
+    ("modelspec.architecture", "z-image", "z-image"),
+    ("modelspec.architecture", "hunyuan-video", "hunyuan-video"),
+    ("modelspec.architecture", "lumina", "lumina2"),
+    ("modelspec.architecture", "wan", "wan"),
+    ("modelspec.architecture", "kolors", "kolors"),
+    ("modelspec.architecture", "anima", "anima"),
 )
 """What trainers write, where the keys leave a choice: (metadata key, what it begins with, family)."""
 
@@ -227,6 +273,10 @@ class Keys:
             return any(name.endswith(part[1:]) for name in self.names)
         at = bisect_left(self.names, part)
         return at < len(self.names) and self.names[at].startswith(part)
+
+    def all(self, part: str) -> list[str]:
+        """The names that begin with `part`."""
+        return self.names[bisect_left(self.names, part) : bisect_left(self.names, part + "\U0010ffff")]
 
     def match(self, has: tuple[str, ...], lacks: tuple[str, ...] = (), prefix: str = "") -> bool:
         """Whether there is a name for every part of `has` and none for any of `lacks`, all under a prefix."""

@@ -10,7 +10,8 @@ from math import prod
 import msgspec
 
 from agents.ingest.errors import BadHeader, Unfinished
-from agents.ingest.tensors import HEADER_LIMIT
+from agents.ingest.identity import told_by
+from agents.ingest.tensors import HEADER_LIMIT, Tensor
 from schemas.files import Identity, Kind
 
 MAGIC = b"GGUF"
@@ -65,11 +66,16 @@ _ARCHITECTURES: dict[str, tuple[Kind, str]] = {
 }
 
 
+_BY_ARCHITECTURE = "by the architecture that its header names: its tensors leave it open"
+
+
 class Contents(msgspec.Struct, frozen=True, kw_only=True):
-    """What a header says: the architecture it names, how many numbers there are, the bytes of each type of tensor, and
-    where the data ends in the file, by itself and filled up to the alignment (None with a type nobody here knows)."""
+    """What a header says: the architecture it names, every tensor by name (the shape as torch has it), how many numbers
+    there are, the bytes of each type of tensor, and where the data ends in the file, by itself and filled up to the
+    alignment (None with a type nobody here knows)."""
 
     architecture: str
+    tensors: dict[str, Tensor]
     parameters: int
     sizes: dict[str, int]
     end: int | None
@@ -77,12 +83,17 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def identify(fd: int) -> Identity:
-    """Kind and family by the architecture the file names. Raises OSError only."""
+    """Kind and family by the tensors, which tell more than the architecture that the file names: FLUX.2 and Chroma are
+    called flux there, Z-Image lumina2. Raises OSError only."""
     try:
         found = read(fd)
     except BadHeader as error:
         return Identity(problem=str(error))
-    kind, family = _ARCHITECTURES.get(found.architecture, ("unknown", ""))
+    told, guess = told_by(found.tensors, {}), ""
+    kind, family, edition = told.kind, told.family, told.edition
+    if kind not in ("diffusion_model", "checkpoint", "text_encoder"):
+        kind, family = _ARCHITECTURES.get(found.architecture, ("unknown", ""))
+        edition, guess = "", _BY_ARCHITECTURE if kind == "diffusion_model" else ""
     if kind == "unknown":
         named = f" ({found.architecture[:80]!r})" if found.architecture else ""
         return Identity(problem=f"This GGUF file holds no kind of model known here{named}.")
@@ -92,7 +103,9 @@ def identify(fd: int) -> Identity:
         dtypes=tuple(sorted(found.sizes, key=lambda name: (-found.sizes[name], name))),
         parameters=found.parameters,
         components={"denoiser" if kind == "diffusion_model" else kind: sum(found.sizes.values())},
-        metadata={"general.architecture": found.architecture},
+        metadata={"general.architecture": found.architecture} if found.architecture else {},
+        edition=edition,
+        guess=guess,
     )
 
 
@@ -134,8 +147,9 @@ def _contents(reader: "_Reader", tensors: int, architecture: str, alignment: int
     """The list of tensors, which ends the header, and what follows from it."""
     parameters, end, is_known = 0, 0, True
     sizes: dict[str, int] = {}
+    named: dict[str, Tensor] = {}
     for _ in range(tensors):
-        reader.text()
+        key = reader.text().decode("utf-8", "replace")
         (rank,) = reader.numbers("<I")
         if rank > _MAX_RANK:
             raise BadHeader("The header is damaged: a tensor in it has too many dimensions. Download the file again.")
@@ -146,6 +160,7 @@ def _contents(reader: "_Reader", tensors: int, architecture: str, alignment: int
         is_known = is_known and bool(name)
         size = count // block * block_bytes
         sizes[name] = sizes.get(name, 0) + size
+        named[key] = Tensor(dtype=name, shape=tuple(reversed(shape)), data_offsets=(offset, offset + size))
         end = max(end, offset + size)
         if max(parameters, end, sizes[name]) > _MOST:
             raise BadHeader("The header is damaged: no file is as large as it says. Download the file again.")
@@ -153,6 +168,7 @@ def _contents(reader: "_Reader", tensors: int, architecture: str, alignment: int
     end += -(-reader.at // alignment) * alignment if tensors else reader.at
     return Contents(
         architecture=architecture,
+        tensors=named,
         parameters=parameters,
         sizes=sizes,
         end=end if is_known else None,

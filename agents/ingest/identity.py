@@ -1,15 +1,14 @@
 """Identity: a tensor table and its metadata, made into what the catalog says of a model. Pure."""
 
 from math import prod
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from agents.ingest import families
+from agents.ingest import adapters, families
 from agents.ingest.families import Keys, Tensors
 from agents.ingest.metadata import bounded, trigger_words
 from agents.ingest.tensors import Table
 from schemas.files import Identity, Kind
 
-_CHECKPOINT = "model.diffusion_model."
 _EMBEDDING_TENSORS = 4
 _EMBEDDING_NAMES = frozenset(
     (*("clip_l", "clip_g", "t5", "clip_l_out", "clip_g_out", "t5_out"), *("text_encoders_0", "text_encoders_1"))
@@ -22,16 +21,29 @@ _SUFFIXES = {5: "-depth", 7: "-upscaler", 8: "-pix2pix"}
 _INPAINTING = (9, 384)
 """What inpainting models take in: channels of a UNet, features of FLUX Fill."""
 
+_BY_TRAINER = "by what its trainer wrote: its keys leave it open"
+
 _UNFAMILIAR = (
     "This is a safetensors file, but its tensors are of no kind of model known here; "
     "if it should be one, convert it to the original layout of its family."
 )
 
 
+class _Is(NamedTuple):
+    """What a table of tensors is: `prefix` stands before the keys of what denoises; the rest as in Identity."""
+
+    kind: Kind
+    family: str
+    edition: str = ""
+    guess: str = ""
+    prefix: str = ""
+
+
 def identify_table(table: Table) -> Identity:
     """Kind, family, variant and sizes. Looks at names and shapes only."""
     tensors = table.tensors
-    kind, family = _kind_and_family(tensors, table.metadata)
+    found = told_by(tensors, table.metadata)
+    kind, family = found.kind, found.family
     channels = _input_channels(tensors)
     if family in families.WIDTHS.values() and kind in ("checkpoint", "diffusion_model"):
         family += _SUFFIXES.get(channels, "")
@@ -48,32 +60,63 @@ def identify_table(table: Table) -> Identity:
         metadata=bounded(table.metadata),
         trigger_words=trigger_words(table.metadata) if kind in ("lora", "embedding") else (),
         problem=problem,
+        edition=found.edition,
+        guess=found.guess,
     )
 
 
-def _kind_and_family(tensors: Tensors, metadata: dict[str, str]) -> tuple[Kind, str]:
+def told_by(tensors: Tensors, metadata: dict[str, str]) -> _Is:
     """Adapters first, since they name the parts they adapt; then whole checkpoints; then parts."""
     keys = Keys(tensors)
     if keys.match(("ip_adapter.", "image_proj.")):
-        return "unknown", "ip-adapter"
+        return _Is("unknown", "ip-adapter")
     if any(key.endswith(families.LORA_MARKS) or ".lora_A." in key for key in keys.names):
-        return "lora", _lora_family(tensors, keys, metadata)
+        return _lora(tensors, keys, metadata)
     for rule in families.CHECKPOINT_RULES:
         if keys.match(rule.has, rule.lacks):
-            return rule.kind, rule.family
+            return _Is(rule.kind, rule.family)
     control = any(keys.begin(mark) for mark in families.CONTROL_MARKS)
-    for family, has, lacks in families.DIT_RULES:
-        if keys.match(has, lacks, _CHECKPOINT) or keys.match(has, lacks):
-            return "controlnet" if control else _whole_or_part(keys), family
+    if (found := _transformer(tensors, keys)) is not None:
+        return found._replace(kind="controlnet") if control else found
     if control:
-        return "controlnet", _width_family(tensors)
+        return _Is("controlnet", _width_family(tensors))
     for rule in families.OTHER_RULES:
         if keys.match(rule.has, rule.lacks):
-            return rule.kind, rule.family or _width_family(tensors)
+            return _Is(rule.kind, rule.family or _width_family(tensors))
     for marks in families.UNET_MARKS:
-        if keys.match(marks) or keys.match(marks, prefix=_CHECKPOINT):
-            return _whole_or_part(keys), _width_family(tensors)
+        if any(keys.match(marks, prefix=prefix) for prefix in families.PREFIXES):
+            return _Is(_whole_or_part(keys), _width_family(tensors))
     return _embedding(tensors)
+
+
+def _transformer(tensors: Tensors, keys: Keys) -> _Is | None:
+    """What a model with a transformer that denoises is; None for other files."""
+    for family, has, lacks in families.DIT_RULES:
+        for prefix in families.PREFIXES:
+            if keys.match(has, lacks, prefix):
+                family, edition = _edition(tensors, keys, family, prefix)
+                return _Is(_whole_or_part(keys), family, edition, prefix=prefix)
+    return None
+
+
+def _edition(tensors: Tensors, keys: Keys, family: str, prefix: str) -> tuple[str, str]:
+    """The family and which of its models it is, by the shapes of a few tensors (in GGUF they may be transposed)."""
+
+    def side(part: str) -> int:
+        return max((side for name in keys.all(prefix + part) for side in tensors[name].shape), default=0)
+
+    if family == "sd3" and side("joint_blocks.0.context_block.attn.proj.") == 2432:
+        return "sd35", "large"
+    if family in ("flux-schnell", "longcat-image") and (
+        width := side("txt_in.weight") or side("context_embedder.weight")
+    ):
+        family = {3584: "longcat-image"}.get(width, "bria" if family == "longcat-image" else family)
+    if family == "qwen-image" and keys.begin(prefix + "__index_timestep_zero__"):
+        return family, "edit-2511"
+    for of, part, editions in families.EDITIONS:
+        if of == family and (edition := editions.get(side(part), "")):
+            return family, edition
+    return family, ""
 
 
 def _whole_or_part(keys: Keys) -> Kind:
@@ -89,8 +132,8 @@ def _width_family(tensors: Tensors) -> str:
     return ""
 
 
-def _lora_family(tensors: Tensors, keys: Keys, metadata: dict[str, str]) -> str:
-    """By the layout, then by widths where the layout is a UNet's; what trainers wrote decides what these leave open."""
+def _lora(tensors: Tensors, keys: Keys, metadata: dict[str, str]) -> _Is:
+    """By the layers, then by widths where the layout is a UNet's; what trainers wrote decides what these leave open."""
     said = next(
         (
             family
@@ -99,53 +142,45 @@ def _lora_family(tensors: Tensors, keys: Keys, metadata: dict[str, str]) -> str:
         ),
         "",
     )
-    for family, parts in families.LORA_RULES:
-        if any(keys.begin(part) for part in parts):
-            if family == "flux":
-                return said if said in families.LIKE_FLUX else _flux_family(tensors)
-            return family or said
+    found = adapters.family_of(tensors, said)
+    if found.family:
+        return _Is("lora", *found)
+    by_trainer = _Is("lora", said, guess=_BY_TRAINER if said else "")
+    if any(keys.begin(part) for part in families.TRANSFORMERS):
+        return by_trainer
+    if any("encoder_hid_proj" in name for name in keys.names):
+        return _Is("lora", "kolors")
+    family = "sdxl" if any(keys.begin(part) for part in families.SDXL_TEXT) else _reading_text(tensors)
+    if family == "sdxl" and said == "kolors":  # the same layers, and the same width
+        return by_trainer
+    return _Is("lora", family) if family else by_trainer
+
+
+def _reading_text(tensors: Tensors) -> str:
+    """The family by the width of the text that a UNet's adapted layers read; empty where they don't tell."""
     for key in tensors:
-        if "attn2" in key and "to_k" in key and (family := families.WIDTHS.get(_reads(tensors, key), "")):
+        reads_text = "attn2" in key and ("to_k" in key or "to_v" in key)
+        if reads_text and (family := families.WIDTHS.get(adapters.reads(tensors, key), "")):
             return family
-    return said
+    return ""
 
 
-def _flux_family(tensors: Tensors) -> str:
-    """FLUX.1 is 3072 wide; FLUX.2 has the same names and is wider."""
-    for key in tensors:
-        if "double_blocks" in key and "img_attn" in key and "qkv" in key and (width := _reads(tensors, key)):
-            return "flux2" if width in (4096, 6144) else "flux"
-    return "flux"
-
-
-def _reads(tensors: Tensors, key: str) -> int:
-    """The width that the layer an adapter's tensor belongs to takes in; 0 when this tensor does not tell."""
-    shape = tensors[key].shape
-    if len(shape) < 2:
-        return 0
-    if key.endswith(("down.weight", ".hada_w1_b")) or ".lora_A." in key:
-        return shape[1]
-    if key.endswith(".lokr_w1"):
-        other = tensors.get(key[:-1] + "2") or tensors.get(key[:-1] + "2_b")
-        return shape[1] * other.shape[1] if other is not None and len(other.shape) > 1 else 0
-    return 0
-
-
-def _embedding(tensors: Tensors) -> tuple[Kind, str]:
+def _embedding(tensors: Tensors) -> _Is:
     """Textual inversions: a few vectors under few names."""
     if tensors.keys() <= _EMBEDDING_NAMES:
         if "t5" in tensors:
-            return "embedding", "sd3" if "clip_g" in tensors else "flux" if "clip_l" in tensors else ""
+            return _Is("embedding", "sd3" if "clip_g" in tensors else "flux" if "clip_l" in tensors else "")
         if {"clip_l", "clip_g"} <= tensors.keys() or "text_encoders_1" in tensors:
-            return "embedding", "sdxl"
+            return _Is("embedding", "sdxl")
     flat = [tensor for tensor in tensors.values() if len(tensor.shape) in (1, 2)]
     if len(tensors) > _EMBEDDING_TENSORS or len(flat) != len(tensors):
-        return "unknown", ""
+        return _Is("unknown", "")
     named = "emb_params" in tensors or any(key.startswith("string_to_param") for key in tensors)
     width = flat[0].shape[-1]
     if named or (len(tensors) == 1 and width in families.EMBEDDING_WIDTHS):
-        return "embedding", families.EMBEDDING_WIDTHS.get(width, "")
-    return "unknown", ""
+        family = families.EMBEDDING_WIDTHS.get(width, "")
+        return _Is("embedding", family, guess="by the width of its vectors" if family else "")
+    return _Is("unknown", "")
 
 
 def _input_channels(tensors: Tensors) -> int:
