@@ -232,11 +232,11 @@ async def _why_failed(bus: Bus, kind: str, id: str, attempts: int) -> str:
         last = await bus.last(ATTEMPT_FAILED, kind=kind, id=id) if told else None
     except Undecodable as error:
         return f"its attempts failed, and nobody here can read why ({error})"
+    deaths = attempts - told
+    died = f"its worker died {deaths} time{'s' * (deaths != 1)} while it ran"
     if last is None:
-        return f"its worker died {attempts} times while it ran"
-    if told >= attempts:
-        return last.payload.why
-    return f"{last.payload.why} (and its worker died {attempts - told} times while it ran)"
+        return died
+    return f"{last.payload.why} (and {died})" if deaths > 0 else last.payload.why
 
 
 def _started_subject(kind: str, id: str) -> str:

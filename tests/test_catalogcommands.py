@@ -79,6 +79,19 @@ async def test_models_are_listed_searched_and_shown(bus: Bus, settings: Settings
             await catalogcommands.show(settings, "fox", False)
 
 
+async def test_a_family_that_no_key_tells_is_shown_as_a_guess(
+    bus: Bus, settings: Settings, capsys: pytest.CaptureFixture[str]
+):
+    layer = {"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": (4, 3072)}
+    put(Path(settings.roots["models"]) / "style.safetensors", model(layer))
+    async with service(bus, settings):
+        await catalogcommands.models(settings, SearchModels(text="style"), False)
+        assert "\tflux (?)\t" in capsys.readouterr().out
+        await catalogcommands.show(settings, "style", False)
+        shown = capsys.readouterr().out
+        assert "kind         lora flux (?)" in shown and "a guess      its keys could be those of flux2" in shown
+
+
 async def test_tags_are_made_changed_put_taken_and_deleted_by_name(
     bus: Bus, settings: Settings, capsys: pytest.CaptureFixture[str]
 ):

@@ -158,6 +158,24 @@ def test_inspect_says_what_a_model_is(tmp_path: Path, capfd: pytest.CaptureFixtu
     }
 
 
+def test_inspect_says_why_a_family_is_a_guess(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    layer = {"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": (4, 3072)}
+    files = [
+        str(put(tmp_path / "guess.safetensors", model(layer))),
+        str(
+            put(tmp_path / "klein.safetensors", model({"double_blocks.0.img_mlp.0.lora_B.weight": (18432, 4)} | layer))
+        ),
+    ]
+    assert filecommands.inspect_files(files, as_json=False) == 0
+    guess, klein = (
+        dict(line.split(": ", 1) for line in block.splitlines()) for block in capfd.readouterr().out.split("\n\n")
+    )
+    assert guess["family"] == "flux" and "flux2" in guess["guess"]
+    assert (klein["family"], klein["edition"], klein.get("guess")) == ("flux2", "klein-4b", None)
+    filecommands.inspect_files(files, as_json=True)
+    assert [bool(report["guess"]) for report in json.loads(capfd.readouterr().out)] == [True, False]
+
+
 def test_inspect_shows_a_table_on_a_terminal(tmp_path: Path):
     put(tmp_path / "fox.safetensors", model(metadata={"note": "[red]x[/red]\x1b]0;title\x07"}))
     shown = on_terminal("inspect", "fox.safetensors", "fox.safetensors", folder=tmp_path)

@@ -224,7 +224,9 @@ _FLUX = {
     **_NORMS,
     **_of(*(f"{stream}_mod_lin" for stream in _STREAMS), size=_times(6)),
     **_of("single_blocks_N_modulation_lin", "single_transformer_blocks_N_norm_linear", size=_times(3)),
-    **_of("double_blocks_N_processor", "single_blocks_N_processor", size=_any),
+    **_of(
+        *(f"{kind}_blocks_N_processor_{part}" for kind in ("double", "single") for part in ("qkv", "proj")), size=_any
+    ),
 }
 _FLUX2 = {
     **_ORIGINAL,

@@ -218,6 +218,19 @@ async def test_models_come_from_the_catalog_and_say_what_is_wrong_with_them(bus:
         }  # fmt: skip
 
 
+async def test_a_family_that_no_key_tells_comes_with_its_guess(bus: Bus, tmp_path: Path):
+    known = Identity(kind="lora", family="flux2", edition="klein-4b", guess="its keys could be those of flux too")
+    model = Model(sha256="c" * 64, name="b", size=9, identity=known, paths=(), missing=True, created_at=1.0)
+
+    async def answer(asked: SearchModels) -> ModelPage:
+        return ModelPage(models=(model,))
+
+    async with serving(bus, tmp_path) as client:
+        await bus.tasks.start(bus.answer, ASK_SEARCH, answer)
+        [shown] = (await client.get("/api/models")).json()["models"]
+        assert (shown["family"], shown["edition"], shown["guess"]) == (known.family, known.edition, known.guess)
+
+
 async def test_samplers_are_the_table(bus: Bus, tmp_path: Path):
     async with serving(bus, tmp_path) as client:
         told = (await client.get("/api/samplers")).json()

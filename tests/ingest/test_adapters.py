@@ -215,6 +215,12 @@ def test_what_no_key_tells_is_said_as_a_guess_that_names_the_others(layers: Laye
     assert found.family == family and other in found.guess
 
 
+def test_layers_that_only_one_program_writes_are_those_of_the_family_it_is_for() -> None:
+    names = ("double_blocks.0.processor.qkv_lora1.down.weight", "single_blocks.0.processor.proj_lora.up.weight")
+    found = tensors(dict.fromkeys(names, (16, 3072)))
+    assert (found.family, found.guess) == ("flux", "")
+
+
 def test_an_adapter_of_every_block_is_told_by_their_number() -> None:
     parts = ("transformer_blocks.{}.attn.to_q", "single_transformer_blocks.{}.attn.to_q")
     for family, counts in {"flux": (19, 38), "hunyuan-video": (20, 40), "longcat-image": (10, 20)}.items():
