@@ -23,7 +23,8 @@ _ENDING = re.compile(
     r"[._](?:lora[12]?[._]|lora_|hada_|lokr_|oft_|boft_|glora|ia3|on_input|alpha$|dora_scale$|diff$|diff_b$|[wb]_norm$|"
     r"a1\.weight$|a2\.weight$|b1\.weight$|b2\.weight$)"
 )
-_BLOCK = re.compile(r"(blocks|layers|refiner)_(\d+)_")
+_BLOCK = re.compile(r"(blocks|layers|refiner)_([0-9]{1,6})_")
+_LONGEST_NAME = 300
 _TEXT_ENCODER = ("lora_te", "text_encoder", "te1.", "te2.", "clip_l.", "clip_g.", "t5xxl.")
 _BROKEN_UP = re.compile(r"\.(?:img|txt)_attn_(?:qkv|proj|q|k|v)$")
 
@@ -62,7 +63,7 @@ def layers_of(tensors: Tensors) -> Layers:
     highest: dict[str, int] = {}
     is_broken_up = False
     for key, tensor in tensors.items():
-        if key.startswith(_TEXT_ENCODER) or (end := _ENDING.search(key)) is None:
+        if len(key) > _LONGEST_NAME or key.startswith(_TEXT_ENCODER) or (end := _ENDING.search(key)) is None:
             continue
         name = key[: end.start()]
         while found := _PREFIX.match(name):

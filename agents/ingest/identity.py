@@ -173,7 +173,7 @@ def _embedding(tensors: Tensors) -> _Is:
         if {"clip_l", "clip_g"} <= tensors.keys() or "text_encoders_1" in tensors:
             return _Is("embedding", "sdxl")
     flat = [tensor for tensor in tensors.values() if len(tensor.shape) in (1, 2)]
-    if len(tensors) > _EMBEDDING_TENSORS or len(flat) != len(tensors):
+    if not 0 < len(tensors) <= _EMBEDDING_TENSORS or len(flat) != len(tensors):
         return _Is("unknown", "")
     named = "emb_params" in tensors or any(key.startswith("string_to_param") for key in tensors)
     width = flat[0].shape[-1]

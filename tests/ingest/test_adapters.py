@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agents.ingest import headers
 from agents.ingest.identity import identify_table
@@ -342,6 +344,30 @@ def test_a_gguf_file_is_told_by_its_tensors_whatever_architecture_it_names(
 def test_a_gguf_file_whose_tensors_tell_nothing_is_a_guess(tmp_path: Path) -> None:
     found = headers.identify(put(tmp_path / "a.gguf", gguf_of(b"flux", {"x": (1,)})))
     assert found.family == "flux" and "architecture" in found.guess
+
+
+PARTS = st.sampled_from(
+    (
+        *("net.", "lora_unet_", "transformer.", "double_blocks", "single_transformer_blocks", "layers", "_", ".", "0"),
+        *(
+            "9" * 400,
+            "attn.to_q",
+            ".lora_A.weight",
+            ".lokr_w1",
+            ".lokr_w2",
+            ".alpha",
+            ".diff",
+            "img_attn.qkv",
+            "\n",
+            "",
+        ),
+    )
+)
+
+
+@given(st.dictionaries(st.lists(PARTS, max_size=8).map("".join), st.lists(st.integers(0, 1 << 62), max_size=3)))
+def test_whatever_the_names_and_shapes_are_something_is_said(shapes: dict[str, list[int]]) -> None:
+    assert tensors({name: tuple(shape) for name, shape in shapes.items()}).kind
 
 
 def test_a_textual_inversion_is_a_guess_by_its_width() -> None:
