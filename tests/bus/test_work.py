@@ -135,7 +135,7 @@ async def test_a_job_that_failed_and_whose_worker_died_then_ends_with_why_it_fai
         id = await ask(bus)
         told = await result(bus, id)
     assert (told.status, told.reason, len(tries)) == ("failed", "exhausted", 2)
-    assert "after 3 attempts: RuntimeError: boom" in told.error and "died 1 times" in told.error
+    assert "after 3 attempts: RuntimeError: boom" in told.error and "died 1 time while" in told.error
     letter = await bus.raw("DLQ", DEAD(kind="prepare", reason="exhausted", id=id))
     assert letter
 
