@@ -1,15 +1,19 @@
 """The watcher and the hasher on a real bus and real files: each file once, never early, whatever is done to it."""
 
 import os
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import anyio
+import anyio.lowlevel
 import pytest
 
+from agents.ingest.paths import stat_of
 from bus.client import Bus
 from schemas.files import Hashed, Moved, Refused, Removed, Settled
 from tests.ingest.dropping import Drop, dropping, sha256
-from tests.ingest.making import model
+from tests.ingest.making import model, put
 
 
 @pytest.fixture
@@ -249,3 +253,47 @@ async def test_what_is_no_model_gets_its_verdict_and_the_watcher_lives_on(drop: 
         await drop.later()
         assert all(drop.about(f"{name}.safetensors") == ["Refused"] for name in reasons)
         assert drop.about("folder.safetensors") == drop.about("readme.txt") == []
+
+
+FAR = (
+    *(9_300_000_000, 99_999_999_999, 18_446_744_073, 9_223_372_036),  # 2264, 5138; what 64 bits hold, and half of it
+    *(-1, -2_177_452_800, -9_000_000_000, 4_102_444_800),  # 1969, 1901, 1684; 2100
+)
+"""Seconds from 1970 on, or before it."""
+
+
+@pytest.fixture
+async def far_drop(bus: Bus) -> AsyncIterator[Drop]:
+    """A drop folder on a file system that keeps any time, where there is one."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as base:
+        async with dropping(bus, Path(base)) as drop:
+            yield drop
+
+
+async def test_a_file_of_any_time_is_hashed_once_and_known_after_a_restart(far_drop: Drop) -> None:
+    drop = far_drop
+    async with drop.agents():
+        for number, seconds in enumerate(FAR):
+            path = put(drop.folder / f"{number}.tmp", model(fill=number))
+            os.utime(path, ns=(0, seconds * 10**9 + 123_456_789))
+            path.rename(drop.folder / f"{number}.safetensors")
+        for number in range(len(FAR)):
+            await drop.until(Hashed, f"{number}.safetensors")
+        await drop.later()
+    async with drop.agents():
+        await drop.later()
+    for number in range(len(FAR)):
+        assert drop.about(f"{number}.safetensors") == ["Settled", "Hashed"], FAR[number]
+
+
+async def test_a_change_from_one_far_time_to_another_is_noticed(far_drop: Drop) -> None:
+    drop = far_drop
+    async with drop.agents():
+        path = drop.put("a.safetensors")
+        await drop.until(Hashed, "a.safetensors")
+        for seconds in (99_999_999_999, 99_999_999_998):
+            os.utime(path, ns=(0, seconds * 10**9))
+            await drop.later()
+        with anyio.fail_after(20):
+            while drop.of(Hashed, "a.safetensors")[-1].stat != stat_of(path.stat()):
+                await drop.news.wait()

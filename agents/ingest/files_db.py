@@ -17,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from agents.ingest.errors import WrongSchema
-from agents.ingest.paths import file_key, hash_id
+from agents.ingest.paths import file_key, hash_id, signed64
 from agents.ingest.reconcile import Appeared, Change, Changed, Linked, Lost, Moved, Returned, Row, Touched
 from agents.ingest.scan import Candidate
 from schemas import files
@@ -396,8 +396,8 @@ def _fresh(candidate: Candidate) -> dict[str, Any]:
 
 
 def _columns(stat: Stat) -> dict[str, int]:
-    """A Stat for SQLite, whose integers have a sign."""
-    return {name: value - _BIG if value >= _BIG // 2 else value for name, value in msgspec.structs.asdict(stat).items()}
+    """A Stat for SQLite, whose integers have a sign: device and inode numbers have none elsewhere."""
+    return {name: signed64(value) for name, value in msgspec.structs.asdict(stat).items()}
 
 
 def _row(found: sqlite3.Row) -> Row:

@@ -14,6 +14,7 @@ from schemas.files import Stat
 
 _ESCAPED = re.compile(rb"%([0-9A-F]{2})")
 _SURROGATE = re.compile("[\udc80-\udcff]")
+_HALF = 1 << 63
 
 
 def encode(raw: bytes) -> str:
@@ -86,11 +87,21 @@ def hash_id(key: str, rel: str, stat: Stat, algorithms: tuple[str, ...] = (), *,
 
 
 def stat_of(result: os.stat_result) -> Stat:
-    """The five numbers of a stat call that identify one version of a file."""
+    """The five numbers of a stat call that identify one version of a file; the only place that makes them.
+
+    A file system may give a time that does not fit into 64 bits of nanoseconds (before 1677, from 2262 on). It is
+    folded into them, here and nowhere else, so that what is stored, sent and compared is the same number; two times
+    are still told apart unless they are exactly 584 years apart.
+    """
     return Stat(
         dev=result.st_dev,
         ino=result.st_ino,
         size=result.st_size,
-        mtime_ns=result.st_mtime_ns,
-        ctime_ns=result.st_ctime_ns,
+        mtime_ns=signed64(result.st_mtime_ns),
+        ctime_ns=signed64(result.st_ctime_ns),
     )
+
+
+def signed64(number: int) -> int:
+    """The number of 64 bits with a sign that has the same lowest 64 bits."""
+    return (number + _HALF) % (2 * _HALF) - _HALF

@@ -7,6 +7,8 @@ import pytest
 from agents.ingest import files_db
 from agents.ingest.errors import WrongSchema
 from agents.ingest.paths import stat_of
+from agents.ingest.reconcile import Appeared
+from agents.ingest.scan import Candidate
 from schemas import files
 from schemas.files import FilePath, Identity, Stat
 from tests.ingest.making import put
@@ -305,3 +307,25 @@ def test_the_table_is_written_so_that_power_loss_loses_nothing(tmp_path: Path) -
         assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
         with pytest.raises(sqlite3.IntegrityError):
             db.connection.execute("INSERT INTO outbox (kind, message_id, payload) VALUES ('gossip', '', '')")
+
+
+def test_a_row_comes_back_with_the_very_times_it_was_written_with(world: World, models: Path) -> None:
+    path = put(models / "a.ckpt", b"one")
+    os.utime(path, ns=(0, 9_300_000_000 * 10**9 + 5))
+    seen = stat_of(path.stat())
+    world.look()
+    with files_db.opened(world.table) as db:
+        (row,) = db.rows()
+        assert row.stat == seen
+        db.remember(seen, "a" * 64, Identity(), hashed_at=0.0)
+        db.apply([], roots=["models"], looked_at=100.0, now=100.0)
+        assert db.known(seen) is not None
+    assert world.look() == [], "it did not change"
+
+
+def test_numbers_without_a_sign_come_back_as_they_are(world: World) -> None:
+    stat = Stat(dev=2**64 - 1, ino=2**63, size=2**62, mtime_ns=-(2**63), ctime_ns=2**63 - 1)
+    with files_db.opened(world.table) as db:
+        candidate = Candidate("a.ckpt", stat, 1)
+        db.apply([Appeared(path=at("a.ckpt"), candidate=candidate)], roots=(), looked_at=1.0, now=1.0)
+        assert [row.stat for row in db.rows()] == [stat] and db.has_inode(stat)

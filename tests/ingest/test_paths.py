@@ -1,12 +1,15 @@
 import os
+import tempfile
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.ingest import paths
 from agents.ingest.errors import BadPath, OutsideRoot
+from schemas.files import Stat
 
 NAMES = (
     b"a\nb",
@@ -87,3 +90,40 @@ def test_keys_and_job_ids_are_tokens_and_tell_their_nouns_apart(tmp_path: Path) 
     ids = {paths.hash_id(key, "a", stat) for key in keys} | {paths.hash_id(next(iter(keys)), "b", stat)}
     assert len(keys) == 3 and len(ids) == 4
     assert all(len(token) == 32 and int(token, 16) >= 0 for token in keys | ids)
+
+
+TIMES = (
+    *(-(2**70), -(2**63) - 1, -(2**63), -1, 0, 2**63 - 1, 2**63, 9_300_000_000 * 10**9, 2**64 - 1, 2**64, 2**70),
+    *(99_999_999_999 * 10**9 + 1, 99_999_999_999 * 10**9 + 2),
+)
+"""Nanoseconds from or before 1970, in years from far before it to far behind 2262."""
+
+
+class Result:
+    """What os.stat would give for a file of this time."""
+
+    st_dev, st_ino, st_size = 2**64 - 1, 2**64 - 2, 2**62
+
+    def __init__(self, time: int) -> None:
+        self.st_mtime_ns = self.st_ctime_ns = time
+
+
+@pytest.mark.parametrize("time", TIMES)
+def test_every_time_of_a_file_fits_into_64_bits_with_a_sign(time: int) -> None:
+    stat = paths.stat_of(Result(time))  # type: ignore[arg-type]
+    assert -(2**63) <= stat.mtime_ns < 2**63 and (stat.mtime_ns - time) % 2**64 == 0
+    assert stat.mtime_ns == time or not -(2**63) <= time < 2**63, "most times are themselves"
+    assert msgspec.json.decode(msgspec.json.encode(stat), type=Stat) == stat
+
+
+@given(st.integers(-(2**90), 2**90), st.integers(-(2**63), 2**63))
+def test_two_times_less_than_292_years_apart_are_told_apart(time: int, difference: int) -> None:
+    one, other = paths.stat_of(Result(time)), paths.stat_of(Result(time + difference))  # type: ignore[arg-type]
+    assert (one == other) == (difference == 0)
+
+
+def test_a_file_of_a_far_time_is_the_same_at_every_look() -> None:
+    with tempfile.NamedTemporaryFile(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as file:
+        for seconds in (-3_000_000_000, 9_300_000_000, 99_999_999_999):
+            os.utime(file.name, ns=(0, seconds * 10**9 + 7))
+            assert paths.stat_of(Path(file.name).stat()) == paths.stat_of(os.fstat(file.fileno()))
