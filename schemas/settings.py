@@ -106,8 +106,8 @@ class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything. `roots` maps a root's name (a to z, 0 to 9, '-' and '_') to its folder; left out, it is `models` at
-    `<data_dir>/models`. `model_folders` (A1111, Forge and ComfyUI folders) and `extra_model_paths` (ComfyUI's yaml
-    files) add the folders they hold as roots. `nats_url` empty means a local server is started."""
+    `<data_dir>/models`. `model_folders` (of A1111, ComfyUI, StabilityMatrix and the like) and `extra_model_paths`
+    (ComfyUI's yaml files) add the folders they hold as roots. `nats_url` empty means a local server is started."""
 
     data_dir: str = "data"
     nats_url: str = ""

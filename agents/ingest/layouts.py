@@ -1,4 +1,5 @@
-"""Layouts: the folders of other programs, as roots. An A1111, Forge or ComfyUI folder, and extra_model_paths.yaml.
+"""Layouts: the folders of other programs, as roots. The folder of A1111, Forge, ComfyUI, SD.Next or SwarmUI, the one
+that StabilityMatrix shares among them, and extra_model_paths.yaml.
 
 Only folders that are there become roots, and each file lies in one root at most. A root's name does not depend on which
 other folders are there, since the catalog keeps it: two folders of the same name are told apart by a digest of their
@@ -16,12 +17,15 @@ from typing import Any, NamedTuple
 from bus.errors import UserError
 
 MODELS = (
-    *("Stable-diffusion", "checkpoints", "diffusion_models", "unet", "Lora", "loras", "LyCORIS", "VAE", "vae"),
-    *("VAE-approx", "vae_approx", "text_encoder", "text_encoders", "clip", "clip_vision", "ControlNet", "controlnet"),
+    *("Stable-diffusion", "checkpoints", "diffusion_models", "unet", "Lora", "loras", "LyCORIS", "VAE"),
+    *("VAE-approx", "ApproxVAE", "text_encoder", "text_encoders", "clip", "clip_vision", "ControlNet"),
     *("t2i_adapter", "embeddings", "ESRGAN", "RealESRGAN", "SwinIR", "DAT", "upscale_models", "latent_upscale_models"),
     *("hypernetworks", "style_models", "gligen", "photomaker", "model_patches"),
+    *("Embedding", "TextualInversion", "Hypernetwork", "BSRGAN", "ScuNET", "LDSR", "SVD", "audio_encoders"),
+    *("ipadapter", "IpAdapters15", "IpAdaptersXl", "InvokeIpAdapters15", "InvokeIpAdaptersXl", "InvokeClipVision"),
 )
-"""Folders below `models/`, of all programs."""
+"""Folders below `models/`, of all programs, in any case and with or without what stands between their words:
+`StableDiffusion`, `TextEncoders` and `DiffusionModels` are among them. (Not those of models in many files each.)"""
 
 BESIDE_MODELS = ("embeddings", "extensions/sd-webui-controlnet/models")
 """Those of A1111 that lie elsewhere."""
@@ -78,23 +82,44 @@ def roots(
 
 
 def from_folder(folder: str) -> Source:
-    """What an A1111, Forge or ComfyUI folder holds; its `models` folder, or one arranged like it, will do as well.
+    """What the folder of one of the programs holds; its `models` folder, or one arranged like it, will do as well.
 
     Raises UserError when no folder of models is there.
     """
     base = _absolute(folder, Path.cwd())
     if base.name.lower() == "models":
-        below, base = base.name + "/", base.parent
+        models, base = base, base.parent
     else:
-        below = "models/" if _is_there(base / "models") else ""
-    places = [*(below + name for name in MODELS), *BESIDE_MODELS]
-    there = dict.fromkeys(str(base / place) for place in places if _is_there(base / place))
+        models = next(iter(_called(base, "models")), base)
+    found = _called(models, *MODELS)
+    for place in BESIDE_MODELS:
+        found += _called((base / place).parent, Path(place).name)
+    there = dict.fromkeys(map(str, found))
     if not there:
         raise UserError(
-            f"model folder {folder}: no A1111, Forge or ComfyUI folder is there (none of "
-            f"models/Stable-diffusion, models/checkpoints, …); mount its disk, or correct `model_folders`"
+            f"model folder {folder}: no folder of A1111, Forge, ComfyUI, SD.Next, SwarmUI or StabilityMatrix is there "
+            f"(none of models/Stable-diffusion, models/checkpoints, …); mount its disk, or correct `model_folders`"
         )
     return Source(base.name, str(base), tuple((_use(Path(path)), path) for path in there))
+
+
+def _called(folder: Path, *names: str) -> list[Path]:
+    """The folders in one that are called so, in this order, however their words are written; of several that differ
+    in nothing else the one that is written just so is the first."""
+    there: dict[str, list[Path]] = {}
+    try:
+        for path in sorted(folder.iterdir()):
+            there.setdefault(_words(path.name), []).append(path)
+    except OSError:
+        return []
+    found = []
+    for name in names:
+        found += sorted(there.get(_words(name), ()), key=lambda path, name=name: path.name != name)
+    return [path for path in found if _is_there(path)]
+
+
+def _words(name: str) -> str:
+    return re.sub(r"[-_ ]", "", name).lower()
 
 
 def _use(path: Path) -> str:

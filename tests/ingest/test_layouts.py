@@ -247,3 +247,26 @@ def test_a_folder_that_can_not_be_looked_at_is_no_reason_to_fail(tmp_path: Path)
     folders(tmp_path, "open/loras")
     yaml = written(tmp_path, f"a: {{loras: '{'x' * 300}\n\n  open/loras'}}")
     assert list(roots(yaml=yaml).values()) == [str(tmp_path / "open/loras")]
+
+
+def test_the_models_folder_of_stabilitymatrix_has_its_folders_of_models_as_roots(tmp_path: Path):
+    kinds = ("StableDiffusion", "DiffusionModels", "Lora", "LyCORIS", "VAE", "ApproxVAE", "TextEncoders", "ClipVision")
+    kinds += ("ControlNet", "T2IAdapter", "Embeddings", "ESRGAN", "RealESRGAN", "SwinIR", "StyleModels", "GLIGEN")
+    kinds += ("ModelPatches", "Hypernetwork", "SVD", "AudioEncoders", "IpAdapter")
+    others = ("Models/Diffusers", "Models/Ultralytics", "Models/Sams", "Packages")
+    base = folders(tmp_path / "Data", *(f"Models/{kind}" for kind in kinds), *others)
+    for named in (base, base / "Models"):
+        assert below(roots(named), base) == {f"data-{kind.lower()}": f"Models/{kind}" for kind in kinds}
+
+
+def test_the_names_of_swarmui_and_sdnext_are_known_in_any_case(tmp_path: Path):
+    base = folders(tmp_path / "SwarmUI", "Models/Stable-Diffusion", "Models/Embeddings", "Models/diffusion_models")
+    assert set(below(roots(base), base).values()) == {
+        "Models/Stable-Diffusion",
+        "Models/Embeddings",
+        "Models/diffusion_models",
+    }
+    base = folders(tmp_path / "sdnext", "models/UNET", "models/Text-encoder", "models/lora", "models/LORA")
+    found = below(roots(base), base)
+    assert found["sdnext-unet"] == "models/UNET" and found["sdnext-text-encoder"] == "models/Text-encoder"
+    assert {"models/lora", "models/LORA"} < set(found.values()), "two folders are two, whatever they are called"
