@@ -48,11 +48,13 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class WatcherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How often the truth is looked up, and how long a file without complete proof must hold still."""
+    """How often the truth is looked up, and how long a file without complete proof must hold still. A control file
+    (.aria2, .part, …) that was not written for `stale_control` holds back no file that is proven to be complete."""
 
     scan_interval: Seconds = 60.0
     stable: Seconds = 2.0
     stable_with_holes: Seconds = 30.0
+    stale_control: Seconds = 24 * 3600.0
     mode: Literal["auto", "events", "polling"] = "auto"
     poll_interval: Seconds = 5.0
 

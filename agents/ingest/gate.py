@@ -1,8 +1,13 @@
 """The gate: when is a file complete? A pure decision over what was seen of it.
 
 A complete proof settles a file at once: no writer has it open, it is exactly as long as its own header says, it has
-no holes, and no control file lies beside it. Whatever can't be proven must hold still instead. A writer or a control
-file is always waited for, however long it takes.
+no holes, and no control file lies beside it. Whatever can't be proven must hold still instead. A writer is always
+waited for, however long it takes, and so is a control file while downloads may be behind it.
+
+A control file that was not written for `stale_control` seconds is outweighed by a file that holds still and is complete
+but for it: exactly as long as its own header says, without holes, without blank pieces (which a download leaves that
+reserved its space), and without a writer. Where the system can't tell whether there is one, the file itself must not
+have been written for as long. A file whose length nothing proves stays out, and the reason names the control file.
 """
 
 from typing import Literal
@@ -31,7 +36,10 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     "unknown" that the file system or the permissions can't tell. `holes` is None when the file system can't tell.
     `header`: "none" for formats whose length is not known, "whole" when it gives `expected` bytes for the file,
     "partial" when the file ends within it or it is not written yet, "foreign" when it is not what the extension
-    says. `control` names a control file beside it. `error` is a sentence for people.
+    says. `control` names a control file beside it, the last written of several; `control_age` and `age` are seconds
+    since it, and the file itself, were written, None when that is unknown or yet to come. `blank` says whether a piece
+    of it holds nothing but zeros; it is looked for only when an old control file is all that is left against a file.
+    `error` is a sentence for people.
     """
 
     at: float
@@ -42,6 +50,9 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     header: Header = "none"
     expected: int | None = None
     control: str = ""
+    control_age: float | None = None
+    age: float | None = None
+    blank: bool | None = None
     error: str = ""
 
 
@@ -99,18 +110,20 @@ def decide(track: Track, settings: WatcherSettings, now: float) -> Verdict:
         case "gone":
             return Ignore(why="it is gone")
         case "unreadable" | "outside" | "special":
-            return _after(track, settings.stable, now, Refused(reason=seen.nature, error=seen.error))
+            return _after(track.since, settings.stable, now, Refused(reason=seen.nature, error=seen.error))
     if seen.lease == "held":
         return Wait(until=now + _pause(track, now), why="a program has it open for writing")
     if seen.control:
-        return Wait(until=now + _pause(track, now), why=f"{seen.control} says that it is still under way")
+        if why := _why_controlled(seen, settings):
+            return Wait(until=now + _pause(track, now), why=why)
+        return _after(track.same_since, settings.stable, now, Settled(proof=_proof(seen)))
     refusal = _refusal(seen)
     if refusal is not None:
-        return _after(track, _patience(seen, settings), now, refusal)
-    if _is_proven(seen):
+        return _after(track.since, _patience(seen, settings), now, refusal)
+    if _proof(seen) == "complete":
         return Settled(proof="complete")
     needed = settings.stable_with_holes if seen.holes else settings.stable
-    return _after(track, needed, now, Settled(proof="stable"))
+    return _after(track.since, needed, now, Settled(proof="stable"))
 
 
 def _pause(track: Track, now: float) -> float:
@@ -118,10 +131,36 @@ def _pause(track: Track, now: float) -> float:
     return min(LONGEST_PAUSE, max(LOOK_AGAIN, _PAUSE_SHARE * (now - track.same_since)))
 
 
-def _is_proven(seen: Observation) -> bool:
-    """Length and all: nothing about this file is left to hope."""
+def is_full_length(seen: Observation) -> bool:
+    """Whether the file is exactly as long as its own header says, and has no holes."""
     size = seen.stat.size if seen.stat else None
-    return seen.lease == "free" and seen.header == "whole" and seen.expected == size and seen.holes is False
+    return seen.header == "whole" and seen.expected == size and seen.holes is False
+
+
+def _proof(seen: Observation) -> Literal["complete", "stable"]:
+    """ "complete" when, length and all, nothing about this file is left to hope."""
+    return "complete" if seen.lease == "free" and is_full_length(seen) else "stable"
+
+
+def _why_controlled(seen: Observation, settings: WatcherSettings) -> str:
+    """Why the control file still holds the file back; empty when the file outweighs it."""
+    name, age = seen.control, seen.control_age
+    if age is None or age < settings.stale_control:
+        return f"{name} says that it is still under way"
+    old = f"{name} says that it is still under way, but was not written for {_days(age)}"
+    if not is_full_length(seen):
+        return f"{old}; nothing proves that the file is complete: resume the download, or delete {name} if it is"
+    if seen.blank is not False:
+        return f"{old}; the file has its full length, with blank pieces: resume the download, or delete {name}"
+    if seen.lease == "unknown" and (seen.age is None or seen.age < settings.stale_control):
+        return f"{old}; whether a program writes the file can't be told here: delete {name} if none does"
+    return ""
+
+
+def _days(seconds: float) -> str:
+    """A length of time for people: days, or hours under two of them."""
+    hours = int(seconds // 3600)
+    return f"{hours // 24:,} days" if hours >= 48 else f"{hours} hour{'s' * (hours != 1)}"
 
 
 def _refusal(seen: Observation) -> Refused | None:
@@ -155,9 +194,9 @@ def _patience(seen: Observation, settings: WatcherSettings) -> float:
     return settings.stable if certain else max(settings.stable, settings.stable_with_holes)
 
 
-def _after(track: Track, seconds: float, now: float, verdict: Settled | Refused) -> Verdict:
-    """The verdict, once the file has held still for so many seconds."""
-    until = track.since + seconds
+def _after(since: float, seconds: float, now: float, verdict: Settled | Refused) -> Verdict:
+    """The verdict, once the file has held still for so many seconds since then."""
+    until = since + seconds
     if now >= until:
         return verdict
     return Wait(until=until, why=f"it must hold still for {seconds:g} s")

@@ -41,7 +41,14 @@ class Place(msgspec.Struct, frozen=True):
 def judge(row: Row, place: Place, before: gate.Track | None, settings: WatcherSettings, now: float) -> Judged:
     """One look at one file. `now` is of a clock that never goes back."""
     previous = before.latest if before else None
-    seen = observe(place.folder, row.path.rel, now, remote=place.remote, previous=previous)
+    seen = observe(
+        place.folder,
+        row.path.rel,
+        now,
+        remote=place.remote,
+        previous=previous,
+        stale_control=settings.stale_control,
+    )
     track = gate.follow(before, seen)
     verdict = gate.decide(track, settings, now)
     mark = ""

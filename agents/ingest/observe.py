@@ -7,14 +7,19 @@ import errno
 import os
 import signal
 import stat
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from msgspec import structs
 
 from agents.ingest import gate
-from agents.ingest.errors import OutsideRoot
-from agents.ingest.lengths import Length, length_of
+from agents.ingest.errors import BadHeader, OutsideRoot
+from agents.ingest.lengths import length_of
 from agents.ingest.names import control_names
 from agents.ingest.paths import encode, join, resolve, stat_of
+from agents.ingest.tensors import LENGTH_BYTES, read_length
 from schemas.files import Stat
 
 try:
@@ -23,23 +28,33 @@ except ImportError:  # not a Unix
     fcntl = None  # type: ignore[assignment]
 
 GONE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENOTCONN))
+_PIECE_BYTES, _BLOCK_BYTES = 1 << 20, 16 << 10
+"""What downloaders fetch at a time, at least, and what of it arrives at once: a piece is complete when its end is."""
+
 _OPEN_SAFELY = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW
 
 
 def observe(
-    root: str | bytes, rel: str, now: float, *, remote: bool = False, previous: gate.Observation | None = None
+    root: str | bytes,
+    rel: str,
+    now: float,
+    *,
+    remote: bool = False,
+    previous: gate.Observation | None = None,
+    stale_control: float = float("inf"),
 ) -> gate.Observation:
     """What a file is like at `now` (monotonic seconds), below the folder `root`. Never raises for what it finds.
 
     `remote` says that others may write the file unseen (see `mounts.is_remote`): a lease proves nothing then. With
-    `previous`, a length that the file gave is not read again for the very Stat it was read for.
+    `previous`, what the file gave is not read again for the very Stat it was read for. Blank pieces are looked for when
+    the control file was not written for `stale_control` seconds.
     """
     try:
         named, path = join(root, rel), resolve(root, rel)
         seen = stat.S_IFMT(os.lstat(path).st_mode)
         if seen != stat.S_IFREG:
             return gate.Observation(at=now, nature="special", stat=stat_of(os.lstat(path)), error=_no_file(seen))
-        return _look(named, path, now, remote, previous)
+        return _look(named, path, now, remote, previous, stale_control)
     except OutsideRoot as error:
         return gate.Observation(at=now, nature="outside", stat=_link_stat(root, rel), error=str(error))
     except OSError as error:
@@ -49,42 +64,40 @@ def observe(
         return gate.Observation(at=now, nature="unreadable", stat=_link_stat(root, rel), error=sentence)
 
 
-def _look(named: bytes, path: bytes, now: float, remote: bool, previous: gate.Observation | None) -> gate.Observation:
+def _look(
+    named: bytes, path: bytes, now: float, remote: bool, previous: gate.Observation | None, stale_control: float
+) -> gate.Observation:
     """The observation of the regular file `path`, which is called `named`: that may be a link to it.
 
     The lease is probed last and over the final stat, so that it speaks for both; once before, since nothing else
     matters while somebody writes.
     """
-    control = _control_file(path) or (_control_file(named) if named != path else "")
+    control, control_age = _control_file(*dict.fromkeys((path, named)))
+    seen = gate.Observation(at=now, nature="file", lease="held", control=control, control_age=control_age)
     try:
         with opened(path) as fd:
-            if not remote and lease(fd) == "held":
-                return gate.Observation(
-                    at=now, nature="file", stat=stat_of(os.fstat(fd)), lease="held", control=control
-                )
             before = stat_of(os.fstat(fd))
-            if previous is not None and previous.stat == before and previous.header != "none":
-                said = Length(header=previous.header, expected=previous.expected, error=previous.error)
-            else:
-                said = length_of(fd, named, before.size)
-            holes = has_holes(fd, before.size)
+            if not remote and lease(fd) == "held":
+                return structs.replace(seen, stat=before)
+            known = previous if previous is not None and previous.stat == before else None
+            seen = structs.replace(seen, stat=before, **_content(fd, named, before.size, known))
+            if control_age is not None and control_age >= stale_control and gate.is_full_length(seen):
+                blank = known.blank if known else None
+                seen = structs.replace(seen, blank=has_blanks(fd, named, before.size) if blank is None else blank)
             held = "unknown" if remote else lease(fd)
-            after = stat_of(os.fstat(fd))
+            after = os.fstat(fd)
     except BlockingIOError:  # somebody keeps others out by a lease of his own
-        return gate.Observation(at=now, nature="file", stat=stat_of(os.lstat(path)), lease="held", control=control)
-    if before != after:
-        held, said = "held", Length()
-    return gate.Observation(
-        at=now,
-        nature="file",
-        stat=after,
-        lease=held,
-        holes=holes,
-        header=said.header,
-        expected=said.expected,
-        error=said.error,
-        control=control,
-    )
+        return structs.replace(seen, stat=stat_of(os.lstat(path)))
+    if before != stat_of(after):
+        return structs.replace(seen, stat=stat_of(after), lease="held", header="none", expected=None, error="")
+    return structs.replace(seen, lease=held, age=_age(after))
+
+
+def _content(fd: int, named: bytes, size: int, known: gate.Observation | None) -> dict[str, Any]:
+    """What the content tells; of its length what is `known` already."""
+    told = length_of(fd, named, size) if known is None or known.header == "none" else known
+    fields = {"header": told.header, "expected": told.expected, "error": told.error}
+    return {**fields, "holes": has_holes(fd, size)}
 
 
 @contextmanager
@@ -126,16 +139,44 @@ def has_holes(fd: int, size: int) -> bool | None:
         return None
 
 
-def _control_file(path: bytes) -> str:
-    """The name of a control file beside the path, if there is one."""
-    folder, _, name = path.rpartition(b"/")
-    for control in control_names(name):
-        try:
-            os.lstat(folder + b"/" + control)
-        except OSError:
-            continue
-        return encode(control)
-    return ""
+def has_blanks(fd: int, named: bytes, size: int) -> bool:
+    """Whether some piece of a file ends with nothing but zeros: so does one whose space was reserved by writing zeros,
+    or was copied with its holes filled in, and that did not arrive. (A file may have such zeros of its own; less than a
+    block tells nothing of one that is a single piece.)"""
+    begin = 0
+    if named.lower().endswith(b".safetensors"):
+        with suppress(BadHeader):
+            begin = LENGTH_BYTES + read_length(fd)
+    for end in (*range(_PIECE_BYTES, size, _PIECE_BYTES), size):
+        start = max(begin, end - _BLOCK_BYTES, (end - 1) // _PIECE_BYTES * _PIECE_BYTES)
+        is_block = end - start == _BLOCK_BYTES or size > _PIECE_BYTES
+        if start < end and is_block and not any(os.pread(fd, end - start, start)):
+            return True
+    return False
+
+
+def _control_file(*paths: bytes) -> tuple[str, float | None]:
+    """The name of the control file beside one of the paths that was written last, and how many seconds ago."""
+    found: list[tuple[float, str]] = []
+    for path in paths:
+        folder, _, name = path.rpartition(b"/")
+        for control in control_names(name):
+            try:
+                age = _age(os.lstat(folder + b"/" + control))
+            except OSError:
+                continue
+            found.append((float("-inf") if age is None else age, encode(control)))
+    if not found:
+        return "", None
+    age, control_name = min(found)
+    return control_name, age if age >= 0 else None
+
+
+def _age(result: os.stat_result) -> float | None:
+    """Seconds since a file was written. A date in the future is no such thing: the time of its last change counts then,
+    unless that is in the future too."""
+    now = time.time()
+    return next((now - at for at in (result.st_mtime, result.st_ctime) if at <= now), None)
 
 
 def _link_stat(root: str | bytes, rel: str) -> Stat | None:

@@ -74,6 +74,47 @@ def test_time_counts_from_the_last_sign_of_a_writer() -> None:
     assert judge(look(lease="held", **kept), look(10.0, **kept), look(12.0, **kept)) == Settled(proof="stable")
 
 
+DAY = 24 * 3600.0
+OLD: dict[str, Any] = {"control": "x.aria2", "control_age": 30 * DAY, "blank": False}
+"""A control file of which nothing was heard for a month, beside a file that has all its pieces."""
+
+
+def test_a_complete_proof_that_holds_still_outweighs_an_old_control_file() -> None:
+    assert isinstance(judge(look(**OLD)), Wait)
+    assert judge(look(**OLD), look(2.0, **OLD)) == Settled(proof="complete")
+
+
+@pytest.mark.parametrize(
+    ("lacking", "why"),
+    [
+        ({"control_age": 0.9 * DAY}, "under way"),
+        ({"control_age": None}, "under way"),
+        ({"lease": "held"}, "open for writing"),
+        ({"lease": "unknown", "age": 0.9 * DAY}, "can't be told"),
+        ({"lease": "unknown", "age": None}, "can't be told"),
+        ({"holes": True}, "resume the download"),
+        ({"holes": None}, "resume the download"),
+        ({"blank": True}, "blank pieces"),
+        ({"blank": None}, "blank pieces"),
+        ({"expected": 101}, "30 days; nothing proves"),
+        ({"expected": 99}, "nothing proves"),
+        ({"header": "none", "expected": None}, "delete x.aria2 if it is"),
+        ({"header": "foreign", "expected": None}, "nothing proves"),
+        ({"header": "partial", "expected": None}, "nothing proves"),
+    ],
+)
+def test_nothing_less_does_and_the_reason_is_named(lacking: dict[str, Any], why: str) -> None:
+    fields = {**OLD, **lacking}
+    verdict = judge(look(**fields), look(1e6, **fields))
+    assert isinstance(verdict, Wait) and why in verdict.why
+    assert lacking.get("lease") == "held" or "x.aria2" in verdict.why
+
+
+def test_where_no_lease_can_be_had_the_file_must_be_as_old_as_its_control_file() -> None:
+    fields = {**OLD, "lease": "unknown", "age": 2 * DAY}
+    assert judge(look(**fields), look(2.0, **fields)) == Settled(proof="stable")
+
+
 def test_a_control_file_is_waited_for_even_beside_a_file_that_seems_complete() -> None:
     verdict = judge(look(control="x.aria2"), look(1e6, control="x.aria2"))
     assert isinstance(verdict, Wait) and "x.aria2" in verdict.why

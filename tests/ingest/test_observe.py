@@ -4,6 +4,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from agents.ingest import gate, lengths, mounts, observe
 from agents.ingest.errors import HeaderUnread
 from agents.ingest.paths import encode
 from schemas.settings import WatcherSettings
-from tests.ingest.making import model, put
+from tests.ingest.making import gguf, model, put
 
 
 def look(root: Path, name: str, remote: bool = False) -> gate.Observation:
@@ -126,6 +128,89 @@ def test_a_control_file_beside_it_holds_it_back(tmp_path: Path, suffix: str) -> 
     assert seen.control == control.name and isinstance(verdict(seen), gate.Wait)
     control.unlink()
     assert verdict(look(tmp_path, "a.safetensors")) == gate.Settled(proof="complete")
+
+
+BIG = model({"model.diffusion_model.x": (1 << 20,)})
+"""Of two pieces and some."""
+
+
+def month_old(path: Path) -> Path:
+    then = time.time() - 30 * 24 * 3600
+    os.utime(path, (then, then))
+    return path
+
+
+def late_verdict(root: Path, name: str) -> gate.Verdict:
+    """What the gate says when the file has held still."""
+    settings = WatcherSettings()
+    seen = observe.observe(str(root), name, 1.0, stale_control=settings.stale_control)
+    again = observe.observe(str(root), name, 100.0, stale_control=settings.stale_control, previous=seen)
+    return gate.decide(gate.follow(gate.follow(None, seen), again), settings, 100.0)
+
+
+@pytest.mark.parametrize("content", [model(), BIG, gguf(b"flux")], ids=["small", "big", "gguf"])
+@pytest.mark.parametrize("suffix", [".aria2", ".part", ".crdownload", ".download", ".incomplete", ".tmp", ".!qB"])
+def test_an_old_control_file_beside_a_whole_file_holds_it_back_no_longer(
+    tmp_path: Path, suffix: str, content: bytes
+) -> None:
+    name = "a.gguf" if content.startswith(b"GGUF") else "a.safetensors"
+    put(tmp_path / name, content)
+    month_old(put(tmp_path / f"{name}{suffix}", b"state"))
+    assert late_verdict(tmp_path, name) == gate.Settled(proof="complete")
+
+
+def test_a_small_file_of_zeros_is_whole_and_a_large_one_is_doubted(tmp_path: Path) -> None:
+    for name, length in (("small", 1000), ("large", 1 << 20)):
+        put(tmp_path / f"{name}.safetensors", model({"model.diffusion_model.x": (length,)}, fill=0))
+        month_old(put(tmp_path / f"{name}.safetensors.aria2", b"state"))
+    assert late_verdict(tmp_path, "small.safetensors") == gate.Settled(proof="complete")
+    assert isinstance(late_verdict(tmp_path, "large.safetensors"), gate.Wait)
+
+
+def test_a_fresh_control_file_and_one_from_the_future_hold_it_back(tmp_path: Path) -> None:
+    put(tmp_path / "a.safetensors", model())
+    control = put(tmp_path / "a.safetensors.aria2", b"state")
+    assert isinstance(late_verdict(tmp_path, "a.safetensors"), gate.Wait)
+    os.utime(control, (time.time() + 1e9, time.time() + 1e9))  # its last change counts: that is now
+    assert isinstance(late_verdict(tmp_path, "a.safetensors"), gate.Wait)
+    month_old(control)
+    put(tmp_path / "a.safetensors.part", b"")
+    verdict = late_verdict(tmp_path, "a.safetensors")
+    assert isinstance(verdict, gate.Wait) and "a.safetensors.part says" in verdict.why
+
+
+def reserved(path: Path) -> None:
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, len(BIG))
+
+
+def zeros(path: Path) -> None:
+    path.write_bytes(path.read_bytes().ljust(len(BIG), b"\0"))
+
+
+def sparse(path: Path) -> None:
+    os.truncate(path, len(BIG))
+
+
+def middle(path: Path) -> None:
+    path.write_bytes(BIG[: 1 << 19] + bytes(1 << 19) + BIG[1 << 20 :])
+
+
+@pytest.mark.parametrize("left", [reserved, zeros, sparse, middle])
+def test_a_download_given_up_long_ago_is_not_taken_for_complete(tmp_path: Path, left: Callable[[Path], None]) -> None:
+    path = put(tmp_path / "a.safetensors", BIG[: 1 << 20])
+    left(path)
+    month_old(path)
+    month_old(put(tmp_path / "a.safetensors.aria2", b"state"))
+    verdict = late_verdict(tmp_path, "a.safetensors")
+    assert isinstance(verdict, gate.Wait) and "a.safetensors.aria2" in verdict.why
+
+
+def test_an_old_pickle_proves_nothing_so_its_control_file_is_named(tmp_path: Path) -> None:
+    month_old(put(tmp_path / "a.ckpt", b"an old pickle"))
+    month_old(put(tmp_path / "a.ckpt.aria2", b"state"))
+    verdict = late_verdict(tmp_path, "a.ckpt")
+    assert isinstance(verdict, gate.Wait) and "delete a.ckpt.aria2 if it is" in verdict.why
 
 
 @pytest.mark.parametrize(
