@@ -308,7 +308,7 @@ class Watcher:
     async def _judge(self, rows: list[Row]) -> int:
         """One look at each of the first of these files, and the gate's word on it, written down; how many. What takes
         long to look at (a large header) holds up none that was looked at before it."""
-        places = judging.places(self.roots, self.remote)
+        places, attempts = judging.places(self.roots, self.remote), self.table.db.attempts
 
         def look() -> list[judging.Judged]:
             until = time.monotonic() + _LOOK_SECONDS
@@ -317,7 +317,8 @@ class Watcher:
                 now = time.monotonic()
                 if seen and now > until:
                     break
-                seen.append(judging.judge(row, places[row.path.root], self.tracks.get(row.id), self.settings, now))
+                place, track = places[row.path.root], self.tracks.get(row.id)
+                seen.append(judging.judge(row, place, track, self.settings, now, attempts))
             return seen
 
         def write(db: FilesDb) -> frozenset[int]:

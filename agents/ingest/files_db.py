@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from agents.ingest.attempts import Attempts
 from agents.ingest.errors import WrongSchema
 from agents.ingest.paths import file_key, hash_id, signed64
 from agents.ingest.reconcile import Appeared, Change, Changed, Linked, Lost, Moved, Returned, Row, Touched
@@ -79,12 +80,14 @@ def opened(path: str | Path) -> Iterator["FilesDb"]:
 
 
 class FilesDb:
-    """Every method is one transaction; within `atomic`, all of them together are one."""
+    """Every method is one transaction; within `atomic`, all of them together are one. `attempts` is what was let in
+    lately: it limits how often a file is."""
 
     def __init__(self, connection: sqlite3.Connection, queries: dict[str, str], instance: str) -> None:
         self.connection = connection
         self.queries = queries
         self.instance = instance
+        self.attempts = Attempts()
 
     @contextmanager
     def atomic(self) -> Iterator[None]:
@@ -170,7 +173,8 @@ class FilesDb:
                 return False
             key = file_key(row.path.root, stat.dev, stat.ino)
             settled = self._update(row, now, key=key, stat=stat, state="settled", told=True, fingerprint=fingerprint)
-            self._say_settled(settled, proof, now)
+            if self._say_settled(settled, proof, now) is None:
+                self._ask(settled)
         return True
 
     def refuse(self, row: Row, stat: Stat | None, *, reason: str, error: str, now: float) -> bool:
@@ -259,7 +263,7 @@ class FilesDb:
                 self._carry(row.stat, candidate.stat, now)
                 touched = self._update(row, now, stat=candidate.stat, links=candidate.links)
                 if row.state == "settled" and self.known(touched.stat) is None:
-                    self._ask(touched)  # the job under way is for the old Stat, and will find it changed
+                    self._ask_anew(touched, now)  # the job under way is for the old Stat, and will find it changed
             case Lost(row=row, unmounted=unmounted):
                 lost = self._update(row, now, told=False, gone=True, unmounted=unmounted)
                 if not unmounted:
@@ -296,7 +300,7 @@ class FilesDb:
         fact = files.Moved(key=moved.key, old=row.path, path=path, stat=moved.stat, at=now, known=known)
         self._say(moved, "moved", fact)
         if known is None:
-            self._ask(moved)
+            self._ask_anew(moved, now)
 
     def _welcome(self, row: Row, candidate: Candidate, fingerprint: str, now: float) -> None:
         """A path whose content was settled before."""
@@ -312,14 +316,15 @@ class FilesDb:
             unmounted=False,
             fingerprint=fingerprint,
         )
-        self._say_settled(settled, "complete", now)
+        if self._say_settled(settled, "complete", now) is None:
+            self._ask_anew(settled, now)
 
-    def _say_settled(self, row: Row, proof: Literal["complete", "stable"], now: float) -> None:
+    def _say_settled(self, row: Row, proof: Literal["complete", "stable"], now: float) -> Known | None:
+        """Gives what is known of it."""
         known = self.known(row.stat)
         fact = files.Settled(key=row.key, path=row.path, stat=row.stat, proof=proof, at=now, known=known)
         self._say(row, "settled", fact)
-        if known is None:
-            self._ask(row)
+        return known
 
     def _undescribe(self, path: FilePath) -> None:
         """No model is at a path any more: when one is back, what lies beside it is told again."""
@@ -327,6 +332,16 @@ class FilesDb:
 
     def _ask(self, row: Row) -> None:
         self._say(row, "hash", job_for(row))
+
+    def _ask_anew(self, row: Row, now: float) -> None:
+        """Has a settled file hashed that did not come before the gate; that is where it goes when it was hashed too
+        often lately."""
+        clock = self.attempts.clock()
+        if self.attempts.ready_at(row.path, row.key, clock) > clock:
+            self._update(row, now, state="waiting")
+            return
+        self.attempts.note(row.path, row.key, row.stat)
+        self._ask(row)
 
     def _say(self, row: Row, kind: Kind, message: Message) -> None:
         """Into the outbox; the message id is that of the row's version."""

@@ -39,6 +39,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     says. `control` names a control file beside it, the last written of several; `control_age` and `age` are seconds
     since it, and the file itself, were written, None when that is unknown or yet to come. `blank` says whether a piece
     of it holds nothing but zeros; it is looked for only when an old control file is all that is left against a file.
+    `born` is when it was made, in nanoseconds, None where the system can't tell.
     `error` is a sentence for people.
     """
 
@@ -53,6 +54,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     control_age: float | None = None
     age: float | None = None
     blank: bool | None = None
+    born: int | None = None
     error: str = ""
 
 

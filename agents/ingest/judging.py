@@ -10,6 +10,7 @@ import msgspec
 import structlog
 
 from agents.ingest import gate
+from agents.ingest.attempts import Attempts
 from agents.ingest.files_db import FilesDb
 from agents.ingest.fingerprint import fingerprint_at
 from agents.ingest.following import LEAST_BYTES
@@ -38,8 +39,16 @@ class Place(msgspec.Struct, frozen=True):
     remote: bool
 
 
-def judge(row: Row, place: Place, before: gate.Track | None, settings: WatcherSettings, now: float) -> Judged:
-    """One look at one file. `now` is of a clock that never goes back."""
+def judge(
+    row: Row,
+    place: Place,
+    before: gate.Track | None,
+    settings: WatcherSettings,
+    now: float,
+    attempts: Attempts | None = None,
+) -> Judged:
+    """One look at one file. `now` is of a clock that never goes back, that of the `attempts` which limit how often a
+    file is let in."""
     previous = before.latest if before else None
     seen = observe(
         place.folder,
@@ -51,11 +60,31 @@ def judge(row: Row, place: Place, before: gate.Track | None, settings: WatcherSe
     )
     track = gate.follow(before, seen)
     verdict = gate.decide(track, settings, now)
+    if attempts is not None and isinstance(verdict, gate.Settled | gate.Refused):
+        verdict = _limited(verdict, row, track, attempts, now)
     mark = ""
     if isinstance(verdict, gate.Settled):
         assert seen.stat is not None
         mark = fingerprint_at(place.folder, row.path.rel, seen.stat) or ""
     return Judged(row=row, track=track, verdict=verdict, fingerprint=mark)
+
+
+def _limited(
+    verdict: gate.Settled | gate.Refused, row: Row, track: gate.Track, attempts: Attempts, now: float
+) -> gate.Verdict:
+    """The verdict, or to wait where the file had too many lately."""
+    key, born = _key(row, track.latest), track.latest.born
+    until = attempts.ready_at(row.path, key, track.same_since, born)
+    if until <= now:
+        return verdict
+    count = attempts.count(row.path, key, born)
+    why = f"it changed again and again, {count} times within a minute, and has to come to rest"
+    return gate.Wait(until=until, why=why)
+
+
+def _key(row: Row, seen: gate.Observation) -> str:
+    stat = seen.stat or row.stat
+    return file_key(row.path.root, stat.dev, stat.ino)
 
 
 def growing(before: gate.Track | None, one: Judged) -> GrowingTick | None:
@@ -83,9 +112,12 @@ def write(judged: Sequence[Judged], db: FilesDb, now: float) -> frozenset[int]:
                 case gate.Settled(proof=proof):
                     assert stat is not None
                     done = db.settle(row, stat, proof, fingerprint=one.fingerprint, now=now)
+                    if done:
+                        db.attempts.note(row.path, _key(row, one.track.latest), stat, one.track.latest.born)
                 case gate.Refused(reason=reason, error=error):
                     done = db.refuse(row, stat, reason=reason, error=error, now=now)
                     if done:
+                        db.attempts.note(row.path, _key(row, one.track.latest), stat or row.stat, one.track.latest.born)
                         log.warning("file refused", rel=row.path.rel, reason=reason, error=error)
                 case _:
                     continue

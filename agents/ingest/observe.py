@@ -3,12 +3,16 @@
 It opens regular files inside the root only, never waits for anybody, and leaves nothing behind.
 """
 
+import ctypes
 import errno
+import functools
 import os
 import signal
 import stat
+import struct
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -30,6 +34,9 @@ except ImportError:  # not a Unix
 GONE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENOTCONN))
 _PIECE_BYTES, _BLOCK_BYTES = 1 << 20, 16 << 10
 """What downloaders fetch at a time, at least, and what of it arrives at once: a piece is complete when its end is."""
+
+_AT_EMPTY_PATH, _STATX_BTIME = 0x1000, 0x800
+"""Of the call statx, which Python does not have yet: https://man7.org/linux/man-pages/man2/statx.2.html."""
 
 _OPEN_SAFELY = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW
 
@@ -85,12 +92,12 @@ def _look(
                 blank = known.blank if known else None
                 seen = structs.replace(seen, blank=has_blanks(fd, named, before.size) if blank is None else blank)
             held = "unknown" if remote else lease(fd)
-            after = os.fstat(fd)
+            after, born = os.fstat(fd), born_at(fd)
     except BlockingIOError:  # somebody keeps others out by a lease of his own
         return structs.replace(seen, stat=stat_of(os.lstat(path)))
     if before != stat_of(after):
         return structs.replace(seen, stat=stat_of(after), lease="held", header="none", expected=None, error="")
-    return structs.replace(seen, lease=held, age=_age(after))
+    return structs.replace(seen, lease=held, age=_age(after), born=born)
 
 
 def _content(fd: int, named: bytes, size: int, known: gate.Observation | None) -> dict[str, Any]:
@@ -137,6 +144,22 @@ def has_holes(fd: int, size: int) -> bool | None:
         return os.lseek(fd, 0, os.SEEK_HOLE) < size
     except (OSError, AttributeError):
         return None
+
+
+def born_at(fd: int) -> int | None:
+    """When the open file was made, in nanoseconds since 1970; None where the system can't tell. What is deleted and
+    made anew may get the same inode number, but not the same time."""
+    call, found = _statx(), ctypes.create_string_buffer(256)
+    if call is None or call(fd, b"", _AT_EMPTY_PATH, _STATX_BTIME, found) != 0:
+        return None
+    (mask,) = struct.unpack_from("=I", found, 0)
+    seconds, nanoseconds = struct.unpack_from("=qI", found, 80)
+    return int(seconds) * 10**9 + int(nanoseconds) if mask & _STATX_BTIME else None
+
+
+@functools.cache
+def _statx() -> Callable[..., int] | None:
+    return getattr(ctypes.CDLL(None), "statx", None) if sys.platform == "linux" else None
 
 
 def has_blanks(fd: int, named: bytes, size: int) -> bool:

@@ -7,8 +7,8 @@ import pytest
 from agents.ingest import files_db
 from agents.ingest.errors import WrongSchema
 from agents.ingest.paths import stat_of
-from agents.ingest.reconcile import Appeared
-from agents.ingest.scan import Candidate
+from agents.ingest.reconcile import Appeared, reconcile
+from agents.ingest.scan import Candidate, scan
 from schemas import files
 from schemas.files import FilePath, Identity, Stat
 from tests.ingest.making import put
@@ -329,3 +329,19 @@ def test_numbers_without_a_sign_come_back_as_they_are(world: World) -> None:
         candidate = Candidate("a.ckpt", stat, 1)
         db.apply([Appeared(path=at("a.ckpt"), candidate=candidate)], roots=(), looked_at=1.0, now=1.0)
         assert [row.stat for row in db.rows()] == [stat] and db.has_inode(stat)
+
+
+def test_a_file_renamed_without_end_goes_before_the_gate_instead_of_being_hashed(world: World, models: Path) -> None:
+    path = put(models / "a.ckpt", b"one")
+    world.look()
+    with files_db.opened(world.table) as db:
+        (row,) = db.waiting()
+        db.settle(row, row.stat, "stable", fingerprint="", now=1.0)
+        for number in range(20):
+            path = path.rename(models / f"{number}.ckpt")
+            changes = reconcile(db.rows(), [scan("models", str(models))])
+            db.apply(changes, roots=(), looked_at=1.0, now=1.0)
+        assert len([one for one in db.unsent() if isinstance(one.message, files.Hash)]) == 3
+        (row,) = db.waiting()
+        assert row.path.rel == "19.ckpt"
+        assert db.attempts.ready_at(row.path, row.key, db.attempts.clock()) > db.attempts.clock()

@@ -297,3 +297,16 @@ def test_the_mount_that_lies_deepest_tells_the_file_system() -> None:
 
 def test_a_local_folder_is_not_remote(tmp_path: Path) -> None:
     assert not mounts.is_remote(str(tmp_path))
+
+
+def test_a_file_keeps_the_time_of_its_birth_and_a_new_one_has_another(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.safetensors", model())
+    born = look(tmp_path, "a.safetensors").born
+    if born is None:
+        pytest.skip("this system does not tell")
+    assert abs(born / 1e9 - time.time()) < 60
+    path.write_bytes(model(fill=2))
+    os.utime(path, (1, 1))
+    assert look(tmp_path, "a.safetensors").born == born
+    put(tmp_path / "b", model()).replace(path)
+    assert look(tmp_path, "a.safetensors").born != born
