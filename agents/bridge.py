@@ -23,11 +23,11 @@ import uvicorn
 from nats.js.errors import NotFoundError
 from starlette.types import ASGIApp
 
-from agents import catalogdesk, desk
+from agents import catalogdesk, desk, scanning
 from agents.diffusion.plan import check
 from agents.http import native
 from agents.http.security import Guard, is_loopback
-from agents.http.views import Check, JobEvent, JobView, R, UnknownJob
+from agents.http.views import Check, JobEvent, JobView, R, UnknownJob, WaitingFiles
 from bus.client import Bus
 from bus.errors import DarkroomError, UserError
 from bus.subjects import ASK_HELLO, ASK_METRICS, PREPARE
@@ -254,6 +254,9 @@ class _Library:
 
     async def adopt(self) -> Adopted:
         return await catalogdesk.adopt(self.bus)
+
+    async def waiting(self, *, after: str, limit: int) -> WaitingFiles:
+        return await scanning.waiting(self.bus, self.roots, after=after, limit=limit)
 
     async def hash_of(self, path: str, *, promote: bool, wait: float) -> FileReply:
         file = await anyio.to_thread.run_sync(catalogdesk.placed, path, self.roots)

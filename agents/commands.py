@@ -23,6 +23,9 @@ from bus.work import sole
 from schemas.jobs import Request, Result
 from schemas.settings import Settings
 
+_SHOWN = 20
+"""Of the files that wait in a root, how many `scan` names."""
+
 
 def say(line: str) -> None:
     """One line on standard output, at once."""
@@ -108,7 +111,10 @@ async def _catch_up(bus: Bus, settings: Settings) -> None:
 
 
 async def scan(settings: Settings, as_json: bool) -> int:
-    """Print a summary for each root; the status is 1 when something was refused or can't be looked at."""
+    """Print a summary for each root and what waits there; the status is 1 when something was refused, or can't be
+    looked at or hashed. What waits (is written still, say) is none of that: it is named, with why and since when."""
+    from agents.progress import printable
+
     async with running_bus(settings, start=(CATALOGUING,)) as bus:
         began = time.monotonic()
         states = await scanning.look(bus, settings, quiet=as_json)
@@ -120,13 +126,15 @@ async def scan(settings: Settings, as_json: bool) -> int:
         if mended:
             say(f"the catalog differed from the folders: {mended:,} difference{'s' * (mended != 1)} mended")
         for state in states:
-            ready = state.files - state.refused - state.waiting
-            writing = f"{state.waiting:,} still being written, " if state.waiting else ""
+            ready = state.files - state.refused - state.waiting - state.unhashed
+            waiting = f"{state.waiting:,} waiting, " if state.waiting else ""
             folder = settings.roots[state.root]
             found = f"{ready:,} model{'s' * (ready != 1)} in {folder}"
-            say(f"{state.root}: {found}, {writing}{state.refused:,} refused, {seconds:.1f} s")
-            for problem in state.problems:
-                say(f"  {problem}")
+            say(f"{state.root}: {found}, {waiting}{state.refused:,} refused, {seconds:.1f} s")
+            for line in (*state.problems, *map(scanning.line, state.waits[:_SHOWN])):
+                say(printable(f"  {line}"))
+            if (more := state.waiting - len(state.waits[:_SHOWN])) > 0:
+                say(f"  and {more:,} more waiting (see --json)")
     return 1 if any(state.problems for state in states) else 0
 
 

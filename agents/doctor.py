@@ -10,9 +10,11 @@ from pathlib import Path
 
 import msgspec
 
+from agents import scanning
 from agents.commands import say
+from agents.progress import printable
 from agents.service import find
-from bus.client import connect
+from bus.client import Bus, connect
 from bus.errors import DarkroomError, UserError
 from bus.server import find_server, version_of
 from bus.subjects import ASK_HELLO, DEAD
@@ -21,6 +23,9 @@ from schemas.asks import Hello, Nothing
 from schemas.settings import Settings
 
 WAL_RESET_FIXED = (3, 51, 3)
+_NAMED = 20
+"""Files that wait, of all roots."""
+
 _LOW_DISK = 5 * 1024**3
 
 
@@ -79,6 +84,18 @@ def _data(data: Path) -> Finding:
     return Finding(what="data", state=state, detail=f"{data}, {free / 1e9:,.1f} GB free")
 
 
+async def _waiting(bus: Bus, settings: Settings) -> AsyncIterator[Finding]:
+    """The files that are not let in yet, the first of them by name."""
+    found = await scanning.waiting(bus, settings.roots, limit=_NAMED)
+    for root in found.unknown:
+        yield Finding(what=f"root {root}", state="warn", detail="no watcher answers for it")
+    for file in found.files:
+        yield Finding(what=f"file in {file.path.root}", state="warn", detail=printable(scanning.line(file)))
+    more = found.waiting - len(found.files)
+    detail = f"{found.waiting:,}" + (f", {more:,} of them not named here (see scan --json)" if more else "")
+    yield Finding(what="files waiting", state="warn" if found.waiting else "ok", detail=detail)
+
+
 async def _bus(settings: Settings) -> AsyncIterator[Finding]:
     try:
         program = find_server()
@@ -98,5 +115,7 @@ async def _bus(settings: Settings) -> AsyncIterator[Finding]:
             yield Finding(what="catalog", state="ok", detail=f"answers ({hello.instance})")
             dead = sum((await bus.waiting("DLQ", DEAD.filter())).values())
             yield Finding(what="dead letters", state="warn" if dead else "ok", detail=str(dead))
+            async for finding in _waiting(bus, settings):
+                yield finding
     except (DarkroomError, ExceptionGroup) as error:
         yield Finding(what="service", state="wrong", detail=str(sole(error)))

@@ -26,6 +26,7 @@ from agents.ingest.mounts import is_remote
 from agents.ingest.paths import is_inside
 from agents.ingest.reconcile import Lost, Row, reconcile, without
 from agents.ingest.scan import Scan, scan
+from agents.ingest.waits import Waits
 from agents.saying import Saying
 from agents.service import owned
 from bus.client import Bus
@@ -49,6 +50,8 @@ log = structlog.get_logger()
 _BATCH = 256
 _LOOK_SECONDS = 0.25
 _LISTED = 1000
+_LEFT_LOOKS = 3
+"""Scans in a row that leave something to the next one, until they count all the same: some file is never left alone."""
 _TOLD = 20
 _FORGET = 90 * 24 * 3600.0
 _LOOK_TWICE = 1.0
@@ -127,7 +130,8 @@ class Watcher:
         self.fresh: set[tuple[str, str]] = set()
         self.stale = True
         self.judged: set[int] = set()
-        self.looks_begun = self.looks = self.left = 0
+        self.waits = Waits()
+        self.looks_begun = self.looks = self.left = self.left_looks = self.folders = 0
 
     async def hear_changes(self, root: str, ready: anyio.Event) -> None:
         """Wake the other loops when something may have happened below a root. See events.hear."""
@@ -177,7 +181,11 @@ class Watcher:
         counts = await self.table.do(lambda db: db.counts(root))
         refusals = await self.table.do(lambda db: db.refusals(root, limit=_TOLD))
         problems = (*self.problems.get(root, ()), *refusals)[:_TOLD]
-        return RootState(root=root, look=look, looks=self.looks, problems=problems, **counts)
+        most = self.bus.nc.max_payload // 2
+        waits = await self.table.do(lambda db: self.waits.page(db, root, ask.after, ask.limit, most))
+        return RootState(
+            root=root, look=look, looks=self.looks, problems=problems, waits=waits, folders=self.folders, **counts
+        )
 
     async def look(self) -> float:
         """Scan every root, write down what changed; returns the seconds it took."""
@@ -201,9 +209,10 @@ class Watcher:
             self.saying.bell.ring()
         self._look_soon_at(unexplained, scans)
         self.describer.looked(scans, began)
+        self.left_looks = self.left_looks + 1 if self.left else 0
         if self.left:
             self.look_now.set()
-        else:
+        if not self.left or self.left_looks >= _LEFT_LOOKS:
             self.looks = self.looks_begun
         return time.monotonic() - began
 
@@ -238,9 +247,12 @@ class Watcher:
         db.apply(checked, roots=roots, looked_at=wall, now=time.time())
         return len(current)
 
+    def _entered(self) -> None:
+        self.folders += 1
+
     def _scan(self) -> list[Scan]:
         """In a thread. What lies in every root, and what can't be looked at there."""
-        scans = [scan(root, folder, self._inner_roots(root)) for root, folder in self.roots.items()]
+        scans = [scan(root, folder, self._inner_roots(root), self._entered) for root, folder in self.roots.items()]
         self.remote = {root: is_remote(folder) for root, folder in self.roots.items()}
         for one in scans:
             problems = tuple(f"{problem.rel}: {problem.error}" for problem in one.problems)
@@ -301,6 +313,7 @@ class Watcher:
         before, self.waiting = self.waiting, {row.id: row for row in rows}
         self.ids = {(row.path.root, row.path.rel): row.id for row in rows}
         self.tracks = {id: track for id, track in self.tracks.items() if id in self.waiting}
+        self.waits.keep(self.waiting)
         # What changed meanwhile (went and came back with its disk, say) is looked at afresh, at once.
         same = {id for id, row in self.waiting.items() if id in before and before[id].version == row.version}
         self.due = {id: at for id, at in self.due.items() if id in same}
@@ -337,8 +350,10 @@ class Watcher:
             match one.verdict:
                 case gate.Wait(until=until, why=why):
                     self.due[id] = until
+                    self.waits.note(id, why)
                     log.debug("waiting for a file", rel=one.row.path.rel, why=why)
                 case _ if id in overtaken or isinstance(one.verdict, gate.Ignore):
+                    self.waits.note(id, "it is gone, or another one: the next scan tells")
                     self.due[id] = time.monotonic() + self.settings.scan_interval
                     self.unexplained.add(id)
                     self.stale = True
@@ -350,6 +365,7 @@ class Watcher:
     def _decided(self, row: Row) -> None:
         for known in (self.waiting, self.tracks, self.due):
             known.pop(row.id, None)
+        self.waits.drop(row.id)
         self.ids.pop((row.path.root, row.path.rel), None)
 
     async def learn(self, facts: list[Fact]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import pytest
 
 from agents.ingest.paths import stat_of
 from bus.client import Bus
+from bus.subjects import ASK_ROOT
+from schemas.asks import RootState, ScanRoot
 from schemas.files import Hashed, Moved, Refused, Removed, Settled
+from tests.conftest import running
 from tests.ingest.dropping import Drop, dropping, sha256
 from tests.ingest.making import model, put
 
@@ -297,3 +301,52 @@ async def test_a_change_from_one_far_time_to_another_is_noticed(far_drop: Drop) 
         with anyio.fail_after(20):
             while drop.of(Hashed, "a.safetensors")[-1].stat != stat_of(path.stat()):
                 await drop.news.wait()
+
+
+async def test_a_file_that_never_rests_is_hashed_rarely_and_named_and_hashed_when_it_rests(drop: Drop) -> None:
+    async with drop.agents():
+        path = drop.put("restless.safetensors")
+        await drop.until(Hashed, "restless.safetensors")
+        changes = 0
+        with anyio.fail_after(20):
+            while not (await waits(drop)).get("restless.safetensors", "").endswith("has to come to rest"):
+                changes += 1
+                os.utime(path, ns=(0, changes))
+        last = stat_of(path.stat())
+        with anyio.fail_after(20):
+            while drop.of(Hashed, "restless.safetensors")[-1].stat != last:
+                await drop.news.wait()
+    assert changes > 3 and len(drop.of(Settled, "restless.safetensors")) <= 4
+
+
+async def test_a_file_complete_beside_an_old_control_file_is_hashed_and_one_that_is_not_is_named(drop: Drop) -> None:
+    then = time.time() - 30 * 24 * 3600
+    async with drop.agents():
+        for name, content in (("whole", model()), ("part", model()[:-8])):
+            control = put(drop.folder / f"{name}.safetensors.aria2", b"state")
+            os.utime(control, (then, then))
+            drop.put(f"{name}.safetensors", content)
+        await drop.until(Hashed, "whole.safetensors")
+        await drop.later()
+        assert drop.about("whole.safetensors") == ["Settled", "Hashed"] and drop.about("part.safetensors") == []
+        (why,) = (await waits(drop)).values()
+        assert why.startswith("part.safetensors.aria2 says that it is still under way, but was not written for 30 days")
+
+
+async def test_what_waits_comes_in_pages_and_is_counted(drop: Drop) -> None:
+    async with running(drop.watching()):
+        for number in range(5):
+            put(drop.folder / f"{number}.safetensors.part", b"")
+            put(drop.folder / f"{number}.safetensors", model())
+        ask = ScanRoot(after="1.safetensors", limit=2)
+        with anyio.fail_after(20):
+            while (state := await drop.bus.ask(ASK_ROOT, ask, RootState, root="models")).waiting < 5:
+                pass  # the watcher goes on meanwhile
+        assert [file.path.rel for file in state.waits] == ["2.safetensors", "3.safetensors"]
+        assert all(abs(file.since - time.time()) < 20 for file in state.waits)
+
+
+async def waits(drop: Drop) -> dict[str, str]:
+    """Why each file that waits does."""
+    state = await drop.bus.ask(ASK_ROOT, ScanRoot(), RootState, root="models")
+    return {file.path.rel: file.why for file in state.waits}

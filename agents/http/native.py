@@ -6,7 +6,8 @@ GET  /api/jobs/{id}             one job
 GET  /api/jobs/{id}/events      its life as server-sent events; Last-Event-ID goes on from there
 POST /api/jobs/{id}/cancel      end it
 GET  /api/samplers
-/api/models, /api/tags          catalog.py; /api/images, /api/outputs: pictures.py; /api/migration: migration.py
+/api/models, /api/tags          catalog.py; /api/images, /api/outputs: pictures.py; /api/migration: migration.py;
+                                /api/files: files.py
 GET  /images/{path}             finished pictures
 GET  /livez, /readyz, /metrics
 GET  /                          the page
@@ -33,7 +34,7 @@ from starlette.routing import Match, Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 
 from agents.diffusion.samplers import SAMPLERS, SCHEDULES
-from agents.http import catalog, migration, pictures, requests
+from agents.http import catalog, files, migration, pictures, requests
 from agents.http.errors import BadRequest, answer_to, problem
 from agents.http.events import EventStream, frame
 from agents.http.security import CALLER
@@ -78,6 +79,7 @@ def app(
         *migration.routes(library, import_roots),
         *catalog.routes(library),
         *pictures.routes(library, data),
+        *files.routes(library),
     ]
     return Starlette(
         routes=[

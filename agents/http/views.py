@@ -7,7 +7,7 @@ from typing import Literal, Protocol, TypeVar
 import msgspec
 
 from bus.errors import DarkroomError
-from schemas.asks import ImportState
+from schemas.asks import ImportState, WaitingFile
 from schemas.catalog import Adopted, FileReply, Pictures
 from schemas.jobs import Import, Lane, Plan, Rejected, Released, Request, Result, Started, Status
 from schemas.ticks import PreviewTick, StepTick
@@ -74,6 +74,16 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
 
 
+class WaitingFiles(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of the files that are not let in yet, by root and path; `waiting` counts all of them. `next`, unless
+    empty, asks for what follows. Of the roots that are `unknown` no watcher answers."""
+
+    files: tuple[WaitingFile, ...]
+    waiting: int
+    next: str = ""
+    unknown: tuple[str, ...] = ()
+
+
 class Library(Protocol):
     """What a front door may ask of the catalog. Beside the errors named, each raises Declined for what can't be done,
     and NoAnswer when no catalog answers."""
@@ -93,6 +103,9 @@ class Library(Protocol):
 
     async def adopt(self) -> Adopted:
         """Make pending records of what lies in the roots and is not hashed; all `added` by this."""
+
+    async def waiting(self, *, after: str, limit: int) -> WaitingFiles:
+        """Which files of the roots are not let in yet, and why: at most `limit`, after the one that `after` names."""
 
     async def hash_of(self, path: str, *, promote: bool, wait: float) -> FileReply:
         """What a file below a configured root holds, waited for up to `wait` seconds. Without a SHA-256 in the answer

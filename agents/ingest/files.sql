@@ -79,6 +79,10 @@ SELECT * FROM path ORDER BY root, rel;
 -- name: waiting
 SELECT * FROM path WHERE state = 'waiting' AND NOT gone ORDER BY root, rel;
 
+-- name: waiting_since
+SELECT id, rel, changed_at FROM path
+WHERE root = :root AND rel > :after AND state = 'waiting' AND NOT gone ORDER BY rel LIMIT :limit;
+
 -- name: unhashed
 SELECT * FROM path WHERE state = 'settled' AND NOT gone AND NOT EXISTS (
     SELECT 1 FROM hash

@@ -111,6 +111,11 @@ class FilesDb:
         """The paths that the gate has still to judge."""
         return [_row(found) for found in self._run("waiting")]
 
+    def waiting_since(self, root: str, *, after: str, limit: int) -> list[tuple[int, FilePath, float]]:
+        """Ids and paths of what waits below a root, by rel, after one; and when it last changed, here or on disk."""
+        found = self._run("waiting_since", root=root, after=after, limit=limit)
+        return [(one["id"], FilePath(root=root, rel=one["rel"]), one["changed_at"]) for one in found]
+
     def row_at(self, path: FilePath) -> Row | None:
         """What is remembered of one path."""
         for found in self._run("row_at", root=path.root, rel=path.rel):

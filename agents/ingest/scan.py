@@ -6,7 +6,7 @@
 import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import msgspec
@@ -59,9 +59,14 @@ class Scan(msgspec.Struct, frozen=True, kw_only=True):
     problems: tuple[Problem, ...] = ()
 
 
-def scan(root: str, folder: str | bytes, besides: frozenset[bytes] = frozenset()) -> Scan:
+def scan(
+    root: str,
+    folder: str | bytes,
+    besides: frozenset[bytes] = frozenset(),
+    entered: Callable[[], object] = lambda: None,
+) -> Scan:
     """Walks the folder of the root named `root`, but not the folders `besides` (real paths): other roots that lie in
-    it. What can't be read is reported, never raised.
+    it. What can't be read is reported, never raised. `entered` is called for each folder.
 
     Links to files are followed, links to folders are not: below the root they would count everything twice, and what
     lies outside it is a root of its own.
@@ -74,6 +79,7 @@ def scan(root: str, folder: str | bytes, besides: frozenset[bytes] = frozenset()
         state: Literal["gone", "unreadable"] = "gone" if error.errno in _ROOT_GONE else "unreadable"
         return Scan(root=root, state=state, problems=(Problem("", f"The folder can't be read ({error.strerror})."),))
     while walk.folders:
+        entered()
         path, rel = walk.folders.pop()
         try:
             walk.enter(path, rel)
