@@ -75,7 +75,7 @@ async def run(
             await anyio.sleep_forever()
         finally:
             stopping.set()
-            server.should_exit = True
+            server.end()
 
 
 async def _serve(server: "_Server", listener: socket.socket) -> None:
@@ -100,6 +100,18 @@ class _Server(uvicorn.Server):
             )
         )
         self.accepting = anyio.Event()
+        self._ending = anyio.Event()
+
+    def end(self) -> None:
+        """Take nothing more, and finish what is under way."""
+        self.should_exit = True
+        self._ending.set()
+
+    async def main_loop(self) -> None:
+        """uvicorn's, woken once a second, for the date that it sends, and not ten times: an idle service is idle."""
+        while not await self.on_tick(0):
+            with anyio.move_on_after(1.0):
+                await self._ending.wait()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -27,7 +27,7 @@ log = structlog.get_logger()
 Agent = Callable[..., Coroutine[Any, Any, None]]
 
 _TICK_EVERY = 5.0
-_LAG_EVERY = 0.05
+_LAG_EVERY = 0.5
 
 # What each agent is given besides the bus: its slice of the settings.
 AGENTS: dict[str, Callable[[Settings], tuple[Any, ...]]] = {
@@ -91,11 +91,13 @@ async def run_agents(
                 # Torch's threads spin while they wait for each other; on a busy machine that made a picture of the tiny
                 # model take 5 s instead of 0.4 s (two cores, load 3). It is read when torch is imported.
                 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+            lag = _Lag()
+            tasks.start_soon(lag.sample)
             for name in names:
                 agent: Agent = importlib.import_module(f"agents.{name}").run
                 detail: object = await tasks.start(functools.partial(agent, bus, *AGENTS[name](settings)), name=name)
                 said(f"ready {name} {detail or ''}".rstrip())
-                tasks.start_soon(_tell_alive, bus, name)
+                tasks.start_soon(_tell_alive, bus, name, lag)
             # What is here now stays. Looking at it again would hold up the loop for 10 ms at every full collection
             # (57,000 objects of the agents without torch; 0 ms after this).
             gc.collect()
@@ -117,10 +119,31 @@ async def _until_parent_ends(scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _tell_alive(bus: Bus, name: str) -> None:
+class _Lag:
+    """How late the loop wakes: sampled once for all agents in it, since an idle loop pays for each waking."""
+
+    def __init__(self) -> None:
+        self._worst = dict[str, float]()
+
+    async def sample(self) -> None:
+        """Measure, for ever."""
+        while True:
+            now = time.monotonic()
+            await anyio.sleep(_LAG_EVERY)
+            late = time.monotonic() - now - _LAG_EVERY
+            for name, worst in self._worst.items():
+                self._worst[name] = max(worst, late)
+
+    def worst(self, name: str) -> float:
+        """The worst since this agent asked last, in seconds."""
+        worst = self._worst.get(name, 0.0)
+        self._worst[name] = 0.0
+        return worst
+
+
+async def _tell_alive(bus: Bus, name: str, lag: _Lag) -> None:
     """A tick at once and every few seconds, with the loop's worst lag since the last."""
     instance = bus.instance.rsplit("-", 1)[-1]
-    worst = 0.0
     while True:
         tick = AgentTick(
             name=name,
@@ -129,13 +152,10 @@ async def _tell_alive(bus: Bus, name: str) -> None:
             pid=os.getpid(),
             host=os.uname().nodename,
             rss=memory_bytes(),
-            lag=round(worst, 4),
+            lag=round(lag.worst(name), 4),
         )
         await bus.tick(TICK_AGENT, tick, name=name, instance=instance)
-        worst, until = 0.0, time.monotonic() + _TICK_EVERY
-        while (now := time.monotonic()) < until:
-            await anyio.sleep(_LAG_EVERY)
-            worst = max(worst, time.monotonic() - now - _LAG_EVERY)
+        await anyio.sleep(_TICK_EVERY)
 
 
 def memory_bytes() -> int:

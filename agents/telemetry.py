@@ -52,7 +52,7 @@ log = structlog.get_logger()
 
 POLL_SECONDS = 5.0
 AGENT_GONE_SECONDS = 15.0
-LAG_EVERY_SECONDS = 0.25
+LAG_EVERY_SECONDS = 0.5
 _REMEMBERED = 20_000
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 _STREAMS = tuple(sorted({row.stream for row in ALL if row.stream}))

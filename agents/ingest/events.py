@@ -35,7 +35,7 @@ _KEPT_SECONDS = 30.0
 _MOUNTS_SECONDS = 1.0
 """Between two looks at what is mounted."""
 
-STEP_MS, WINDOW_MS, TIMEOUT_MS = 20, 100, 100
+STEP_MS, WINDOW_MS, TIMEOUT_MS = 50, 100, 100
 MANY = 1000
 """From so many changes at once on, the system's queue may have been full."""
 
