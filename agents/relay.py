@@ -12,9 +12,9 @@ from nats.js.errors import NotFoundError
 from agents.bell import Bell
 from agents.catalog.database import Database
 from agents.catalog.errors import CatalogApart
-from agents.catalog.outbox import Outgoing, outgoing, published
+from agents.catalog.outbox import Outgoing, outgoing, published, stored_up_to
 from agents.catalog.position import judge
-from agents.replay import apart, read_stream, stream_of
+from agents.replay import UNFORGOTTEN, apart, message_id, read_stream, stream_of
 from bus.client import Bus
 from bus.errors import Retry, Taken
 from bus.subjects import ALL, Subject
@@ -25,9 +25,7 @@ log = structlog.get_logger()
 STREAM = "CATALOG"
 SAID: dict[str, Subject[object]] = {".".join(row.template.split(".")[1:3]): row for row in ALL if row.stream == STREAM}
 """The subjects of the catalog's history by what they are called in the outbox: model.ready, say."""
-UNDER_WAY = 64
-LOOKED_BACK = 2 * UNDER_WAY
-"""Messages at the stream's end among which those are that a relay stored and could not forget any more."""
+UNDER_WAY = UNFORGOTTEN // 2
 _BEHIND = "Nats-Expected-Last-Sequence"
 
 
@@ -71,6 +69,9 @@ async def _stay_together(bus: Bus, db: Database) -> None:
         await db.begin_history(stream.end.id if stream.end else "")
     elif judgement.verdict != "current":
         raise CatalogApart(apart(db.path, judgement.why))
+    elif stream.end and stream.end.id in {point.id for point in file.unsent}:
+        # A backup that was made while its outbox was full: the stream may have all of that, and a repeat breaks it.
+        await stored_up_to(db, stream.end.id)
 
 
 async def _publish(bus: Bus, rows: list[Outgoing], last: int) -> None:
@@ -103,19 +104,10 @@ async def _forget_stored(bus: Bus, db: Database, last: int) -> bool:
     or lost its answers, however long ago. (The server itself remembers message ids for two minutes only.)"""
     if not (rows := await outgoing(db, limit=UNDER_WAY)):
         return False
-    stored = {await _msg_id(bus, seq) for seq in range(max(1, last + 1 - LOOKED_BACK), last + 1)}
+    stored = {await message_id(bus, seq) for seq in range(max(1, last + 1 - UNFORGOTTEN), last + 1)}
     done = 0
     while done < len(rows) and rows[done].msg_id in stored:
         done += 1
     if done:
         await published(db, rows[done - 1].id)
     return done > 0
-
-
-async def _msg_id(bus: Bus, seq: int) -> str:
-    """The id of one message in the stream; empty when it has none, or is gone."""
-    try:
-        message = await bus.js.get_msg(STREAM, seq)
-    except NotFoundError:
-        return ""
-    return str((message.headers or {}).get("Nats-Msg-Id", ""))

@@ -7,8 +7,9 @@ those before it were left behind by a command, or went on in it.
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import anyio
 import msgspec
@@ -17,16 +18,17 @@ import structlog
 from anyio import to_thread
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.errors import NotFoundError
 
 from agents.catalog import history
 from agents.catalog.database import Database
-from agents.catalog.errors import CatalogApart
+from agents.catalog.errors import CatalogApart, CatalogUnusable
 from agents.catalog.position import Judgement, Point, Position, Standing, Stream, judge, point_of, standing_of
-from agents.catalog.rebuild import Rebuilt, rebuilt
+from agents.catalog.rebuild import Rebuilt, compare, read_only, rebuilt
 from agents.images.files import sync_folder
 from agents.storage.trash import Batch
 from bus.client import Bus
-from bus.errors import DarkroomError, Undecodable
+from bus.errors import DarkroomError, Retry, Undecodable
 from bus.subjects import CATALOG_CHANGED
 from schemas.models import Changed
 
@@ -35,8 +37,21 @@ log = structlog.get_logger()
 STREAM = "CATALOG"
 UNDER_WAY = "catalog.rebuilding.db"
 """The new catalog beside the old one, until it is whole."""
+UNFORGOTTEN = 128
+"""Messages at the stream's end among which those are that a relay stored and could not forget any more."""
 _FETCHED = 200
 _LOGS = ("", "-wal", "-shm")
+_UNFIT = (
+    ValueError,
+    OverflowError,
+    EOFError,
+    sqlite3.IntegrityError,
+    sqlite3.DataError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+)
+"""What a transaction raises that can't come after those before it; another error of SQLite's is the disk's."""
+_TRY_AGAIN = "make room on its disk, see that its folder can be written, and try again."
 
 
 class BrokenHistory(DarkroomError):
@@ -77,6 +92,8 @@ async def prepare(bus: Bus, path: Path, now: float) -> Opening:
     if verdict.verdict == "read":
         stream = await read_stream(bus, stream, file)
         verdict = judge(file, stream)
+    if file and verdict.verdict == "rebuild" and await _is_of_end(bus, path, file, stream):
+        verdict = Judgement(verdict="go on", why="what is before its own history is of another catalog")
     if damage:
         verdict = Judgement(verdict="rebuild", why=f"the catalog was damaged ({damage})")
     end = stream.end
@@ -91,6 +108,51 @@ async def prepare(bus: Bus, path: Path, now: float) -> Opening:
     return Opening(begin=verdict.verdict == "go on", after=end.id if end else "")
 
 
+async def _is_of_end(bus: Bus, path: Path, file: Standing, stream: Stream) -> bool:
+    """Is a file from before positions all that the last messages in the stream made, as many as it ever published? Then
+    it is not older than the stream: it began with nothing when the catalog before it was lost. Raises DarkroomError."""
+    if file.position or not file.queued or not stream.end or stream.end.history:
+        return False
+    (work := path.with_name("work")).mkdir(exist_ok=True)
+    with TemporaryDirectory(dir=work, prefix="judging-") as folder:
+        ours, made = Path(folder, "catalog.db"), Path(folder, "made.db")
+        waiting = await to_thread.run_sync(_copied, path, ours)
+        last_ones = range(max(1, stream.last_seq + 1 - UNFORGOTTEN), stream.last_seq + 1)
+        stored = {await message_id(bus, seq) for seq in last_ones} & waiting.keys()
+        unsent = [fact for id, fact in waiting.items() if fact and id not in stored]
+        before = stream.last_seq - (file.queued - len(waiting) + len(stored))
+        async with Database.open(ours, now=time.time):
+            pass  # it has the tables of this version now
+        try:
+            await replay(bus, path.with_name("history"), made, Point(id=""), unsent, before)
+        except (BrokenHistory, OSError):
+            return False
+        return await to_thread.run_sync(_are_same, ours, made)
+
+
+def _copied(path: Path, to: Path) -> dict[str, Changed | None]:
+    """Copy a catalog. Returns what it has still to publish, by the ids of the messages: a transaction, or something
+    else."""
+    with read_only(path) as file, closing(sqlite3.connect(to)) as copy:
+        file.backup(copy)
+        rows = file.execute("SELECT msg_id, kind, payload FROM outbox ORDER BY id").fetchall()
+    return {id: CATALOG_CHANGED.decode(text.encode()) if kind == "catalog.changed" else None for id, kind, text in rows}
+
+
+def _are_same(one: Path, other: Path) -> bool:
+    with read_only(one) as first, read_only(other) as second:
+        return all(table.same for table in compare(first, second))
+
+
+async def message_id(bus: Bus, seq: int) -> str:
+    """The id of one message in the stream; empty when it has none, or is gone."""
+    try:
+        message = await bus.js.get_msg(STREAM, seq)
+    except NotFoundError:
+        return ""
+    return str((message.headers or {}).get("Nats-Msg-Id", ""))
+
+
 def apart(path: Path, why: str) -> str:
     """What a user is told of a catalog that does not belong to the history on the bus."""
     return (
@@ -101,7 +163,7 @@ def apart(path: Path, why: str) -> str:
 
 
 async def stream_of(bus: Bus) -> Stream:
-    """What the bus has, by its ends. What a stranger put there is none of it. Raises BrokenHistory, Retry."""
+    """What the bus has, by its ends. What a stranger put there is none of it. Raises Retry."""
     seq = int((await bus.js.stream_info(STREAM)).state.last_seq)
     with suppress(Undecodable):
         first, last = await bus.after(CATALOG_CHANGED, 0), await bus.last(CATALOG_CHANGED)
@@ -128,13 +190,13 @@ async def read_stream(bus: Bus, stream: Stream, file: Standing | None) -> Stream
     return msgspec.structs.replace(stream, is_read=True, lineage=lineage, ids=frozenset(found))
 
 
-async def transactions(bus: Bus) -> AsyncIterator[list[Changed]]:
-    """Every transaction that the stream holds, in order, some at a time. Raises BrokenHistory, Retry."""
+async def transactions(bus: Bus, after: int = 0) -> AsyncIterator[list[Changed]]:
+    """Every transaction that the stream holds behind a sequence, in order, some at a time. Raises Retry."""
     last = await bus.raw(STREAM, CATALOG_CHANGED.filter())
     if last is None:
         return
     config = ConsumerConfig(
-        deliver_policy=DeliverPolicy.ALL, ack_policy=AckPolicy.NONE, inactive_threshold=30.0, mem_storage=True
+        deliver_policy=DeliverPolicy.ALL, ack_policy=AckPolicy.NONE, inactive_threshold=600.0, mem_storage=True
     )
     puller = await bus.js.pull_subscribe(CATALOG_CHANGED.filter(), stream=STREAM, config=config)
     at, left = 0, sum((await bus.waiting(STREAM, CATALOG_CHANGED.filter())).values())
@@ -143,9 +205,10 @@ async def transactions(bus: Bus) -> AsyncIterator[list[Changed]]:
             messages = await puller.fetch(max(1, min(_FETCHED, left)), timeout=10)
             left -= len(messages)
             at = messages[-1].metadata.sequence.stream
-            yield [fact for one in messages if (fact := _decoded(one))]
-    except (nats.errors.Error, TimeoutError) as error:
-        raise BrokenHistory(f"the stream {STREAM} could not be read to its end: {error}") from error
+            later = [one for one in messages if one.metadata.sequence.stream > after]
+            yield [fact for one in later if (fact := _decoded(one))]
+    except (nats.errors.Error, TimeoutError) as error:  # the bus went away: nothing is wrong with what it has
+        raise Retry(f"the stream {STREAM} could not be read to its end: {error}") from error
     finally:
         with anyio.CancelScope(shield=True):
             await puller.unsubscribe()
@@ -161,11 +224,24 @@ def _decoded(message: Msg) -> Changed | None:
 
 async def put_in_place(bus: Bus, path: Path, end: Point, now: float) -> Replayed:
     """Make the catalog of the history that ends in `end`, and put it where the file at `path` is, which goes to the
-    trash. Raises CatalogApart when the history can't be replayed: the file is left as it is."""
+    trash. Raises CatalogApart when the history can't be replayed, CatalogUnusable when the new file can't be written,
+    Retry when the bus goes away: the file is left as it is."""
     new = path.with_name(UNDER_WAY)
-    await to_thread.run_sync(_remove, new)
     try:
-        done = await replay(bus, path.parent / "history", new, end)
+        await to_thread.run_sync(_remove, new)
+        done = await _replayed(bus, path, new, end)
+        await to_thread.run_sync(_swap, new, path, now)
+    except OSError as error:
+        raise CatalogUnusable(f"{new} can't be put in the place of {path} ({error}): {_TRY_AGAIN}") from error
+    finally:
+        with anyio.CancelScope(shield=True), suppress(OSError):  # on a full disk, what is half done is in the way
+            await to_thread.run_sync(_remove, new)
+    return done
+
+
+async def _replayed(bus: Bus, path: Path, new: Path, end: Point) -> Replayed:
+    try:
+        return await replay(bus, path.parent / "history", new, end)
     except (BrokenHistory, OSError) as error:
         raise CatalogApart(
             f"The catalog {path} is to be made of its history, which can't be replayed: {error}. Restore what is "
@@ -173,24 +249,28 @@ async def put_in_place(bus: Bus, path: Path, end: Point, now: float) -> Replayed
             "rebuild --replace`; or begin a new history: with what a catalog's file holds, `darkroom new-history`, or "
             "with nothing, `darkroom new-history --empty`."
         ) from error
-    await to_thread.run_sync(_swap, new, path, now)
-    return done
 
 
-async def replay(bus: Bus, folder: Path, output: Path, end: Point, unsent: Iterable[Changed] = ()) -> Replayed:
-    """Make a catalog in `output` of the history that ends in `end`, and then of what was not published yet; `folder`
-    has its large transactions. Raises BrokenHistory when it does not fit together, OSError, Retry."""
+async def replay(
+    bus: Bus, folder: Path, output: Path, end: Point, unsent: Iterable[Changed] = (), after: int = 0
+) -> Replayed:
+    """Make a catalog in `output` of the history that ends in `end`, as far as it is behind the sequence `after`, and
+    then of what was not published yet; `folder` has its large transactions. Raises BrokenHistory when it does not fit
+    together, CatalogUnusable when `output` can't be written, OSError, Retry."""
     began, count = time.monotonic(), 0
-    async with Database.open(output, now=time.time):
-        pass  # it has the tables now
-    with rebuilt(output) as new:
-        line = _Line(new, folder, end)
-        async for facts in transactions(bus):
-            count += await to_thread.run_sync(line.follow, facts)
-        if end.history and line.at.number != end.number:
-            raise BrokenHistory(f"transaction {line.at.number + 1} of {end.number} is missing")
-        count += await to_thread.run_sync(line.follow, [*unsent])
-        await to_thread.run_sync(line.finish)
+    try:
+        async with Database.open(output, now=time.time):
+            pass  # it has the tables now
+        with rebuilt(output) as new:
+            line = _Line(new, folder, end)
+            async for facts in transactions(bus, after):
+                count += await to_thread.run_sync(line.follow, facts)
+            if end.history and line.at.number != end.number:
+                raise BrokenHistory(f"transaction {line.at.number + 1} of {end.number} is missing")
+            count += await to_thread.run_sync(line.follow, [*unsent])
+            await to_thread.run_sync(line.finish)
+    except sqlite3.Error as error:
+        raise CatalogUnusable(f"{output} can't be written ({error}): {_TRY_AGAIN}") from error
     return Replayed(transactions=count, seconds=round(time.monotonic() - began, 3))
 
 
@@ -209,8 +289,8 @@ class _Line:
             if fact.history and fact.number != self.at.number + 1:
                 raise BrokenHistory(f"transaction {self.at.number + 1} is missing before {fact.number}")
             try:
-                self._new.replay(history.changes_of(fact, self._folder))
-            except (ValueError, sqlite3.Error, EOFError) as error:
+                self._new.replay(history.changes_of(fact, self._folder), mixed=not fact.history)
+            except _UNFIT as error:
                 raise BrokenHistory(f"transaction {fact.number or fact.id} can't be replayed ({error})") from error
             self.at = msgspec.structs.replace(self.at, number=fact.number, last=fact.id)
             if fact.number == 1:

@@ -1,7 +1,9 @@
 """The relay on a real bus: the outbox comes into the stream in order and once, whatever the stream's end looks like."""
 
 import functools
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -14,12 +16,14 @@ from agents.catalog.errors import CatalogApart
 from agents.catalog.models import apply
 from agents.catalog.outbox import outgoing
 from agents.catalog.promoting import promote_present
+from agents.catalog.tags import put_tag
 from agents.rebuilding import rebuild
 from agents.relay import SAID, relay
-from agents.replay import prepare
+from agents.replay import UNFORGOTTEN, prepare
 from bus.client import Bus
 from bus.subjects import CATALOG_CHANGED, MODEL_READY, PENDING_CONFLICT, PENDING_DROPPED
 from schemas.asks import Strategy
+from schemas.catalog import PutTag
 from schemas.files import Identity
 from tests.catalog.conftest import clock
 from tests.catalog.facts import hashed, sha
@@ -149,3 +153,17 @@ async def test_a_model_longer_than_a_message_is_cut_and_published(bus: Bus, db: 
     long, many = [await bus.last(MODEL_READY, sha256=sha(name)) for name in ("long", "many")]
     assert long is not None and many is not None
     assert long.payload.model.name.endswith("…") and len(many.payload.model.identity.components) < 10_000
+
+
+async def test_a_backup_whose_outbox_was_published_since_publishes_none_of_it_twice(
+    bus: Bus, db: Database, tmp_path: Path
+):
+    for n in range(100):
+        await put_tag(db, PutTag(name=f"tag {n}"))
+    with closing(sqlite3.connect(db.path)) as live, closing(sqlite3.connect(tmp_path / "backup.db")) as copy:
+        live.backup(copy)
+    await relayed(bus, db)
+    before = await stored(bus)
+    async with Database.open(tmp_path / "backup.db", now=clock) as backup:
+        await relayed(bus, backup)
+    assert await stored(bus) == before and len(before) > 2 * UNFORGOTTEN - 50

@@ -2,10 +2,12 @@
 user is asked; and no file of the data directory is gone."""
 
 import functools
+import resource
 import shutil
+import signal
 import sqlite3
-from collections.abc import AsyncIterator, Callable
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,17 @@ import pytest
 from agents import migrator
 from agents.bell import Bell
 from agents.catalog.database import Database
-from agents.catalog.errors import CatalogApart
+from agents.catalog.errors import CatalogApart, CatalogUnusable
 from agents.catalog.history import TABLES
 from agents.catalog.outbox import outgoing
 from agents.catalog.picturing import add_picture
 from agents.images import blobs
 from agents.images.pictures import picture_names
 from agents.relay import relay
-from agents.replay import UNDER_WAY, prepare
+from agents.replay import UNDER_WAY, prepare, transactions
 from agents.storage import trash
 from bus.client import Bus
+from bus.errors import Retry
 from bus.subjects import CATALOG_CHANGED
 from schemas.catalog import AddPicture
 from tests.catalog.conftest import clock
@@ -307,6 +310,11 @@ async def from_before(bus: Bus, tmp_path: Path) -> AsyncIterator[Path]:
         life = Life(db, path.parent)
         for operation, name, text, n in LIFE[:6]:
             await getattr(life, operation)(name, text, n, 5.0)
+    await published_unnamed(bus, path)
+    yield path
+
+
+async def published_unnamed(bus: Bus, path: Path) -> None:
     unnamed(path)
     with closing(sqlite3.connect(path)) as db_then:
         rows = db_then.execute("SELECT kind, payload, msg_id FROM outbox ORDER BY id").fetchall()
@@ -316,7 +324,6 @@ async def from_before(bus: Bus, tmp_path: Path) -> AsyncIterator[Path]:
             await bus.publish_raw(name, payload.encode(), msg_id=msg_id)
         db_then.execute("DELETE FROM outbox")
         db_then.commit()
-    yield path
 
 
 async def test_a_catalog_from_before_histories_had_names_goes_on_in_one(bus: Bus, from_before: Path):
@@ -338,6 +345,80 @@ async def test_a_catalog_from_before_histories_had_names_that_is_lost_is_made_of
     await opened(bus, from_before)
     assert content(from_before) == before
     assert (await bus.last(CATALOG_CHANGED)).payload.number == 1  # type: ignore[union-attr]
+
+
+async def two_from_before(bus: Bus, path: Path) -> None:
+    """A catalog that a Darkroom from before histories had names began with nothing when the one before was lost: the
+    same ids are of other things."""
+    for name, tag, at in (("a", "gold", 1.0), ("b", "silver", 2.0)):
+        lose(path)
+        async with Database.open(path, now=lambda at=at: at) as db:  # type: ignore[misc]
+            life = Life(db, path.parent)
+            life.told = int(at) * 10
+            await life.hash(name, "", 0, 5.0)
+            await life.tag(name, tag, 0, 5.0)
+        await published_unnamed(bus, path)
+
+
+async def test_a_catalog_begun_when_another_was_lost_goes_on_and_is_not_mixed_with_it(bus: Bus, tmp_path: Path):
+    path = tmp_path / "catalog.db"
+    await two_from_before(bus, path)
+    before = content(path)
+    assert [(name, id) for id, name, *_ in before["tags"]] == [("silver", 1)]
+    await opened(bus, path)
+    assert content(path) == before
+    lose(path)
+    await opened(bus, path)
+    assert content(path) == before
+
+
+async def test_the_histories_of_two_catalogs_without_names_are_not_made_one_catalog(bus: Bus, tmp_path: Path):
+    path = tmp_path / "catalog.db"
+    await two_from_before(bus, path)
+    lose(path)
+    with pytest.raises(CatalogApart, match=r"of another catalog.*rebuild --replace.*new-history --empty"):
+        await prepare(bus, path, 100.0)
+    assert not path.exists()
+
+
+async def test_a_disk_that_is_full_while_a_catalog_is_made_of_its_history_is_named(bus: Bus, tmp_path: Path):
+    path = tmp_path / "catalog.db"
+    await lived(bus, path, 9)
+    async with Database.open(path, now=clock) as db:
+        await Life(db, tmp_path).edit("a", "many words " * 50_000, 0, 9.0)
+        await published(bus, db)
+    never_lost, size = content(path), path.stat().st_size
+    lose(path)
+    for most in (1000, 300_000, size - 2**19):
+        with files_no_longer_than(most), pytest.raises(CatalogUnusable, match=r"full|make room"):
+            await prepare(bus, path, 100.0)
+        assert not [*tmp_path.glob("catalog.*db*")], "what is half done takes no room"
+    await opened(bus, path)
+    assert content(path) == never_lost
+
+
+@contextmanager
+def files_no_longer_than(most: int) -> Iterator[None]:
+    """As on a disk that gets full."""
+    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, kept[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+async def test_a_bus_that_goes_away_while_its_history_is_read_is_no_broken_history(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("agents.replay._FETCHED", 1)
+    await lived(bus, tmp_path / "catalog.db", 4)
+    with pytest.raises(Retry, match="could not be read to its end"):
+        async for _ in transactions(bus):
+            for consumer in await bus.js.consumers_info("CATALOG"):
+                await bus.js.delete_consumer("CATALOG", consumer.name)
 
 
 async def test_pictures_and_pending_originals_outlive_their_catalogs_file(

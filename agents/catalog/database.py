@@ -109,14 +109,14 @@ class Database:
                 for name, function in functions().items():
                     for connection in (writer, reader):
                         await connection.create_function(name, 1, function, deterministic=True)
-            except sqlite3.Error as error:
+                db = cls(writer, reader, path, now, changed)
+                await db._settle_history(new=not applied, begin=begin or 0 < applied < max(_migrations()), after=after)
+                await db._renew_search()
+            except (sqlite3.Error, OSError) as error:
                 raise CatalogUnusable(
                     f"The catalog {path} can't be used ({error}). Make its folder writable and see that the disk is "
                     "not full. In place of a damaged file, `darkroom rebuild --replace` puts one made of its history."
                 ) from error
-            db = cls(writer, reader, path, now, changed)
-            await db._settle_history(new=not applied, begin=begin or 0 < applied < max(_migrations()), after=after)
-            await db._renew_search()
             yield db
 
     def atomic(self) -> AbstractAsyncContextManager[Statements]:

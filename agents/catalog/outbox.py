@@ -83,6 +83,13 @@ async def published(db: Database, id: int) -> None:
         await sql.rows("delete_outgoing", id=id)
 
 
+async def stored_up_to(db: Database, msg_id: str) -> None:
+    """The message of this id is the last of ours that the bus stored: where it is in the outbox, it and all before it
+    need not be published. Raises sqlite3.Error."""
+    async with db.atomic() as sql:
+        await sql.rows("delete_stored", msg_id=msg_id)
+
+
 async def say(sql: Statements, fact: Said, msg_id: str) -> None:
     """Put a fact into the outbox, within the transaction that makes it true. Raises sqlite3.Error, and
     OverflowError for one that is too large for the bus however much is left out."""

@@ -56,6 +56,9 @@ SELECT id, kind, tokens, payload, msg_id FROM outbox ORDER BY id LIMIT :limit;
 -- name: delete_outgoing
 DELETE FROM outbox WHERE id <= :id;
 
+-- name: delete_stored
+DELETE FROM outbox WHERE id <= (SELECT id FROM outbox WHERE msg_id = :msg_id);
+
 -- name: standing
 -- Where the catalog is in its history, what of that is still to be published, and the outbox's messages: ever, and now.
 SELECT

@@ -49,13 +49,17 @@ class Rebuilt:
         self._connection = connection
         self._columns = {table: columns_in(connection, table) for table in TABLES}
 
-    def replay(self, changes: Iterable[Change]) -> None:
+    def replay(self, changes: Iterable[Change], *, mixed: bool = False) -> None:
         """One transaction of the history. Raises sqlite3.Error when it does not fit what was before it, and ValueError
-        for a table that is none."""
+        for a table that is none. A history may be `mixed` of two catalogs', from before they had names: ValueError
+        for a row that another catalog's has the key of, too."""
         with self._connection:
             self._connection.execute("BEGIN")
             for (op, table, names), rows in groupby(map(self._row, changes), key=lambda one: one[0]):
-                self._connection.executemany(self._statement(op, table, names), [row for _, row in rows])
+                values = [row for _, row in rows]
+                if mixed and op == "put" and "created_at" in names:
+                    self._refuse_others(table, values)
+                self._connection.executemany(self._statement(op, table, names), values)
 
     def _row(self, change: Change) -> tuple[tuple[str, str, tuple[str, ...]], dict[str, Any]]:
         """What a change does to which columns of a table, and its row. Rows of one kind go together."""
@@ -63,6 +67,17 @@ class Rebuilt:
             raise ValueError(f"the history tells of a table {change.table!r}, which this version does not know")
         row: dict[str, Any] = msgspec.json.decode(change.row)
         return (change.op, change.table, tuple(row)), row
+
+    def _refuse_others(self, table: str, rows: list[dict[str, Any]]) -> None:
+        """A row keeps the time when it was made for as long as it is there, and a model's pictures are counted up.
+        Where they are not, a second catalog began, and what refers to its keys would refer to the first one's rows."""
+        keys = [column.name for column in self._columns[table] if column.is_key]
+        counted = "numbered" if table == "models" else "0"
+        found = f"SELECT created_at, {counted} FROM {table} WHERE {' AND '.join(f'{name} = :{name}' for name in keys)}"
+        for row in rows:
+            for created_at, numbered in self._connection.execute(found, row):
+                if created_at != float(row["created_at"]) or numbered > int(row.get("numbered", 0)):
+                    raise ValueError("it is of another catalog than what is before it")
 
     @cache  # noqa: B019 (it lives as long as the few statements there are)
     def _statement(self, op: str, table: str, given: tuple[str, ...]) -> str:
