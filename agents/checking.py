@@ -168,8 +168,8 @@ async def new_history(settings: Settings, empty: bool) -> None:
                 await to_thread.run_sync(set_aside, live, time.time())
             elif not await to_thread.run_sync(live.is_file):
                 raise UserError(f"{live} is not there: restore it, or begin with nothing (--empty)")
-            end = (await stream_of(bus)).end
-            opened = Database.open(live, now=time.time, begin=True, after=end.id if end else "")
+            after = (await stream_of(bus)).last
+            opened = Database.open(live, now=time.time, begin=True, after=after)
             async with opened as db, anyio.create_task_group() as tasks:
                 tasks.start_soon(relay, bus, db, Bell())
                 await _until_published(db)

@@ -66,7 +66,7 @@ async def _stay_together(bus: Bus, db: Database) -> None:
         judgement = judge(file, await read_stream(bus, stream, file))
     if judgement.verdict == "go on":
         log.warning("a new history begins with all that the catalog holds", why=judgement.why)
-        await db.begin_history(stream.end.id if stream.end else "")
+        await db.begin_history(stream.last)
     elif judgement.verdict != "current":
         raise CatalogApart(apart(db.path, judgement.why))
     elif stream.end and stream.end.id in {point.id for point in file.unsent}:

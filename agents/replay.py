@@ -92,8 +92,8 @@ async def prepare(bus: Bus, path: Path, now: float) -> Opening:
     if verdict.verdict == "read":
         stream = await read_stream(bus, stream, file)
         verdict = judge(file, stream)
-    if file and verdict.verdict == "rebuild" and await _is_of_end(bus, path, file, stream):
-        verdict = Judgement(verdict="go on", why="what is before its own history is of another catalog")
+    if file and verdict.verdict == "rebuild" and await _is_all_there_is(bus, path, file, stream):
+        verdict = Judgement(verdict="go on", why="it has no place in the history on the bus")
     if damage:
         verdict = Judgement(verdict="rebuild", why=f"the catalog was damaged ({damage})")
     end = stream.end
@@ -105,13 +105,14 @@ async def prepare(bus: Bus, path: Path, now: float) -> Opening:
         log.warning("the catalog was made of its history", transactions=done.transactions, seconds=done.seconds)
     elif verdict.verdict == "go on":
         log.warning("a new history begins with all that the catalog holds", why=verdict.why)
-    return Opening(begin=verdict.verdict == "go on", after=end.id if end else "")
+    return Opening(begin=verdict.verdict == "go on", after=stream.last)
 
 
-async def _is_of_end(bus: Bus, path: Path, file: Standing, stream: Stream) -> bool:
-    """Is a file from before positions all that the last messages in the stream made, as many as it ever published? Then
-    it is not older than the stream: it began with nothing when the catalog before it was lost. Raises DarkroomError."""
-    if file.position or not file.queued or not stream.end or stream.end.history:
+async def _is_all_there_is(bus: Bus, path: Path, file: Standing, stream: Stream) -> bool:
+    """Is a file what the stream made, though it has no place there? One from before positions can be what the last
+    messages made, as many as it ever published: it began with nothing when the catalog before it was lost. And an older
+    Darkroom may have gone on with one that has a position. Raises DarkroomError."""
+    if not (file.queued and stream.end and (stream.tail if file.position else not stream.end.history)):
         return False
     (work := path.with_name("work")).mkdir(exist_ok=True)
     with TemporaryDirectory(dir=work, prefix="judging-") as folder:
@@ -120,11 +121,11 @@ async def _is_of_end(bus: Bus, path: Path, file: Standing, stream: Stream) -> bo
         last_ones = range(max(1, stream.last_seq + 1 - UNFORGOTTEN), stream.last_seq + 1)
         stored = {await message_id(bus, seq) for seq in last_ones} & waiting.keys()
         unsent = [fact for id, fact in waiting.items() if fact and id not in stored]
-        before = stream.last_seq - (file.queued - len(waiting) + len(stored))
+        before = 0 if stream.tail else stream.last_seq - (file.queued - len(waiting) + len(stored))
         async with Database.open(ours, now=time.time):
             pass  # it has the tables of this version now
         try:
-            await replay(bus, path.with_name("history"), made, Point(id=""), unsent, before)
+            await replay(bus, path.with_name("history"), made, stream.end, unsent, before)
         except (BrokenHistory, OSError):
             return False
         return await to_thread.run_sync(_are_same, ours, made)
@@ -173,7 +174,10 @@ async def stream_of(bus: Bus) -> Stream:
             return Stream(first=point_of(first.payload), end=point_of(last.payload), last_seq=seq)
     points = [point_of(fact) async for facts in transactions(bus) for fact in facts]
     named = [point for point in points if point.history] or points
-    return Stream(first=named[0], end=named[-1], last_seq=seq) if named else Stream(last_seq=seq)
+    if not named:
+        return Stream(last_seq=seq)
+    tail = "" if named[-1] == points[-1] else points[-1].id
+    return Stream(first=named[0], end=named[-1], last_seq=seq, tail=tail)
 
 
 async def read_stream(bus: Bus, stream: Stream, file: Standing | None) -> Stream:
@@ -275,33 +279,43 @@ async def replay(
 
 
 class _Line:
-    """One history on its way into a new catalog."""
+    """One history on its way into a new catalog, with what an older Darkroom, which names none, added behind its
+    end."""
 
     def __init__(self, new: Rebuilt, folder: Path, end: Point) -> None:
-        self._new, self._folder = new, folder
+        self._new, self._folder, self._end = new, folder, end
         self.at = Position(history=end.history)
+        self._has_place = bool(end.history)
         self._cursors: dict[str, int] = {}
 
     def follow(self, facts: list[Changed]) -> int:
         """Do what these transactions did, leaving out those of other histories. How many there were."""
-        ours = [fact for fact in facts if fact.history == self.at.history]
-        for fact in ours:
+        count = 0
+        for fact in facts:
+            is_tail = not fact.history and self._end.history and self.at.number == self._end.number
+            if fact.history != self.at.history and not is_tail:
+                continue
+            count += 1
             if fact.history and fact.number != self.at.number + 1:
                 raise BrokenHistory(f"transaction {self.at.number + 1} is missing before {fact.number}")
             try:
                 self._new.replay(history.changes_of(fact, self._folder), mixed=not fact.history)
             except _UNFIT as error:
                 raise BrokenHistory(f"transaction {fact.number or fact.id} can't be replayed ({error})") from error
+            self._cursors = fact.cursors or self._cursors
+            if is_tail:
+                self._has_place = False
+                continue
             self.at = msgspec.structs.replace(self.at, number=fact.number, last=fact.id)
             if fact.number == 1:
                 self.at = msgspec.structs.replace(self.at, lineage=fact.lineage, begun=fact.begun)
-            self._cursors = fact.cursors or self._cursors
-        return len(ours)
+        return count
 
     def finish(self) -> None:
-        """Make it searchable, and note where it is. In a history without a name there is no place to note."""
+        """Make it searchable, and note where it is. Behind a history's end, or in one without a name, there
+        is no place to note."""
         self._new.make_searchable()
-        self._new.settle(self.at if self.at.history else None, self._cursors)
+        self._new.settle(self.at if self._has_place else None, self._cursors)
 
 
 def _swap(new: Path, path: Path, now: float) -> None:

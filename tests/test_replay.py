@@ -314,8 +314,12 @@ async def from_before(bus: Bus, tmp_path: Path) -> AsyncIterator[Path]:
     yield path
 
 
-async def published_unnamed(bus: Bus, path: Path) -> None:
+async def published_unnamed(bus: Bus, path: Path, position: str = "") -> None:
+    """As an older Darkroom left it, which knows of no position: one that is there stays as it was."""
     unnamed(path)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("INSERT INTO db_meta (key, value) SELECT 'position', ?1 WHERE ?1 <> ''", (position,))
+        db.commit()
     with closing(sqlite3.connect(path)) as db_then:
         rows = db_then.execute("SELECT kind, payload, msg_id FROM outbox ORDER BY id").fetchall()
         subject = CATALOG_CHANGED()
@@ -419,6 +423,37 @@ async def test_a_bus_that_goes_away_while_its_history_is_read_is_no_broken_histo
         async for _ in transactions(bus):
             for consumer in await bus.js.consumers_info("CATALOG"):
                 await bus.js.delete_consumer("CATALOG", consumer.name)
+
+
+async def test_what_an_older_darkroom_did_to_a_catalog_is_part_of_its_history(bus: Bus, tmp_path: Path):
+    path = tmp_path / "catalog.db"
+    await lived(bus, path, 6)
+    with closing(sqlite3.connect(path)) as db_then:
+        [(position,)] = db_then.execute("SELECT value FROM db_meta WHERE key = 'position'").fetchall()
+    copied(path, tmp_path / "backup.db")
+    async with Database.open(path, now=clock) as db:
+        life = Life(db, tmp_path)
+        life.told = 50
+        await life.tag("a", "later", 0, 9.0)
+    await published_unnamed(bus, path, position)
+    older, end = content(path), (await bus.js.stream_info("CATALOG")).state.last_seq
+    lefts = {"as it was left": path.read_bytes(), "lost": b"", "before that": (tmp_path / "backup.db").read_bytes()}
+    for how, left in lefts.items():
+        lose(path)
+        path.write_bytes(left)
+        for _ in range(2):
+            await opened(bus, path)
+            assert content(path) == older, how
+        async with Database.open(path, now=clock) as db:
+            await Life(db, tmp_path).put_tag("latest", "", 0, 9.0)
+            await published(bus, db)
+        latest = content(path)
+        lose(path)
+        await opened(bus, path)
+        assert content(path) == latest, how
+        begun, end = end, (await bus.js.stream_info("CATALOG")).state.last_seq
+        for seq in range(begun + 1, end + 1):
+            await bus.js.delete_msg("CATALOG", seq)
 
 
 async def test_pictures_and_pending_originals_outlive_their_catalogs_file(

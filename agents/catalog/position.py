@@ -61,16 +61,22 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 
 class Stream(msgspec.Struct, frozen=True, kw_only=True):
     """What the bus has: the first and the last transaction (None: none), and the sequence of the last message of any
-    kind. `lineage`
-    are the histories that the last one's went on with, and `ids` those of its transactions that are asked for: both
-    are known when the whole stream was read (`is_read`)."""
+    kind. `tail` is the id of the last transaction without a name behind the end: an older Darkroom went on with the
+    catalog (empty: none did). `lineage` are the histories that the last one's went on with, and `ids` those of its
+    transactions that are asked for: both are known when the whole stream was read (`is_read`)."""
 
     first: Point | None = None
     end: Point | None = None
     last_seq: int = 0
+    tail: str = ""
     is_read: bool = False
     lineage: tuple[str, ...] = ()
     ids: frozenset[str] = frozenset()
+
+    @property
+    def last(self) -> str:
+        """The id of the last transaction, of whatever history; empty when there is none."""
+        return self.tail or (self.end.id if self.end else "")
 
 
 Verdict = Literal["current", "begin", "go on", "rebuild", "refuse", "read"]
@@ -100,6 +106,10 @@ def judge(file: Standing | None, stream: Stream) -> Judgement:
         if not sent:
             return Judgement(verdict="current")
         return Judgement(verdict="go on", why="the bus has nothing of its history")
+    if stream.tail:
+        if sent == stream.tail:
+            return Judgement(verdict="current")
+        return Judgement(verdict="rebuild", why="an older Darkroom went on with its history")
     if end.id in {file.position.last, sent} or end.id in {point.id for point in file.unsent}:
         if stream.first and stream.first.history == end.history and stream.first.number > 1:
             return Judgement(verdict="go on", why="the bus has lost the beginning of its history")
