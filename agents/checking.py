@@ -15,6 +15,8 @@ from anyio import to_thread
 from agents.bell import Bell
 from agents.catalog import verify as verifying
 from agents.catalog.database import Database
+from agents.catalog.errors import CatalogUnusable
+from agents.catalog.position import Stream, judge, standing_of
 from agents.catalog.verify import Checked, Place, Problem
 from agents.commands import running_bus, say
 from agents.ingest.errors import IngestError
@@ -141,15 +143,30 @@ async def rebuild(settings: Settings, output: Path | None, as_json: bool, replac
 async def _replace(settings: Settings, live: Path, as_json: bool) -> int:
     async with _any_bus(settings) as bus:
         with owned(live):
-            if (end := (await stream_of(bus)).end) is None:
+            stream = await stream_of(bus)
+            if stream.end is None:
                 raise UserError("the bus has no history to make a catalog of: restore a backup of its files")
-            done = await put_in_place(bus, live, end, time.time())
+            await to_thread.run_sync(_refuse_to_lose, live, stream)
+            done = await put_in_place(bus, live, stream.end, time.time())
     if as_json:
         say(msgspec.json.encode({"path": str(live), **msgspec.to_builtins(done)}).decode())
     else:
         made = f"made of {done.transactions:,} transactions in {done.seconds:.1f} s"
         say(f"{live}: {made}; the file that was there is in the trash")
     return 0
+
+
+def _refuse_to_lose(live: Path, stream: Stream) -> None:
+    """Raises UserError where the live catalog only has to publish its last changes to be what its history says."""
+    try:
+        file = standing_of(live)
+    except (sqlite3.DatabaseError, CatalogUnusable):
+        return  # it is replaced because it can't be used
+    if file and file.unsent and file.unsent[-1].id != stream.last and judge(file, stream).verdict == "current":
+        raise UserError(
+            f"{live} has changes that were not published yet, and its history does not have them: start Darkroom once, "
+            "which publishes them, or move the file away"
+        )
 
 
 async def _until_published(db: Database) -> None:

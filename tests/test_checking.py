@@ -14,6 +14,7 @@ from agents.catalog.database import Database
 from agents.catalog.describing import add_picture, picture_encoded
 from agents.catalog.gallery import add_outputs
 from agents.catalog.models import apply
+from agents.catalog.tags import put_tag
 from agents.checking import new_history, rebuild, verify
 from agents.images.pictures import encode_picture, picture_names
 from agents.ingest.paths import file_key, stat_of
@@ -21,6 +22,7 @@ from agents.service import owned
 from agents.storage.trash import listed
 from bus.errors import UserError
 from bus.work import sole
+from schemas.catalog import PutTag
 from schemas.files import FilePath, Hashed
 from schemas.images import Encoded, EncodePicture, Picture
 from schemas.settings import Settings
@@ -197,6 +199,19 @@ async def test_a_new_history_with_nothing_puts_the_catalog_into_the_trash(settin
     assert "catalog.db" in {one.file for one in listed(data)}
     assert await rebuild(settings, data / "again.db", False) == 0
     assert {file: file.read_bytes() for file in (data / "images").glob("*.webp")} == pictures
+
+
+async def test_a_catalog_that_has_changes_to_publish_is_not_replaced_without_them(settings: Settings):
+    data = Path(settings.data_dir)
+    (data / "nats").mkdir()
+    await new_history(settings, empty=False)
+    async with Database.open(data / "catalog.db", now=time.time) as db:
+        await put_tag(db, PutTag(name="late"))
+    before = content(data / "catalog.db")
+    with pytest.raises(BaseException) as raised:
+        await rebuild(settings, None, False, replace=True)
+    assert "start Darkroom once" in str(sole(raised.value))
+    assert content(data / "catalog.db") == before
 
 
 async def test_a_catalog_in_use_is_not_replaced_and_without_a_history_nothing_is(settings: Settings):
