@@ -88,6 +88,11 @@ async def prepare(bus: Bus, path: Path, now: float) -> Opening:
                 f"The catalog {path} is damaged ({error}), and the bus has no history to make one of. Restore a "
                 "backup, or begin with an empty one: `darkroom new-history --empty`."
             ) from error
+    if stream.end and path.is_symlink() and not path.exists():
+        raise CatalogUnusable(
+            f"The catalog {path} is a link to {path.readlink()}, which is not there: mount its disk, or remove the "
+            "link, and the catalog is made of its history."
+        )
     verdict = judge(file, stream)
     if verdict.verdict == "read":
         stream = await read_stream(bus, stream, file)

@@ -18,7 +18,7 @@ import pytest
 from agents import migrator
 from agents.bell import Bell
 from agents.catalog.database import Database
-from agents.catalog.errors import CatalogApart, CatalogUnusable
+from agents.catalog.errors import CatalogApart, CatalogTooNew, CatalogUnusable
 from agents.catalog.history import TABLES
 from agents.catalog.outbox import outgoing
 from agents.catalog.picturing import add_picture
@@ -188,6 +188,29 @@ async def test_a_backup_under_the_log_that_a_kill_left_is_no_mixture_of_both(bus
     path.touch()
     await opened(bus, path)
     assert content(path) == never_lost
+
+
+async def test_a_link_to_a_disk_that_is_away_is_not_replaced(bus: Bus, tmp_path: Path):
+    path, disk = tmp_path / "catalog.db", tmp_path / "disk"
+    disk.mkdir()
+    path.symlink_to(disk / "catalog.db")
+    await lived(bus, path, 4)
+    disk.rename(tmp_path / "away")
+    with pytest.raises(CatalogUnusable, match="mount its disk"):
+        await prepare(bus, path, 100.0)
+    (tmp_path / "away").rename(disk)
+    assert not (await prepare(bus, path, 100.0)).begin and path.is_symlink()
+
+
+async def test_a_catalog_of_a_newer_version_is_not_replaced_by_an_older_one(bus: Bus, tmp_path: Path):
+    path = tmp_path / "catalog.db"
+    await lived(bus, path, 4)
+    restore_the_first_backup(path)
+    with closing(sqlite3.connect(path)) as newer:
+        newer.execute("INSERT INTO migrations (version, applied_at) VALUES (999, 0)")
+        newer.commit()
+    with pytest.raises(CatalogTooNew, match="has version 999"):
+        await prepare(bus, path, 100.0)
 
 
 async def test_another_catalog_in_its_place_is_refused_with_the_commands_that_go_on(bus: Bus, tmp_path: Path):

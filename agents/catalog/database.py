@@ -17,9 +17,9 @@ import anyio.to_thread
 import msgspec
 
 from agents.catalog import history
-from agents.catalog.errors import CatalogTooNew, CatalogUnusable
+from agents.catalog.errors import CatalogUnusable
 from agents.catalog.index_words import SEARCH_VERSION, functions
-from agents.catalog.position import KEY, Position, Standing, standing
+from agents.catalog.position import KEY, Position, Standing, refuse_newer, standing
 from agents.catalog.sections import sections
 from schemas.models import Changed
 
@@ -280,12 +280,7 @@ async def _recognise(writer: aiosqlite.Connection, path: Path) -> int:
     if "migrations" not in tables:
         raise CatalogUnusable(f"{path} is a database, but no catalog of Darkroom's: move it away and start again.")
     [(applied,)] = await writer.execute_fetchall("SELECT coalesce(max(version), 0) FROM migrations")
-    newest = max(_migrations())
-    if applied > newest:
-        raise CatalogTooNew(
-            f"The catalog {path} has version {applied}, and this Darkroom knows up to {newest}: update it, or restore "
-            "a backup made before the catalog was updated."
-        )
+    refuse_newer(path, int(applied))
     return int(applied)
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from agents.catalog.errors import CatalogUnusable
+from agents.catalog.errors import CatalogTooNew, CatalogUnusable
 from agents.catalog.sections import sections
 from schemas.models import Changed
 
@@ -163,8 +163,8 @@ def _judge_unnamed(file: Standing, stream: Stream) -> Judgement:
 def standing_of(path: Path) -> Standing | None:
     """How a catalog's file was left; None when there is none, or an empty one. Nothing in it is changed.
 
-    Raises sqlite3.DatabaseError for a file that is damaged, CatalogUnusable for one that can't be opened or is a
-    database of something else.
+    Raises sqlite3.DatabaseError for a file that is damaged, CatalogTooNew for one of a newer version, CatalogUnusable
+    for one that can't be opened or is a database of something else.
     """
     if not path.exists() or not (path.stat().st_size or _log_size(path)):
         return None
@@ -186,6 +186,8 @@ def _standing(file: sqlite3.Connection, path: Path) -> Standing | None:
         return None
     if "migrations" not in tables:
         raise CatalogUnusable(f"{path} is a database, but no catalog of Darkroom's: move it away and start again.")
+    [(applied,)] = file.execute("SELECT coalesce(max(version), 0) FROM migrations").fetchall()
+    refuse_newer(path, int(applied))
     if _log_size(path) and (found := file.execute("PRAGMA integrity_check(1)").fetchone()) != ("ok",):
         # A log that a kill left beside a file which was put in its place meanwhile mixes both.
         raise sqlite3.DatabaseError(f"it is damaged: {found[0]}")
@@ -204,13 +206,28 @@ def standing(position: str | None, unsent: str, queued: int | None, waiting: int
     )
 
 
+def refuse_newer(path: Path, applied: int) -> None:
+    """Raises CatalogTooNew for a catalog whose last migration is not known here."""
+    newest = max(map(int, sections("schema.sql", "version")))
+    if applied > newest:
+        raise CatalogTooNew(
+            f"The catalog {path} has version {applied}, and this Darkroom knows up to {newest}: update it, or restore "
+            "a backup made before the catalog was updated."
+        )
+
+
+def _log(path: Path) -> Path:
+    """A catalog's log, which lies where the file is that a link leads to."""
+    real = path.resolve()
+    return real.with_name(f"{real.name}-wal")
+
+
 def _log_size(path: Path) -> int:
-    log = path.with_name(f"{path.name}-wal")
+    log = _log(path)
     return log.stat().st_size if log.exists() else 0
 
 
 def _is_mixed(path: Path) -> bool:
     """Did the file come after its log? SQLite changes it only to take over what the log says, and goes on in the log;
     it would take over the rest on top of whatever file lies there, and most of that would fit."""
-    log = path.with_name(f"{path.name}-wal")
-    return _log_size(path) > 0 and path.stat().st_ctime_ns > log.stat().st_mtime_ns
+    return _log_size(path) > 0 and path.stat().st_ctime_ns > _log(path).stat().st_mtime_ns
