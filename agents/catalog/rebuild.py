@@ -69,14 +69,18 @@ class Rebuilt:
         return (change.op, change.table, tuple(row)), row
 
     def _refuse_others(self, table: str, rows: list[dict[str, Any]]) -> None:
-        """A row keeps the time when it was made for as long as it is there, and a model's pictures are counted up.
-        Where they are not, a second catalog began, and what refers to its keys would refer to the first one's rows."""
+        """A row keeps the time when it was made, and a pending one its path, for as long as it is there; a model's
+        pictures are counted up. Where that is not so, a second catalog began, and what refers to its keys would refer
+        to the first one's rows."""
         keys = [column.name for column in self._columns[table] if column.is_key]
-        counted = "numbered" if table == "models" else "0"
-        found = f"SELECT created_at, {counted} FROM {table} WHERE {' AND '.join(f'{name} = :{name}' for name in keys)}"
+        numbered = "numbered" if table == "models" else "0"
+        path = "path" if table == "pending_import" else "NULL"
+        where = " AND ".join(f"{name} = :{name}" for name in keys)
+        found = f"SELECT created_at, {numbered}, {path} FROM {table} WHERE {where}"
         for row in rows:
-            for created_at, numbered in self._connection.execute(found, row):
-                if created_at != float(row["created_at"]) or numbered > int(row.get("numbered", 0)):
+            for created_at, count, of in self._connection.execute(found, row):
+                is_same = created_at == float(row["created_at"]) and of in (None, row.get("path"))
+                if not is_same or count > int(row.get("numbered", 0)):
                     raise ValueError("it is of another catalog than what is before it")
 
     @cache  # noqa: B019 (it lives as long as the few statements there are)
