@@ -18,7 +18,6 @@ from agents.replay import UNFORGOTTEN, apart, message_id, read_stream, stream_of
 from bus.client import Bus
 from bus.errors import Retry, Taken
 from bus.subjects import ALL, Subject
-from bus.work import sole
 
 log = structlog.get_logger()
 
@@ -49,12 +48,20 @@ async def relay(bus: Bus, db: Database, bell: Bell) -> None:
         except CatalogApart:
             raise
         except Exception as error:
-            if isinstance(sole(error), Retry | Taken):
-                log.warning("the catalog's history was not published, trying again", why=str(sole(error)))
+            if (expected := _expected(error)) is not None:
+                log.warning("the catalog's history was not published, trying again", why=str(expected))
             else:
                 log.exception("the catalog's history was not published, trying again")
             await anyio.sleep(pause)
             pause = min(pause * 2, 30.0)
+
+
+def _expected(error: BaseException) -> BaseException | None:
+    """The first of the errors that the bus may well raise, if there are no others among them."""
+    if isinstance(error, BaseExceptionGroup):
+        inner = [_expected(one) for one in error.exceptions]
+        return None if None in inner else inner[0]
+    return error if isinstance(error, Retry | Taken) else None
 
 
 async def _stay_together(bus: Bus, db: Database) -> None:
