@@ -6,6 +6,7 @@ those before it were left behind by a command, or went on in it.
 
 import sqlite3
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import closing, suppress
 from pathlib import Path
@@ -23,7 +24,17 @@ from nats.js.errors import NotFoundError
 from agents.catalog import history
 from agents.catalog.database import Database
 from agents.catalog.errors import CatalogApart, CatalogUnusable
-from agents.catalog.position import Judgement, Point, Position, Standing, Stream, judge, point_of, standing_of
+from agents.catalog.position import (
+    REMEMBERED,
+    Judgement,
+    Point,
+    Position,
+    Standing,
+    Stream,
+    judge,
+    point_of,
+    standing_of,
+)
 from agents.catalog.rebuild import Rebuilt, compare, read_only, rebuilt
 from agents.images.files import sync_folder
 from agents.storage.trash import Batch
@@ -292,6 +303,7 @@ class _Line:
         self.at = Position(history=end.history)
         self._has_place = bool(end.history)
         self._cursors: dict[str, int] = {}
+        self._passed: deque[tuple[int, str]] = deque(maxlen=REMEMBERED)
 
     def follow(self, facts: list[Changed]) -> int:
         """Do what these transactions did, leaving out those of other histories. How many there were."""
@@ -312,6 +324,7 @@ class _Line:
                 self._has_place = False
                 continue
             self.at = msgspec.structs.replace(self.at, number=fact.number, last=fact.id)
+            self._passed.append((fact.number, fact.id))
             if fact.number == 1:
                 self.at = msgspec.structs.replace(self.at, lineage=fact.lineage, begun=fact.begun)
         return count
@@ -320,7 +333,7 @@ class _Line:
         """Make it searchable, and note where it is. Behind a history's end, or in one without a name, there
         is no place to note."""
         self._new.make_searchable()
-        self._new.settle(self.at if self._has_place else None, self._cursors)
+        self._new.settle(self.at if self._has_place else None, dict(self._passed), self._cursors)
 
 
 def _swap(new: Path, path: Path, now: float) -> None:

@@ -22,6 +22,7 @@ from agents.catalog.errors import CatalogApart, CatalogTooNew, CatalogUnusable
 from agents.catalog.history import TABLES
 from agents.catalog.outbox import outgoing
 from agents.catalog.picturing import add_picture
+from agents.catalog.position import standing_of
 from agents.images import blobs
 from agents.images.pictures import picture_names
 from agents.relay import relay
@@ -236,6 +237,35 @@ async def test_a_backup_that_was_changed_elsewhere_is_refused(bus: Bus, tmp_path
         await life.hash("other", "", 3, 1.0)
     with pytest.raises(CatalogApart, match="changed elsewhere"):
         await prepare(bus, path, 100.0)
+
+
+async def test_a_copy_that_went_further_than_the_history_is_no_history_that_lost_its_end(bus: Bus, tmp_path: Path):
+    path, copy = tmp_path / "catalog.db", tmp_path / "copy" / "catalog.db"
+    copy.parent.mkdir()
+    await lived(bus, path, 4)
+    copied(path, copy)
+    for file, tags in ((path, ("only here",)), (copy, ("one", "two", "three"))):
+        async with Database.open(file, now=clock) as db:
+            for tag in tags:
+                await Life(db, tmp_path).put_tag(tag, "", 0, 9.0)
+            if file == path:
+                await published(bus, db)
+            else:
+                await db._writer.execute_fetchall("DELETE FROM outbox")
+    lose(path)
+    shutil.copy(copy, path)
+    with pytest.raises(CatalogApart, match="changed elsewhere"):
+        await prepare(bus, path, 100.0)
+
+
+async def test_a_catalog_that_was_rebuilt_knows_what_it_went_through(bus: Bus, tmp_path: Path):
+    path = tmp_path / "catalog.db"
+    await lived(bus, path, 4)
+    never_lost = standing_of(path)
+    lose(path)
+    await opened(bus, path)
+    rebuilt = standing_of(path)
+    assert never_lost and rebuilt and rebuilt.passed == never_lost.passed and len(rebuilt.passed) == 4
 
 
 async def test_a_backup_from_before_a_new_beginning_is_refused(bus: Bus, tmp_path: Path):

@@ -19,7 +19,7 @@ import msgspec
 from agents.catalog import history
 from agents.catalog.errors import CatalogUnusable
 from agents.catalog.index_words import SEARCH_VERSION, functions
-from agents.catalog.position import KEY, Position, Standing, refuse_newer, standing
+from agents.catalog.position import KEY, PASSED, REMEMBERED, Position, Standing, refuse_newer, standing
 from agents.catalog.sections import sections
 from schemas.models import Changed
 
@@ -195,6 +195,8 @@ class Database:
         at = msgspec.json.decode(stored, type=Position)
         reached = msgspec.structs.replace(at, number=at.number + 1, last=fact.id)
         await sql.rows("put_meta", key=KEY, value=msgspec.json.encode(reached).decode())
+        await sql.rows("put_meta", key=f"{PASSED}{reached.number}", value=fact.id)
+        await sql.rows("forget_passed", key=f"{PASSED}{reached.number - REMEMBERED}")
         return msgspec.structs.replace(
             fact,
             history=at.history,
@@ -221,13 +223,14 @@ class Database:
         at = Position(history=uuid.uuid4().hex, last=after, lineage=lineage, begun=before.begun)
         async with self._transaction(begins=True) as sql:
             await sql.rows("forget_unsent")
+            await sql.rows("forget_passed", key=f"{PASSED}*")
             await history.note_everything(self._writer)
             await sql.rows("put_meta", key=KEY, value=msgspec.json.encode(at).decode())
 
     async def standing(self) -> Standing:
         """Where the catalog is in its history, and what of that is still to be published. Raises sqlite3.Error."""
-        [(position, unsent, queued, waiting)] = await self.committed.rows("standing")
-        return standing(position, unsent, queued, waiting)
+        [found] = await self.committed.rows("standing")
+        return standing(*found)
 
     async def begun(self) -> float:
         """When the catalog began with nothing (seconds since 1970; 0 when that is not known). Raises sqlite3.Error."""

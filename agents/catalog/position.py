@@ -18,6 +18,9 @@ from schemas.models import Changed
 
 KEY = "position"
 """Of the position in the table db_meta."""
+PASSED, REMEMBERED = "passed.", 1000
+"""Of the last so many transactions in the table db_meta, by number: their ids. They tell a stream that lost its end
+from one in which another copy of the catalog went on."""
 
 
 class Position(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,13 +53,15 @@ def point_of(fact: Changed) -> Point:
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """A catalog's file as it was left: its position (None for one from before there were positions), the transactions
     that it has still to publish, and how many messages it put into its outbox ever, and are still there. `is_mixed`:
-    the file may be another than the one whose log a kill left."""
+    the file may be another than the one whose log a kill left. `passed` are the ids of its last transactions by number,
+    as far as it remembers them."""
 
     position: Position | None
     unsent: tuple[Point, ...] = ()
     queued: int = 0
     waiting: int = 0
     is_mixed: bool = False
+    passed: dict[int, str] = {}
 
 
 class Stream(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,6 +140,8 @@ def _judge_apart(file: Standing, at: Position, sent: str, end: Point, stream: St
             return Judgement(verdict="rebuild", why="the catalog was older than its history")
         return Judgement(verdict="refuse", why="it was changed elsewhere since it and the history were the same")
     number = file.unsent[0].number - 1 if file.unsent else at.number
+    if end.history == at.history and file.passed.get(end.number, end.id) != end.id:
+        return Judgement(verdict="refuse", why="it was changed elsewhere since it and the history were the same")
     if (end.history == at.history and end.number < number) or end.history in at.lineage:
         return Judgement(verdict="go on", why="the bus has lost the end of its history")
     if end.history == at.history or at.history in lineage:
@@ -191,11 +198,11 @@ def _standing(file: sqlite3.Connection, path: Path) -> Standing | None:
     if _log_size(path) and (found := file.execute("PRAGMA integrity_check(1)").fetchone()) != ("ok",):
         # A log that a kill left beside a file which was put in its place meanwhile mixes both.
         raise sqlite3.DatabaseError(f"it is damaged: {found[0]}")
-    [(position, unsent, queued, waiting)] = file.execute(sections("queries.sql", "name")["standing"]).fetchall()
-    return standing(position, unsent, queued, waiting)
+    [found] = file.execute(sections("queries.sql", "name")["standing"]).fetchall()
+    return standing(*found)
 
 
-def standing(position: str | None, unsent: str, queued: int | None, waiting: int) -> Standing:
+def standing(position: str | None, unsent: str, queued: int | None, waiting: int, passed: str) -> Standing:
     """The row that the query `standing` finds."""
     points = msgspec.json.decode(unsent, type=tuple[Point, ...])
     return Standing(
@@ -203,6 +210,7 @@ def standing(position: str | None, unsent: str, queued: int | None, waiting: int
         unsent=tuple(point for point in points if point.history),
         queued=queued or 0,
         waiting=waiting,
+        passed=msgspec.json.decode(passed, type=dict[int, str]),
     )
 
 

@@ -60,7 +60,8 @@ DELETE FROM outbox WHERE id <= :id;
 DELETE FROM outbox WHERE id <= (SELECT id FROM outbox WHERE msg_id = :msg_id);
 
 -- name: standing
--- Where the catalog is in its history, what of that is still to be published, and the outbox's messages: ever, and now.
+-- Where the catalog is in its history, what of that is still to be published, the outbox's messages, ever and now, and the
+-- ids of its last transactions.
 SELECT
     (SELECT value FROM db_meta WHERE key = 'position'),
     (
@@ -70,11 +71,16 @@ SELECT
         )) FROM (SELECT msg_id, payload FROM outbox WHERE kind = 'catalog.changed' ORDER BY id)
     ),
     (SELECT seq FROM sqlite_sequence WHERE name = 'outbox'),
-    (SELECT count(*) FROM outbox);
+    (SELECT count(*) FROM outbox),
+    (SELECT json_group_object(substr(key, 8), value) FROM db_meta WHERE key GLOB 'passed.*');
 
 -- name: forget_unsent
 -- Transactions that a new history makes superfluous: it begins with all that they made.
 DELETE FROM outbox WHERE kind = 'catalog.changed';
+
+-- name: forget_passed
+-- The id of one transaction, or (with *) of all.
+DELETE FROM db_meta WHERE key GLOB :key;
 
 -- name: cursors
 -- The sequences of the streams up to which facts are applied.

@@ -15,7 +15,7 @@ import msgspec
 
 from agents.catalog.history import TABLES, Column, columns_from
 from agents.catalog.index_words import functions
-from agents.catalog.position import KEY, Position
+from agents.catalog.position import KEY, PASSED, Position
 from agents.catalog.sections import sections
 from schemas.models import Change
 
@@ -96,12 +96,13 @@ class Rebuilt:
             f" ON CONFLICT ({', '.join(keys)}) DO {f'UPDATE SET {update}' if update else 'NOTHING'}"
         )
 
-    def settle(self, position: Position | None, cursors: Mapping[str, int]) -> None:
-        """Note where in its history the catalog is now, if anywhere, and up to which sequences of the streams it knows
-        the facts."""
+    def settle(self, position: Position | None, passed: Mapping[int, str], cursors: Mapping[str, int]) -> None:
+        """Note where in its history the catalog is now, if anywhere, the ids of the transactions before that, and up to
+        which sequences of the streams it knows the facts."""
         rows = [(f"cursor.{stream}", str(seq)) for stream, seq in cursors.items()]
         if position is not None:
             rows.append((KEY, msgspec.json.encode(position).decode()))
+            rows += [(f"{PASSED}{number}", id) for number, id in passed.items()]
         with self._connection:
             self._connection.execute("BEGIN")
             self._connection.execute("DELETE FROM db_meta WHERE key = ? OR key GLOB 'cursor.*'", (KEY,))
