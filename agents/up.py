@@ -177,7 +177,9 @@ async def _run_child(group: Group, url: str, settings: Settings, on_ready: Calla
                 on_ready(name)
                 if set(group.ready) == set(group.names):
                     group.all_ready.set()
-            elif word == "failed" and not group.all_ready.is_set():  # later it is started again
+            elif word == "failed" and group.all_ready.is_set():  # it is started again
+                log.error("agents can't go on", agents=list(group.names), why=rest)
+            elif word == "failed":
                 group.failed = rest
         return await process.wait()
     finally:
