@@ -186,7 +186,7 @@ async def stream_of(bus: Bus) -> Stream:
         first, last = await bus.after(CATALOG_CHANGED, 0), await bus.last(CATALOG_CHANGED)
         if first is None or last is None:
             return Stream(last_seq=seq)
-        if first.payload.history and last.payload.history:
+        if last.payload.history:  # of a stream that began before histories had names, the first is of none
             return Stream(first=point_of(first.payload), end=point_of(last.payload), last_seq=seq)
     points = [point_of(fact) async for facts in transactions(bus) for fact in facts]
     named = [point for point in points if point.history] or points
