@@ -7,6 +7,7 @@ are of several, which differ in widths and in how many blocks they have; where t
 The names and sizes are in `layers`.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -17,14 +18,19 @@ from agents.ingest.tensors import Tensor
 Tensors = Mapping[str, Tensor]
 
 _PREFIX = re.compile(
-    r"base_model\.model\.|model\.diffusion_model\.|diffusion_model\.|lora_unet_|lora_transformer_|lycoris_|transformer\."
-    r"|unet\.|net\.|transformer_(?=transformer_blocks|single_transformer_blocks)"
+    r"base_model\.|model\.|diffusion_model\.|pipe\.|dit\.|module\.|_orig_mod\.|lora_unet_|lora_transformer[_.]|lora_dit_"
+    r"|lora_prior_unet_|lycoris_|transformer\.|unet\.|net\.|transformer_(?=transformer_blocks|single_transformer_blocks)"
 )
 _ENDING = re.compile(
     r"[._](?:lora[12]?[._]|lora_|hada_|lokr_|oft_|boft_|glora|ia3|on_input|alpha$|dora_scale$|diff$|diff_b$|[wb]_norm$|"
     r"a1\.weight$|a2\.weight$|b1\.weight$|b2\.weight$)"
 )
 _BLOCK = re.compile(r"(blocks|layers|refiner)_([0-9]{1,6})_")
+_DEPTH = re.compile(
+    r"(?:attentions[._][0-9]|blocks[._][0-9]{1,2}[._]1|middle_block[._]1)[._]transformer_blocks[._]([0-9]{1,2})[._]"
+)
+_SHALLOW = 4
+"""Transformers in a block of SDXL's refiner, the UNet with most beside SDXL, which has ten."""
 _LONGEST_NAME = 300
 _TEXT_ENCODER = ("lora_te", "text_encoder", "te1.", "te2.", "clip_l.", "clip_g.", "t5xxl.")
 _BROKEN_UP = re.compile(r"\.(?:img|txt)_attn_(?:qkv|proj|q|k|v)$")
@@ -85,30 +91,64 @@ def reads(tensors: Tensors, key: str) -> int:
     return _reads(tensors, key, key[end.start() + 1 :], tensors[key]) if end else 0
 
 
+def is_deep(names: Iterable[str]) -> bool:
+    """Whether an adapter changes a UNet whose blocks hold more transformers than one, and more than four: SDXL's."""
+    return any(int(found[1]) >= _SHALLOW for name in names if (found := _DEPTH.search(name)))
+
+
 def _reads(tensors: Tensors, key: str, part: str, tensor: Tensor) -> int:
-    shape = tensor.shape
+    shape, kind = tensor.shape, _part(part)
+    if kind == "on_input":  # (IA)³ scales what a layer takes in or gives out, one number for each
+        return _scaled(tensors, key[: -len(part)], 1)
     if len(shape) < 2:
         return 0
-    if (
-        part.endswith(("down.weight", "hada_w1_b", "lora_down", "lora_A"))
-        or part.startswith("lora_A.")
-        or part == "diff"
-    ):
-        return shape[1]
-    if part in ("lokr_w1", "lokr_w1_b"):
-        return shape[1] * _side(tensors, key[: -len(part)], 1)
+    match kind:
+        case "down" | "hada_w1_b" | "lora_down" | "lora_A" | "diff":
+            return shape[1]
+        case "lokr_w1" | "lokr_w1_b":
+            return shape[1] * _side(tensors, key[: -len(part)], 1)
+        case "ia3_l":
+            return shape[1] if shape[0] == 1 else 0
+        case "a1" | "a2":  # of GLoRA; which of them comes first differs from program to program
+            return max(shape)
+        case "oft_R":  # what is above the diagonals of skew-symmetric blocks
+            return shape[0] * (1 + math.isqrt(1 + 8 * shape[1])) // 2 if len(shape) == 2 else shape[0] * shape[1]
+        case "boft_R":
+            return shape[-3] * shape[-1] if len(shape) > 2 else 0
     return 0
 
 
 def _writes(tensors: Tensors, key: str, part: str, tensor: Tensor) -> int:
-    shape = tensor.shape
+    shape, kind = tensor.shape, _part(part)
+    if kind == "on_input":
+        return _scaled(tensors, key[: -len(part)], 0)
     if len(shape) < 2:
         return 0
-    if part.endswith(("up.weight", "hada_w1_a", "lora_up", "lora_B")) or part.startswith("lora_B.") or part == "diff":
-        return shape[0]
-    if part in ("lokr_w1", "lokr_w1_a"):
-        return shape[0] * _side(tensors, key[: -len(part)], 0)
+    match kind:
+        case "up" | "hada_w1_a" | "lora_up" | "lora_B" | "diff" | "boft_s":
+            return shape[0]
+        case "lokr_w1" | "lokr_w1_a":
+            return shape[0] * _side(tensors, key[: -len(part)], 0)
+        case "ia3_l":
+            return shape[0] if shape[1] == 1 else 0
+        case "b1" | "b2":
+            return shape[0] if shape[0] > shape[1] else 0
+        case "oft_blocks" | "oft_diag":  # square blocks, in BOFT several times over
+            return shape[-3] * shape[-1] if len(shape) > 2 else 0
     return 0
+
+
+def _part(part: str) -> str:
+    """What a tensor is to its layer: `down` of `lora_down.weight`, say, or `lora_A` of `lora_A.default.weight`."""
+    parts = [one for one in part.split(".") if one not in ("weight", "default", "lora", "lora1", "lora2")]
+    name = parts[0] if parts else ""
+    return {"lora_down": "down", "lora_up": "up"}.get(name, name)
+
+
+def _scaled(tensors: Tensors, layer: str, side: int) -> int:
+    weight = tensors.get(f"{layer}weight")
+    is_this = weight is not None and len(weight.shape) == 2 and weight.shape[1 - side] == 1
+    return weight.shape[side] if weight is not None and is_this else 0
 
 
 def _side(tensors: Tensors, layer: str, side: int) -> int:

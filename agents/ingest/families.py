@@ -23,9 +23,13 @@ LORA_MARKS = (
         ".oft_blocks",
     ),
     *(".oft_diag", ".oft_R.weight", ".glora", ".a1.weight", ".on_input", ".diff", ".w_norm"),
-    *("_lora.down.weight", "_lora1.down.weight", "_lora2.down.weight"),
+    *("_lora.down.weight", "_lora1.down.weight", "_lora2.down.weight", ".lora_A", ".lora_B", ".lora_down", ".lora_up"),
+    *(".hada_w2_a", ".lokr_w2", ".oft_R", ".boft_R", ".boft_s", ".ia3_l", ".lora_mid.weight", ".diff_b"),
 )
 """Endings that only adapters have."""
+
+LORA_PARTS = (".lora_A.", ".lora_B.", ".oft_R.")
+"""What stands before an adapter's own name in the names of its tensors, as peft writes them."""
 
 
 class Rule(NamedTuple):
@@ -147,6 +151,7 @@ CONTROL_MARKS = (
 """Beginnings that only ControlNets have: their other keys may be those of the model they steer."""
 
 OTHER_RULES = (
+    Rule("unknown", "flux-redux", ("redux_up.", "redux_down.")),
     Rule("unknown", "t2i-adapter", ("adapter.body.",)),
     Rule("unknown", "t2i-adapter", ("body.0.block1.", "conv_in.")),
     Rule("unknown", "motion-module", ("*motion_modules.0.temporal_transformer.proj_in.weight",), ("conv_in.",)),
@@ -201,8 +206,20 @@ TRANSFORMERS = (
 )
 """Beginnings of an adapter's keys that are some transformer's: a UNet's widths say nothing of it."""
 
-SDXL_TEXT = ("lora_te2_text_model_", "lora_te1_text_model_", "text_encoder_2.text_model.")
+SDXL_TEXT = ("lora_te2_text_model_", "lora_te1_text_model_", "text_encoder_2.text_model.", "clip_g.")
 """Those of the text encoders that SDXL has, and some transformers."""
+
+SECOND_CLIP = ("lora_te2_text_model_", "text_encoder_2.text_model.", "clip_g.")
+"""Those of the larger CLIP, which FLUX has not."""
+
+TEXT_ENCODERS = ("lora_te", "text_encoder", "clip_l.", "clip_g.")
+"""Those of any text encoder."""
+
+ONE_CLIP = "lora_te_text_model_encoder_layers_"
+"""The beginning of those of a text encoder that is a model's only one."""
+
+WIDTHS_OF_CLIP = {768: "sd15", 1024: "sd2"}
+"""What a layer of a CLIP takes in, for models with one."""
 
 LORA_METADATA = (
     ("ss_base_model_version", "flux_2", "flux2"),

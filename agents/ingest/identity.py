@@ -70,7 +70,7 @@ def told_by(tensors: Tensors, metadata: dict[str, str]) -> _Is:
     keys = Keys(tensors)
     if keys.match(("ip_adapter.", "image_proj.")):
         return _Is("unknown", "ip-adapter")
-    if any(key.endswith(families.LORA_MARKS) or ".lora_A." in key for key in keys.names):
+    if any(key.endswith(families.LORA_MARKS) or any(part in key for part in families.LORA_PARTS) for key in keys.names):
         return _lora(tensors, keys, metadata)
     for rule in families.CHECKPOINT_RULES:
         if keys.match(rule.has, rule.lacks):
@@ -102,10 +102,13 @@ def _transformer(tensors: Tensors, keys: Keys) -> _Is | None:
 def _edition(tensors: Tensors, keys: Keys, family: str, prefix: str) -> tuple[str, str]:
     """The family and which of its models it is, by the shapes of a few tensors (in GGUF they may be transposed)."""
 
-    def side(part: str) -> int:
-        return max((side for name in keys.all(prefix + part) for side in tensors[name].shape), default=0)
+    def sides(part: str) -> list[int]:
+        return sorted({side for name in keys.all(prefix + part) for side in tensors[name].shape}, reverse=True)
 
-    if family == "sd3" and side("joint_blocks.0.context_block.attn.proj.") == 2432:
+    def side(part: str) -> int:
+        return max(sides(part), default=0)
+
+    if family == "sd3" and 2432 in sides("joint_blocks.0.context_block.attn.proj."):
         return "sd35", "large"
     if family in ("flux-schnell", "longcat-image") and (
         width := side("txt_in.weight") or side("context_embedder.weight")
@@ -114,8 +117,10 @@ def _edition(tensors: Tensors, keys: Keys, family: str, prefix: str) -> tuple[st
     if family == "qwen-image" and keys.begin(prefix + "__index_timestep_zero__"):
         return family, "edit-2511"
     for of, part, editions in families.EDITIONS:
-        if of == family and (edition := editions.get(side(part), "")):
-            return family, edition
+        if of == family:  # weights of four bits are packed into one long side: the bias beside them still tells
+            for one in sides(part):
+                if edition := editions.get(one, ""):
+                    return family, edition
     return family, ""
 
 
@@ -127,8 +132,9 @@ def _whole_or_part(keys: Keys) -> Kind:
 def _width_family(tensors: Tensors) -> str:
     """The family by the width of the text that cross-attention reads; empty when there is none or it is unusual."""
     for key, tensor in tensors.items():
-        if key.endswith(("attn2.to_k.weight", "attn2.to_k.down")) and len(tensor.shape) == 2:
-            return families.WIDTHS.get(tensor.shape[1], "")
+        reads_text = key.endswith(("attn2.to_k.weight", "attn2.to_k.down")) and len(tensor.shape) == 2
+        if reads_text and (family := families.WIDTHS.get(tensor.shape[1], "")):
+            return family
     return ""
 
 
@@ -150,10 +156,28 @@ def _lora(tensors: Tensors, keys: Keys, metadata: dict[str, str]) -> _Is:
         return by_trainer
     if any("encoder_hid_proj" in name for name in keys.names):
         return _Is("lora", "kolors")
-    family = "sdxl" if any(keys.begin(part) for part in families.SDXL_TEXT) else _reading_text(tensors)
+    family = _reading_text(tensors) or ("sdxl" if adapters.is_deep(keys.names) else "")
     if family == "sdxl" and said == "kolors":  # the same layers, and the same width
         return by_trainer
-    return _Is("lora", family) if family else by_trainer
+    if family:
+        return _Is("lora", family)
+    family, guess = _text_encoders(tensors, keys)
+    return by_trainer if said and (guess or not family) else _Is("lora", family, guess=guess)
+
+
+def _text_encoders(tensors: Tensors, keys: Keys) -> tuple[str, str]:
+    """The family by which text encoders an adapter changes, and why that is a guess if it is one."""
+    is_xl = any(keys.begin(part) for part in families.SDXL_TEXT)
+    if any("SelfAttention" in name or "DenseReluDense" in name for name in keys.names):
+        has_second = any(keys.begin(part) for part in families.SECOND_CLIP)
+        return ("sd3" if has_second else "flux" if is_xl else ""), "by the text encoders that it changes"
+    if is_xl:
+        is_alone = all(name.startswith(families.TEXT_ENCODERS) for name in keys.names)
+        return "sdxl", "its text encoders could be those of sd3, flux too" if is_alone else ""
+    for name in keys.all(families.ONE_CLIP):
+        if family := families.WIDTHS_OF_CLIP.get(adapters.reads(tensors, name), ""):
+            return family, ""
+    return "", ""
 
 
 def _reading_text(tensors: Tensors) -> str:

@@ -30,10 +30,12 @@ SURE = (
     ("anima", ("llm_adapter_",)),
     ("ltx2", ("*transformer_blocks_N_audio_", "*audio_to_video_attn_", "*video_to_audio_attn_")),
     ("sana", ("*ff_conv_inverted", "*ff_conv_point", "*mlp_inverted_conv", "*mlp_point_conv")),
-    ("pixart", ("blocks_N_mlp_fc1", "blocks_N_mlp_fc2")),
+    (
+        "hunyuan-dit",
+        ("blocks_N_attn1_Wqkv", "blocks_N_attn2_kv_proj", "blocks_N_attn1_out_proj", "blocks_N_attn2_q_proj"),
+    ),
     ("ovis-image", ("double_blocks_N_img_mlp_gate_proj", "single_blocks_N_gate_proj")),
-    ("hunyuan-dit", ("blocks_N_attn1_Wqkv", "blocks_N_attn2_kv_proj")),
-    ("lumina2", ("layers_N_attn_to_", "layers_N_feed_forward_linear_", "layers_N_norm1_linear")),
+    ("cascade", ("*_attention_attn_in_proj", "*_attention_attn_to_", "*_attention_attn_out_proj", "*_kv_mapper_")),
 )
 """Layers (beginnings of names; "*": parts) that one family has; the first that fits."""
 
@@ -174,6 +176,7 @@ _CROSS_OF_ORIGINALS = {
     **_of("blocks_N_attn_proj", "blocks_N_cross_attn_q_linear", "blocks_N_cross_attn_proj", size=_same),
     "blocks_N_cross_attn_kv_linear": _times(2),
 }
+_NUMBERED_MLP = {"blocks_N_mlp_fc1": _up, "blocks_N_mlp_fc2": _down}
 _TWO_ATTENTIONS = {
     **_of(
         *(f"transformer_blocks_N_attn{n}_{part}" for n in "12" for part in ("to_q", "to_k", "to_v", "to_out_0")),
@@ -200,6 +203,13 @@ _LUMINA2 = {
     **_LAYERS,
     "layers_N_attention_qkv": lambda one: (one.width, 5 * one.width // 3),
     "layers_N_adaLN_modulation_1": lambda one: (1024, 4 * one.width),
+}
+_LUMINA2_OF_DIFFUSERS = {
+    **_of("layers_N_attn_to_q", "layers_N_attn_to_out_0", size=_same),
+    **_of("layers_N_attn_to_k", "layers_N_attn_to_v", size=lambda one: (one.width, one.width // 3)),
+    **_of("layers_N_feed_forward_linear_1", "layers_N_feed_forward_linear_3", size=_up),
+    "layers_N_feed_forward_linear_2": _down,
+    "layers_N_norm1_linear": lambda one: (1024, 4 * one.width),
 }
 _Z_IMAGE = {
     **_LAYERS,
@@ -256,9 +266,11 @@ MODELS = (
     Model("wan", "14b", 5120, 13824, 13824, _alone(40), _WAN),
     Model("wan", "5b", 3072, 14336, 14336, _alone(30), _WAN),
     Model("z-image", "", 3840, 10240, 10240, _alone(30), _Z_IMAGE),
-    Model("lumina2", "", 2304, 9216, 9216, _alone(26), _LUMINA2),
+    Model("lumina2", "", 2304, 9216, 9216, _alone(26), {**_LUMINA2, **_LUMINA2_OF_DIFFUSERS}),
+    Model("omnigen2", "", 2520, 10240, 10240, _alone(32), _LUMINA2_OF_DIFFUSERS),
     Model("ideogram4", "", 4608, 12288, 12288, _alone(34), _IDEOGRAM),
-    Model("pixart", "", 1152, 4608, 4608, _alone(28), {**_TWO_ATTENTIONS, **_CROSS_OF_ORIGINALS}),
+    Model("pixart", "", 1152, 4608, 4608, _alone(28), {**_TWO_ATTENTIONS, **_CROSS_OF_ORIGINALS, **_NUMBERED_MLP}),
+    Model("hunyuan-dit", "", 1408, 6144, 6144, _alone(40), _NUMBERED_MLP),
     Model("sana", "0.6b", 1152, 0, 0, _alone(28), {**_TWO_ATTENTIONS, **_CROSS_OF_ORIGINALS}),
     Model("sana", "1.6b", 2240, 0, 0, _alone(60), {**_TWO_ATTENTIONS, **_CROSS_OF_ORIGINALS}),
     Model("ltx-video", "2b", 2048, 8192, 8192, _alone(28), _TWO_ATTENTIONS),

@@ -197,6 +197,103 @@ def test_the_layers_tell_what_an_adapter_is_for_however_they_are_named(
     assert (found.kind, found.family, found.edition, found.guess) == ("lora", family, edition, "")
 
 
+def parts(prefix: str, shapes: Callable[[int, int], Shapes]) -> Callable[[Layers], Shapes]:
+    """Adapters of any other parts, by what the layer takes in and gives out."""
+    return lambda layers: {
+        f"{prefix}{name}.{part}": shape for name, sizes in layers.items() for part, shape in shapes(*sizes).items()
+    }
+
+
+OTHERS: dict[str, Callable[[Layers], Shapes]] = {
+    "OFT of kohya": underscores("lora_unet_", parts("", lambda _, out: {"oft_blocks": (4, out // 4, out // 4)})),
+    "OFT of LyCORIS": underscores("lycoris_", parts("", lambda _, out: {"oft_diag": (out // 8, 8, 8)})),
+    "OFT of peft": parts("base_model.model.", lambda into, _: {"oft_R.weight": (into // 32, 496)}),
+    "named OFT of peft": parts("transformer.", lambda into, _: {"oft_R.default.weight": (into // 32, 496)}),
+    "BOFT": parts("", lambda into, out: {"boft_R": (1, into // 8, 8, 8), "boft_s": (out, 1)}),
+    "IA3 of peft": parts("base_model.model.", lambda _, out: {"ia3_l": (out, 1)}),
+    "IA3 of LyCORIS": underscores("lora_unet_", parts("", lambda _, out: {"on_input": (), "weight": (out, 1)})),
+    "GLoRA": parts("", lambda into, out: {"a1.weight": (8, into), "b1.weight": (8, into), "b2.weight": (out, 8)}),
+    "GLoRA, the other way round": parts("", lambda into, out: {"a1.weight": (into, 8), "b1.weight": (out, 8)}),
+    "DoRA": parts("", lambda into, out: {"lora_A": (8, into), "lora_B": (out, 8), "lora_magnitude_vector": (out,)}),
+    "without an ending": parts("diffusion_model.", lambda into, out: {"lora_down": (8, into), "lora_up": (out, 8)}),
+}
+WHERE = {
+    "FLUX.2 klein 9B": ({"double_blocks.0.img_attn.qkv": (4096, 12288)}, "flux2"),
+    "FLUX.1": ({"double_blocks.0.img_mod.lin": (3072, 18432)}, "flux"),
+    "Wan 14B": (wan(5120, 13824), "wan"),
+    "Z-Image": ({"layers.0.attention.to_q": (3840, 3840)}, "z-image"),
+    "SD3.5 large": (sd3(2432), "sd35"),
+}
+
+
+@pytest.mark.parametrize("naming", OTHERS.values(), ids=OTHERS.keys())
+@pytest.mark.parametrize(("layers", "family"), WHERE.values(), ids=WHERE.keys())
+def test_adapters_of_any_kind_are_adapters_and_told_by_the_widths_in_their_parts(
+    layers: Layers, family: str, naming: Callable[[Layers], Shapes]
+) -> None:
+    found = tensors(naming(layers))
+    assert (found.kind, found.family, found.guess) == ("lora", family, "")
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *("model.", "dit.", "pipe.dit.", "module.", "transformer._orig_mod.", "lora_transformer."),
+        "base_model.model.diffusion_model.",
+    ],
+)
+def test_whatever_a_program_wrapped_its_model_in_is_passed_over(prefix: str) -> None:
+    found = tensors(pairs(prefix, "lora_A.weight", "lora_B.weight")(streams(3072, 18432, 9216)))
+    assert (found.family, found.edition) == ("flux2", "klein-4b")
+
+
+@pytest.mark.parametrize(
+    ("layers", "family"),
+    [
+        ({"layers.0.attn.to_q": (2520, 2520)}, "omnigen2"),
+        ({"layers.0.attn.to_k": (2304, 768)}, "lumina2"),
+        ({"layers.0.attn.to_q": (2000, 2000)}, ""),
+        ({"blocks.0.mlp.fc1": (1408, 6144)}, "hunyuan-dit"),
+        ({"blocks.0.mlp.fc1": (1152, 4608), "blocks.0.attn1.Wqkv": (1408, 4224)}, "hunyuan-dit"),
+        ({"blocks.0.mlp.fc1": (768, 3072)}, ""),
+        ({"down_blocks.0.2.attention.attn.in_proj": (2048, 6144)}, "cascade"),
+    ],
+)
+def test_layers_of_one_name_in_several_models_are_told_by_their_widths(layers: Layers, family: str) -> None:
+    found = tensors(NAMINGS["diffusers"](layers))
+    assert (found.family, found.guess) == (family, "")
+
+
+@pytest.mark.parametrize("last", [0, 3, 9])
+@pytest.mark.parametrize("block", ["down_blocks.2.attentions.0", "input_blocks.7.1", "middle_block.1"])
+def test_a_unet_without_a_layer_that_reads_text_is_sdxls_where_no_other_is_so_deep(block: str, last: int) -> None:
+    layers = {f"{block}.transformer_blocks.{last}.attn1.to_k": (1280, 1280)}
+    for naming in (NAMINGS["kohya"], pairs("unet.", "lora_A.weight", "lora_B.weight")):
+        assert tensors(naming(layers)).family == ("sdxl" if last == 9 else "")
+
+
+_CLIP, _T5 = "text_model.encoder.layers.0.self_attn.q_proj", "encoder.block.0.layer.0.SelfAttention.q"
+
+
+@pytest.mark.parametrize(
+    ("layers", "family", "guess"),
+    [
+        ({f"lora_te_{_CLIP}": (768, 768)}, "sd15", ""),
+        ({f"lora_te_{_CLIP}": (1024, 1024)}, "sd2", ""),
+        ({f"lora_te1_{_CLIP}": (768, 768)}, "sdxl", "flux"),
+        ({f"lora_te1_{_CLIP}": (768, 768), f"lora_te2_{_CLIP}": (1280, 1280)}, "sdxl", "sd3"),
+        ({f"lora_te1_{_CLIP}": (768, 768), "lora_unet_input_blocks.4.0.in_layers.2": (640, 640)}, "sdxl", ""),
+        ({f"lora_te1_{_CLIP}": (768, 768), f"lora_te2_{_T5}": (4096, 4096)}, "flux", "text encoders"),
+        ({f"lora_te1_{_CLIP}": (768, 768), f"lora_te2_{_CLIP}": (1280, 1280), f"lora_te3_{_T5}": (4096, 4096)},
+         "sd3", "text encoders"),
+    ],
+)  # fmt: skip
+def test_an_adapter_of_text_encoders_alone_is_told_by_them_or_a_guess(layers: Layers, family: str, guess: str) -> None:
+    found = tensors(underscores("", KOHYA)(layers))
+    assert (found.kind, found.family) == ("lora", family)
+    assert guess in found.guess and bool(found.guess) == bool(guess)
+
+
 OPEN: dict[str, tuple[Layers, str, str]] = {
     "a width that three families have": ({"double_blocks.0.img_attn.qkv": (3072, 9216)}, "flux", "flux2"),
     "FLUX.1 or Chroma": (streams(3072, 12288, 12288), "flux", "chroma"),
@@ -309,6 +406,17 @@ BASES: dict[str, tuple[Shapes, str, str]] = {
     "Wan 1.3B": ({"blocks.0.cross_attn.k.bias": (1536,)}, "wan", "1.3b"),
     "Wan 14B": ({"blocks.0.cross_attn.k.bias": (5120,)}, "wan", "14b"),
     "Wan 5B": ({"blocks.0.cross_attn.k.bias": (3072,)}, "wan", "5b"),
+    "Wan 14B in four bits": (
+        {"blocks.0.cross_attn.k.weight": (13107200, 1), "blocks.0.cross_attn.k.bias": (5120,)},
+        *("wan", "14b"),
+    ),
+    "SD3.5 large in four bits": (
+        {
+            "joint_blocks.0.context_block.attn.proj.weight": (2957312, 1),
+            "joint_blocks.0.context_block.attn.proj.bias": (2432,),
+        },
+        *("sd35", "large"),
+    ),
     "Cosmos": ({"blocks.0.mlp.layer1.weight": (8192, 2048)}, "cosmos", ""),
     "Anima": ({"blocks.0.mlp.layer1.weight": (8192, 2048), "llm_adapter.x": (1,)}, "anima", ""),
     "Sana": ({"attention_y_norm.weight": (2240,), "blocks.0.cross_attn.q_linear.weight": (1, 1)}, "sana", ""),
