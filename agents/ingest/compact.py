@@ -31,6 +31,15 @@ UNREADABLY_LARGE = (
 
 _ENTRY = b'"data_offsets"'
 _TEXT_OR_SPACE = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[ \t\r\n]{4096,}', re.DOTALL)
+_HEX = rb"[0-9a-fA-F]"
+_GOOD_TEXT = re.compile(
+    rb'"(?:[ !#-\[\]-\x7f]++|[\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf]{2}'
+    rb"|\xed[\x80-\x9f][\x80-\xbf]|\xf0[\x90-\xbf][\x80-\xbf]{2}|[\xf1-\xf3][\x80-\xbf]{3}|\xf4[\x80-\x8f][\x80-\xbf]{2}"
+    rb'|\\["\\/bfnrt]|\\u(?:[0-9a-cefA-CEF]' + _HEX + rb"{3}|[dD][0-7]" + _HEX + rb"{2}"
+    rb"|[dD][89abAB]" + _HEX + rb"{2}\\u[dD][c-fC-F]" + _HEX + rb'{2}))*+"'
+)
+"""A JSON text that a decoder would take: UTF-8, no control characters, only escapes that there are."""
+
 _WRITTEN = b'"\\u0000left out\\u0000"'
 
 
@@ -48,6 +57,10 @@ def compacted(raw: bytes) -> bytes:
         if not is_space and end - begin <= room:
             room -= end - begin
             continue
+        if not is_space and not _GOOD_TEXT.fullmatch(raw, begin, end):  # nobody decodes it later
+            raise BadHeader(
+                "The header is damaged: a text in it can't be read. Download the file again, or convert it."
+            )
         pieces += [raw[at:begin], b" " if is_space else _WRITTEN]
         at, left = end, left - (end - begin)
     if left > COMPACT_LIMIT:

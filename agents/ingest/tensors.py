@@ -41,6 +41,12 @@ _PLAUSIBLE = 1 << 48
 """Elements; nothing overflows below that, whatever the type."""
 
 _SPACE = b" \t\r\n"
+_DEEPEST = 127
+"""Objects and lists within one another, as the library takes them."""
+
+_NEGATIVE_ZERO = re.compile(rb"[\[,][ \t\r\n]*-0[ \t\r\n]*[\],]")
+_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _ESCAPE = re.compile(rb"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -143,8 +149,8 @@ def parse(raw: bytes) -> Table:
     tensors = _tensors(entries)
     if not tensors:
         raise BadHeader("The file is a safetensors file without a single tensor: there is no model in it.")
-    if _colons(raw) != _colons_of(tensors, found):
-        _check_names(raw)
+    if _colons(raw) != _colons_of(tensors, found) or _NEGATIVE_ZERO.search(raw):
+        _check_strictly(raw)
     return Table(tensors, metadata, LENGTH_BYTES + len(raw) + _contiguous_end(tensors))
 
 
@@ -208,19 +214,49 @@ def _colons_of(tensors: dict[str, Tensor], metadata: msgspec.Raw | None) -> int:
     return after_names + in_names + (0 if metadata is None else 1 + _colons(bytes(metadata)))
 
 
-def _check_names(raw: bytes) -> None:
-    """Raises BadHeader where a name comes twice (a decoder keeps the last) among the entries or in one of them."""
+def _check_strictly(raw: bytes) -> None:
+    """What decodes may still be no header: raises BadHeader where a name comes twice (a decoder keeps the last) among
+    the entries or in one of them, and where the library takes no such number, or so many lists in lists."""
     try:
-        entries = json.loads(raw, object_pairs_hook=_pairs)
+        entries = json.loads(raw, object_pairs_hook=_pairs, parse_int=_integer, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise BadHeader("The header is not as the format has it. Download the file again, or convert it.") from error
+    if _depth(raw) > _DEEPEST:
+        raise BadHeader("This is no safetensors file: its header is nested too deeply.")
+    ours = [(name, one) for name, one in entries if name != "__metadata__"]
+    if any(isinstance(value, list) and None in value for _, one in ours for name, value in one if name in _NUMBERS):
+        raise BadHeader("The header is not as the format has it: no length is -0. Download the file again.")
     if (twice := entries.twice) is None:
-        twice = next((one.twice for name, one in entries if name != "__metadata__" and one.twice is not None), None)
+        twice = next((one.twice for _, one in ours if one.twice is not None), None)
     if twice is not None:
         raise BadHeader(
             f"The name {_short(twice)} comes twice in the header: some programs use the first, some the last of the "
             "two, so the file is not used here. Save it again with the program that made it."
         )
+
+
+_NUMBERS = ("shape", "data_offsets")
+
+
+def _integer(text: str) -> int | None:
+    """A whole number; None for "-0", which is none to the library. Raises ValueError where it overflows a float."""
+    _finite(text)
+    return None if text == "-0" else int(text)
+
+
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise ValueError
+    return number
+
+
+def _depth(raw: bytes) -> int:
+    """How many objects and lists of a JSON text are within one another."""
+    depth = deepest = 0
+    for bracket in _TEXT.sub(b"", raw).translate(None, _NO_BRACKETS):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 class _Pairs(list[tuple[str, Any]]):

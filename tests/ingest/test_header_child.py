@@ -117,6 +117,32 @@ def test_a_header_of_up_to_100_mb_is_read_whatever_fills_it(tmp_path: Path, made
         assert list(safetensors.safe_open(str(path), "numpy").keys()) == list(LAYER)
 
 
+TEXTS = {
+    "no UTF-8": b"\xff",
+    "half a character": b"\xf0\x9f\xa6",
+    "a surrogate in UTF-8": b"\xed\xa0\x80",
+    "an escape that is none": b"\\x",
+    "half a pair": b"\\ud83e",
+    "the other half": b"\\udd8a",
+    "a line's end": b"\n",
+    "a fox": b"\\ud83e\\udd8a\xf0\x9f\xa6\x8a",
+    "words": "日本語 Größe \x7f".encode() + b"\\n\\u00e9\\/",
+}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
+def test_a_long_text_that_is_left_out_must_be_one_that_the_library_takes(tmp_path: Path, text: bytes) -> None:
+    head, size = header(LAYER)
+    long = b'{"__metadata__":{"log":"' + b"x" * (17 << 20) + text + b'"},' + json.dumps(head)[1:].encode()
+    path = put(tmp_path / "a.safetensors", encoded(long, bytes(size)))
+    try:
+        safetensors.safe_open(str(path), "numpy")
+    except safetensors.SafetensorError:
+        assert "damaged" in headers.identify(path).problem
+    else:
+        assert headers.identify(path).kind == "lora"
+
+
 def test_of_a_large_header_the_short_texts_stay_and_the_long_ones_are_left_out(tmp_path: Path) -> None:
     found = identify(tmp_path, LARGE["a workflow"]())
     assert (found.metadata, found.trigger_words) == ({"ss_tag_frequency": '{"a": {"sks": 3}}'}, ("sks",))

@@ -344,6 +344,16 @@ ODD = {
     "large tensors of nothing": {"x": entry(0, 0, [0, (1 << 64) - 1])},
     "too large tensors of nothing": {"x": entry(0, 0, [1 << 62, 1 << 62, 0])},
     "a number of more than 64 bits": {"x": entry(0, 0, [0, 1 << 64])},
+    "a length of -0": b'{"x":{"dtype":"U8","shape":[1],"data_offsets":[-0,1]}}',
+    "-0 where nobody looks": b'{"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"more":[-0, 1]}}',
+    "a number too large for any": b'{"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"more":1e999}}',
+    "a long number too large for any": b'{"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"more":%s}}'
+    % (b"9" * 400),
+    **{
+        f"{depth} lists in lists": b'{"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"more":%b}}'
+        % (b"[" * depth + b"]" * depth)
+        for depth in (125, 126)
+    },
     "100 dimensions": {"x": entry(0, 1, [1] * 100)},
     **{
         f"{count} of {dtype}": {"x": entry(0, -(-count * bits // 8), [count], dtype)}
