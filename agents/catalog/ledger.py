@@ -51,7 +51,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
     def at(self, paths: Iterable[FilePath]) -> Model:
         """The model with the paths it is at now."""
-        where = tuple(sorted(paths))
+        where = _in_order(paths)
         return Model(
             sha256=self.sha256,
             name=self.name,
@@ -128,7 +128,7 @@ class Ledger:
             sha256: str | None = fact.known.sha256
             placed = [msgspec.structs.replace(link, sha256=sha256) for link in links]
         else:
-            sha256 = next((link.sha256 for link in links if link.sha256), None) or self._still(row, fact)
+            sha256 = _content_of(links) or self._still(row, fact)
             placed = []
         return [*placed, _place(fact.path, fact.key, fact.stat, sha256, fact.at)]
 
@@ -147,7 +147,7 @@ class Ledger:
         if sha256 is None and source is not None and source.key == fact.key and _same_bytes(source.stat, fact.stat):
             sha256 = source.sha256
         if sha256 is None:
-            sha256 = next((link.sha256 for link in self._links(fact.key, fact.stat) if link.sha256), None)
+            sha256 = _content_of(self._links(fact.key, fact.stat))
         placed = self._gone(fact.old, fact.at, key=fact.key) if fact.old != fact.path else []
         if not _overtaken(fact.at, target):
             placed.append(_place(fact.path, fact.key, fact.stat, sha256, fact.at))
@@ -163,7 +163,7 @@ class Ledger:
 
     def _links(self, key: str, stat: Stat) -> list[Place]:
         """Every present path of this very version of this file."""
-        rows = (self._places[path] for path in sorted(self._by_key.get(key, ())))
+        rows = (self._places[path] for path in self._by_key.get(key, ()))
         return [row for row in rows if row.present and row.stat == stat]
 
     def _put(self, placed: list[Place], entry: Entry | None, at: float, *, refresh: bool = False) -> list[ModelFact]:
@@ -198,8 +198,7 @@ class Ledger:
     def _news(self, sha256: str, before: frozenset[FilePath], at: float, refreshed: bool) -> ModelFact | None:
         after = self._at.get(sha256, set())
         entry = self._entries[sha256]
-        names = {stem(path.rel) for path in after}
-        if after and entry.name not in names:
+        if after and not _is_one_named(entry.name, after):
             entry = msgspec.structs.replace(entry, name=stem(min(after).rel))
             self._enter(entry)
         if after and (not before or refreshed):
@@ -207,7 +206,7 @@ class Ledger:
         if before and not after:
             return ModelMissing(sha256=sha256, name=entry.name, at=at)
         if before != after:
-            return ModelMoved(sha256=sha256, name=entry.name, paths=tuple(sorted(after)), at=at)
+            return ModelMoved(sha256=sha256, name=entry.name, paths=_in_order(after), at=at)
         return None
 
     def _enter(self, entry: Entry) -> None:
@@ -223,6 +222,22 @@ class Ledger:
         self._by_key.setdefault(place.key, set()).add(place.path)
         if place.present and place.sha256:
             self._at.setdefault(place.sha256, set()).add(place.path)
+
+
+def _in_order(paths: Iterable[FilePath]) -> tuple[FilePath, ...]:
+    """Paths sorted; of a content with thousands of copies, their own comparison would take most of the time."""
+    return tuple(sorted(paths, key=lambda path: (path.root, path.rel)))
+
+
+def _is_one_named(name: str, paths: Iterable[FilePath]) -> bool:
+    """Whether the file at one of these paths has this name, looking closely only at those that may."""
+    return any((name in path.rel or "%" in path.rel) and stem(path.rel) == name for path in paths)
+
+
+def _content_of(links: Iterable[Place]) -> str | None:
+    """What is known of the content of the paths of one file: by the first of them that has any."""
+    known = [link for link in links if link.sha256]
+    return min(known, key=lambda link: (link.path.root, link.path.rel)).sha256 if known else None
 
 
 def _entry(sha256: str, identity: Identity, fact: Hashed | Settled | Moved) -> Entry:

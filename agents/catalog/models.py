@@ -6,10 +6,11 @@ from types import MappingProxyType
 from typing import Any
 
 import msgspec
+from anyio import to_thread
 
 from agents.catalog import sidecars
 from agents.catalog.database import Database, Row, Statements
-from agents.catalog.ledger import Entry, FileFact, Ledger, Place
+from agents.catalog.ledger import Entry, FileFact, Ledger, ModelFact, Place
 from agents.catalog.names import fold, stem
 from agents.catalog.outbox import say
 from agents.catalog.promoting import promote_placed
@@ -44,7 +45,7 @@ async def apply(
         files = {id: fact for id, fact in fresh.items() if not isinstance(fact, Described)}
         ledger = await _ledger(sql, files.values())
         before = ledger.whereabouts()
-        said = [(f"{id}.{n}", news) for id, fact in files.items() for n, news in enumerate(ledger.apply(fact))]
+        said = await to_thread.run_sync(_applied, ledger, files)
         await sql.many("put_model", [_model_values(entry) for entry in ledger.changed_entries.values()])
         await sql.many("put_path", [_path_values(place) for place in ledger.changed_places.values()])
         await sql.many("put_digest", [row for fact in files.values() for row in _digest_values(fact)])
@@ -60,6 +61,12 @@ async def apply(
         await note_cursor(sql, cursor)
         await sql.many("add_message", [{"message_id": id, "applied_at": now} for id in fresh])
     return count
+
+
+def _applied(ledger: Ledger, facts: Mapping[str, FileFact]) -> list[tuple[str, ModelFact]]:
+    """What facts change about models, each change with its message id. In a thread: a content with thousands of copies
+    takes a while, and others ask the catalog meanwhile."""
+    return [(f"{id}.{n}", news) for id, fact in facts.items() for n, news in enumerate(ledger.apply(fact))]
 
 
 async def note_cursor(sql: Statements, cursor: Mapping[str, int]) -> None:

@@ -2,19 +2,22 @@
 
 import asyncio
 import tempfile
+import time
 from pathlib import Path
 
+import anyio
+import anyio.lowlevel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agents.catalog.database import Database
-from agents.catalog.ledger import FileFact, ModelFact
+from agents.catalog.ledger import Entry, FileFact, Ledger, ModelFact, Place
 from agents.catalog.models import apply
 from agents.catalog.resolve import list_models
 from schemas.files import FilePath, Stat
 from schemas.models import Model, ModelMissing, ModelMoved, ModelReady
 from tests.catalog.conftest import clock, said
-from tests.catalog.facts import hashed, moved, removed, settled, sha
+from tests.catalog.facts import CHECKPOINT, hashed, key, moved, removed, settled, sha
 
 rels = st.sampled_from(["a.safetensors", "b.safetensors", "sub/a.safetensors"])
 contents = st.sampled_from(["one", "two", "six"])
@@ -101,3 +104,35 @@ def test_a_true_history_of_one_path_ends_the_same_in_any_order(order: list[int])
                 return {(model.sha256, model.missing) for model in await list_models(db)}
 
     assert asyncio.run(ends()) == {(sha("two"), False)}
+
+
+async def test_a_file_of_many_links_does_not_keep_others_from_asking(db: Database):
+    stat = Stat(dev=1, ino=1, size=3, mtime_ns=1, ctime_ns=1)
+    told = [(f"{n}", settled(f"{n:05d} {'x' * 80}.safetensors", stat, 1.0, content="one")) for n in range(700)]
+    gaps, done = [0.0], anyio.Event()
+
+    async def others() -> None:
+        while not done.is_set():
+            began = time.monotonic()
+            await anyio.lowlevel.checkpoint()
+            gaps.append(time.monotonic() - began)
+
+    began = time.monotonic()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(others)
+        assert await apply(db, told, now=1.0) == 700
+        done.set()
+    assert max(gaps) < (time.monotonic() - began) / 4
+    [model] = await list_models(db)
+    assert len(model.paths) == 700
+
+
+def test_a_name_is_kept_while_one_file_has_it_however_its_path_is_spelled():
+    stat = Stat(dev=1, ino=1, size=3, mtime_ns=1, ctime_ns=1)
+    paths = [FilePath(root="models", rel=rel) for rel in ("a.safetensors", "100%25 fox.safetensors")]
+    places = [
+        Place(path=path, key=key(stat), stat=stat, sha256=sha("one"), present=True, seen_at=1.0) for path in paths
+    ]
+    entry = Entry(sha256=sha("one"), name="100% fox", size=3, identity=CHECKPOINT, created_at=1.0)
+    [news] = Ledger(places, [entry]).apply(settled("b.safetensors", stat, 2.0))
+    assert isinstance(news, ModelMoved) and (news.name, len(news.paths)) == ("100% fox", 3)
