@@ -1,7 +1,8 @@
 """Applying facts about files to the catalog: rows in, ledger, rows out, and what it says about models in the outbox."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Container, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +18,9 @@ from agents.catalog.promoting import promote_placed
 from schemas.asks import Strategy
 from schemas.files import Described, FilePath, Hashed, HashFailed, Identity, Moved, Refused, Removed, Settled, Stat
 
+PIECE_SECONDS = 1.0
+"""Of working out what facts change, before what is worked out is written."""
+
 _identity = msgspec.json.Decoder(Identity)
 
 
@@ -28,7 +32,9 @@ async def apply(
     strategy: Strategy = "report",
     cursor: Mapping[str, int] = MappingProxyType({}),
 ) -> int:
-    """Apply facts, each with its message id, in order and in one transaction: all of them or none.
+    """Apply facts, each with its message id, in order and in one transaction: all of them or none. Those that take
+    longer than PIECE_SECONDS (of a file with thousands of links) are applied in pieces, each a transaction of its own,
+    between which others get their turn.
 
     A message id that was applied before changes nothing. What changed about models goes into the outbox as facts of
     their own, whose message ids are made of the id of the fact that caused them. `now` (Unix seconds) is when the inbox
@@ -39,16 +45,33 @@ async def apply(
     Raises sqlite3.IntegrityError, or OverflowError for a number over 63 bits, for a fact that no true watcher or hasher
     says, and sqlite3.OperationalError when the file can't be written.
     """
+    count, left = 0, list(facts)
+    while True:
+        more, done = await _apply_some(db, left, now, strategy, cursor)
+        count, left = count + more, left[done:]
+        if not left:
+            return count
+
+
+async def _apply_some(
+    db: Database,
+    facts: Sequence[tuple[str, FileFact | Described]],
+    now: float,
+    strategy: Strategy,
+    cursor: Mapping[str, int],
+) -> tuple[int, int]:
+    """The first of these facts in one transaction: how many facts went into the outbox, and how many were applied. The
+    cursor is moved with the last."""
     async with db.atomic() as sql:
         known = {id for (id,) in await sql.rows("applied_messages", ids=json.dumps([id for id, _ in facts]))}
-        fresh = {id: fact for id, fact in facts if id not in known}
-        files = {id: fact for id, fact in fresh.items() if not isinstance(fact, Described)}
-        ledger = await _ledger(sql, files.values())
+        ledger = await _ledger(sql, [fact for id, fact in facts if id not in known and not isinstance(fact, Described)])
         before = ledger.whereabouts()
-        said = await to_thread.run_sync(_applied, ledger, files)
+        said, done = await to_thread.run_sync(_applied, ledger, facts, known)
+        fresh = {id: fact for id, fact in facts[:done] if id not in known}
+        files = [fact for fact in fresh.values() if not isinstance(fact, Described)]
         await sql.many("put_model", [_model_values(entry) for entry in ledger.changed_entries.values()])
         await sql.many("put_path", [_path_values(place) for place in ledger.changed_places.values()])
-        await sql.many("put_digest", [row for fact in files.values() for row in _digest_values(fact)])
+        await sql.many("put_digest", [row for fact in files for row in _digest_values(fact)])
         for msg_id, news in said:
             await say(sql, news, msg_id)
         count = len(said) + await _settle_sidecars(sql, [*fresh.values()], ledger, before)
@@ -58,15 +81,27 @@ async def apply(
             if place.present and place.sha256
         ]
         count += await promote_placed(sql, placed, strategy, now)
-        await note_cursor(sql, cursor)
+        if done == len(facts):
+            await note_cursor(sql, cursor)
         await sql.many("add_message", [{"message_id": id, "applied_at": now} for id in fresh])
-    return count
+    return count, done
 
 
-def _applied(ledger: Ledger, facts: Mapping[str, FileFact]) -> list[tuple[str, ModelFact]]:
-    """What facts change about models, each change with its message id. In a thread: a content with thousands of copies
-    takes a while, and others ask the catalog meanwhile."""
-    return [(f"{id}.{n}", news) for id, fact in facts.items() for n, news in enumerate(ledger.apply(fact))]
+def _applied(
+    ledger: Ledger, facts: Sequence[tuple[str, FileFact | Described]], known: Container[str]
+) -> tuple[list[tuple[str, ModelFact]], int]:
+    """What facts change about models, each change with its message id; and how many facts were looked at. In a thread:
+    a content with thousands of copies takes a while, and others ask the catalog meanwhile."""
+    said: list[tuple[str, ModelFact]] = []
+    seen: set[str] = set()
+    until = time.monotonic() + PIECE_SECONDS
+    for done, (id, fact) in enumerate(facts):
+        if done and time.monotonic() > until:
+            return said, done
+        if id not in known and id not in seen and not isinstance(fact, Described):
+            said += [(f"{id}.{n}", news) for n, news in enumerate(ledger.apply(fact))]
+        seen.add(id)
+    return said, len(facts)
 
 
 async def note_cursor(sql: Statements, cursor: Mapping[str, int]) -> None:

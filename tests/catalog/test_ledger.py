@@ -7,9 +7,11 @@ from pathlib import Path
 
 import anyio
 import anyio.lowlevel
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from agents.catalog import models
 from agents.catalog.database import Database
 from agents.catalog.ledger import Entry, FileFact, Ledger, ModelFact, Place
 from agents.catalog.models import apply
@@ -125,6 +127,18 @@ async def test_a_file_of_many_links_does_not_keep_others_from_asking(db: Databas
     assert max(gaps) < (time.monotonic() - began) / 4
     [model] = await list_models(db)
     assert len(model.paths) == 700
+
+
+async def test_facts_that_take_long_are_applied_in_pieces_with_the_same_end(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(models, "PIECE_SECONDS", 0.0)
+    stat = Stat(dev=1, ino=1, size=3, mtime_ns=1, ctime_ns=1)
+    told = [(f"{n}", settled(f"{n}.safetensors", stat, 1.0, content="one")) for n in (1, 2, 3)]
+    assert await apply(db, [*told, told[0]], now=1.0, cursor={"FILES": 3}) == 3
+    assert await apply(db, told, now=1.0) == 0
+    assert replayed(await said(db)) == kept(await list_models(db))
+    assert await db.committed.rows("applied_messages", ids='["1", "2", "3"]') == [("1",), ("2",), ("3",)]
 
 
 def test_a_name_is_kept_while_one_file_has_it_however_its_path_is_spelled():
