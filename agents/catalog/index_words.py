@@ -14,7 +14,7 @@ from typing import Any
 
 from agents.catalog.names import loose
 
-SEARCH_VERSION = "2"
+SEARCH_VERSION = "3"
 """Of what is indexed: a catalog that another version indexed is indexed anew. Counted up with each change of
 `searchable`, or of what goes into the index."""
 
@@ -38,6 +38,7 @@ _PUNCTUATION_EMOJI = re.compile("[‼⁉]")  # NFKC would make two marks of each
 _PARTS = re.compile(
     "[\U0001f1e6-\U0001f1ff]{2}"  # a flag: two letters, of which the second begins no other flag
     "|\U0001f3f4[\U000e0020-\U000e007f]+"  # the flag of a region: its name in tags
+    "|[#*]\ufe0f?\u20e3"  # a key: by itself, its sign would only be between words
     "|[^\x00-\x7f]"
 )
 
@@ -90,9 +91,10 @@ def _texts(value: Any) -> Iterator[str]:
 
 @lru_cache(maxsize=1 << 16)
 def _token(part: str) -> str:
-    """One character that is not ASCII, or one flag, as the index has it."""
+    """One character that is not ASCII, one flag or one key, as the index has it."""
     if len(part) > 1:
-        return f" {''.join(map(_private, part))} "
+        plain = part.replace("\ufe0f", "")
+        return f" {''.join(map(_private, plain))} "
     code, category = ord(part), unicodedata.category(part)
     match category[0]:
         case "L" | "N":
