@@ -120,10 +120,11 @@ async def _settle_sidecars(
     the paths of each content before them. Returns how many facts that made."""
     touched = {place.sha256 for place in ledger.changed_places.values() if place.sha256} | before.keys()
     models = dict.fromkeys(await sidecars.described_among(sql, touched))
-    replaced: dict[str, dict[str, str]] = {}
+    repictured: dict[str, sidecars.Repictured] = {}
     for fact in facts:
         if isinstance(fact, Described):
-            replaced.setdefault(fact.sha256, {}).update(await sidecars.apply_described(sql, fact))
+            one = await sidecars.apply_described(sql, fact)
+            repictured[fact.sha256] = repictured[fact.sha256].then(one) if fact.sha256 in repictured else one
             models[fact.sha256] = None
         elif isinstance(fact, Moved):
             for sha256 in {ledger.sha256_at(path) for path in (fact.path, fact.old)} & models.keys():
@@ -131,7 +132,7 @@ async def _settle_sidecars(
     at, count = max((fact.at for fact in facts), default=0.0), 0
     for sha256 in models:
         were = before.get(sha256, frozenset()) if sha256 in touched else None
-        count += await sidecars.settle(sql, sha256, at, before=were, replaced=replaced.get(sha256))
+        count += await sidecars.settle(sql, sha256, at, before=were, repictured=repictured.get(sha256))
     return count
 
 

@@ -47,6 +47,18 @@ class PathDescription(msgspec.Struct, frozen=True, kw_only=True):
     at: float
 
 
+class Repictured(msgspec.Struct, frozen=True, kw_only=True):
+    """A model's pictures when paths of it are described anew: those its descriptions gave before, `best` first, and
+    those that took the place of others under the same name (`replaced`: the new one's SHA-256, the old one's)."""
+
+    best: tuple[str, ...] = ()
+    replaced: dict[str, str] = {}
+
+    def then(self, other: "Repictured") -> "Repictured":
+        """Both, one after the other."""
+        return Repictured(best=self.best, replaced=self.replaced | other.replaced)
+
+
 _pictures = msgspec.json.Decoder(tuple[tuple[str, str], ...])
 _tags = msgspec.json.Decoder(tuple[str, ...])
 
@@ -69,16 +81,16 @@ def united(descriptions: Sequence[Description]) -> Description:
     )
 
 
-async def apply_described(sql: Statements, fact: Described) -> dict[str, str]:
-    """Write down the description of a path. Returns the pictures that took the place of others under the same name:
-    the new one's SHA-256, and the old one's."""
+async def apply_described(sql: Statements, fact: Described) -> Repictured:
+    """Write down the description of a path. Returns what that does to the pictures."""
     if await model_name(sql, fact.sha256) is None:
         log.warning("sidecars of a model that is not known", rel=fact.path.rel, sha256=fact.sha256)
-        return {}
+        return Repictured()
     known = await _rows(sql, fact.sha256)
+    best = _sources(united([row.description for row in known if row.stands]))
     before = next((row for row in known if row.path == fact.path), None)
     if before is not None and 0 < before.at - fact.at < OVERTAKEN_SECONDS:
-        return {}
+        return Repictured(best=best)
     description = _described_in(fact)
     if not known:
         await _infer_refusals(sql, fact.sha256, description)
@@ -89,7 +101,9 @@ async def apply_described(sql: Statements, fact: Described) -> dict[str, str]:
         await sql.rows("put_sidecar", **key, **_columns(description), problems=_json(fact.problems), at=fact.at)
     now = dict(description.pictures)
     old = before.description.pictures if before is not None else ()
-    return {now[name]: source for name, source in old if name in now and now[name] != source}
+    return Repictured(
+        best=best, replaced={now[name]: source for name, source in old if name in now and now[name] != source}
+    )
 
 
 async def move(sql: Statements, sha256: str, old: FilePath, path: FilePath) -> None:
@@ -104,23 +118,26 @@ async def described_among(sql: Statements, sha256s: Iterable[str]) -> set[str]:
 
 
 async def settle(
-    sql: Statements, sha256: str, at: float, *, before: frozenset[FilePath] | None, replaced: Mapping[str, str] | None
+    sql: Statements, sha256: str, at: float, *, before: frozenset[FilePath] | None, repictured: Repictured | None
 ) -> int:
     """Make a model's sidecar layer, and those of its tags and pictures that nobody but sidecars gave, what the
     descriptions of its paths come to. `before` are the paths that held it before this transaction, or None when it was
-    about none of them; `replaced` is what `apply_described` returned, or None when no path was described. Returns how
+    about none of them; `repictured` is what `apply_described` returned, or None when no path was described. Returns how
     many facts that made."""
     name = await model_name(sql, sha256)
+    last = [row.description for row in await _rows(sql, sha256) if row.stands]
     standing, is_another = await _standing(sql, sha256, before)
-    if name is None or (replaced is None and not is_another):
+    if name is None or (repictured is None and not is_another):
         return 0
+    if repictured is None:
+        repictured = Repictured(best=_sources(united(last)))
     description = united([row.description for row in standing])
     count = 0
     if await put_layer(sql, sha256, "sidecar", description.details):
         await say(sql, ModelDescribed(sha256=sha256, name=name, layer="sidecar", at=at), uuid.uuid4().hex)
         count += 1
     count += await _put_tags(sql, sha256, description.tags, at)
-    return count + await _put_pictures(sql, sha256, [source for _, source in description.pictures], replaced or {}, at)
+    return count + await _put_pictures(sql, sha256, _sources(description), repictured, at)
 
 
 async def _standing(
@@ -165,9 +182,7 @@ async def _put_tags(sql: Statements, sha256: str, names: Sequence[str], at: floa
     return bool(gone)
 
 
-async def _put_pictures(
-    sql: Statements, sha256: str, sources: Sequence[str], replaced: Mapping[str, str], at: float
-) -> int:
+async def _put_pictures(sql: Statements, sha256: str, sources: Sequence[str], repictured: Repictured, at: float) -> int:
     """The same for pictures, and their order."""
     refused = {source for (source,) in await sql.rows("refused_pictures_of", sha256=sha256)}
     images = [(str(row[3]), int(row[1]), row[4] == "sidecar") for row in await sql.rows("images_of", sha256=sha256)]
@@ -185,7 +200,7 @@ async def _put_pictures(
         if source not in has:
             await describing.add_picture(sql, sha256, source, f"blobs/{source}", "sidecar", at)
     numbers = {str(row[3]): int(row[1]) for row in await sql.rows("images_of", sha256=sha256)}
-    order = ordered([source for source, _, _ in images], before, after, replaced)
+    order = ordered([source for source, _, _ in images], before, after, repictured)
     await sql.many(
         "move_image", [{"sha256": sha256, "number": numbers[source], "seq": seq} for seq, source in enumerate(order)]
     )
@@ -195,19 +210,18 @@ async def _put_pictures(
     return 1
 
 
-def ordered(
-    images: Sequence[str], before: Sequence[str], after: Sequence[str], replaced: Mapping[str, str]
-) -> list[str]:
+def ordered(images: Sequence[str], before: Sequence[str], after: Sequence[str], repictured: Repictured) -> list[str]:
     """A model's pictures in order, when of all its `images` those that sidecars gave were `before` (in the order of the
     images) and are `after` (best first). Pure.
 
-    A picture that replaced another (`replaced`: new, old) takes its place, other new ones come behind the last that a
-    sidecar gave. In the places that those have they are best first, unless the user had put them into another order.
+    A picture that replaced another takes its place, other new ones come behind the last that a sidecar gave. In the
+    places that those have they are best first, unless the user had put them into another order than they had then.
     """
-    heirs = {old: new for new, old in replaced.items() if old in before and old not in after and new in after}
+    replaced = repictured.replaced.items()
+    heirs = {old: new for new, old in replaced if old in before and old not in after and new in after}
     places = [heirs.get(source, source) for source in images]
-    kept = [source for source in places if source in after]
-    is_by_hand = kept != [source for source in after if source in kept]
+    was_best = [source for source in repictured.best or after if source in before]
+    is_by_hand = was_best != [source for source in before if source in was_best]
     new = [source for source in after if source not in places]
     ours = {*before, *after}
     last = max((n for n, source in enumerate(places) if source in ours), default=len(places) - 1)
@@ -239,6 +253,10 @@ def _described_in(fact: Described) -> Description:
         tags=tuple(dict.fromkeys(name for name in map(tag_name, fact.tags) if name)),
         pictures=tuple((preview.name, preview.blob) for preview in fact.previews),
     )
+
+
+def _sources(description: Description) -> tuple[str, ...]:
+    return tuple(source for _, source in description.pictures)
 
 
 async def _rows(sql: Statements, sha256: str) -> list[PathDescription]:

@@ -15,7 +15,7 @@ from agents.ingest.names import controlled_by, described_by, is_skipped_folder, 
 from agents.ingest.paths import decode, encode, is_inside, join, stat_of
 from schemas.files import Stat
 
-_READING = "2:"
+_READING = "3:"
 """What marks begin with. Another one has all that lies beside models read anew: for a version that reads more of it."""
 
 _ROOT_GONE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.EHOSTDOWN))
@@ -128,20 +128,21 @@ def _marks(prefix: str, models: list[bytes], beside: dict[bytes, list[os.DirEntr
 
 def _mark(beside: Iterable[os.DirEntry[bytes]]) -> str:
     """The files beside a model, by all that tells one content of theirs from another without reading it; empty when
-    there are none."""
+    there are none. The change time tells of a content whose date was put back, and of a file that may be read now."""
     parts = []
     for entry in sorted(beside, key=lambda entry: entry.name):
         try:
             result = entry.stat()
         except OSError:
             continue  # it has just vanished, and will be missed at the next scan; or it is a link that leads nowhere
-        parts.append(f"{encode(entry.name)} {result.st_ino} {result.st_size} {result.st_mtime_ns}")
+        numbers = f"{result.st_ino} {result.st_size} {result.st_mtime_ns} {result.st_ctime_ns}"
+        parts.append(f"{encode(entry.name)} {numbers}")
     return f"{_READING}{'/'.join(parts)}" if parts else ""
 
 
 def names_in(mark: str) -> list[bytes]:
     """The names of the files that a mark is of."""
-    return [decode(part.rsplit(" ", 3)[0]) for part in mark.removeprefix(_READING).split("/") if part]
+    return [decode(part.rsplit(" ", 4)[0]) for part in mark.removeprefix(_READING).split("/") if part]
 
 
 class _Walk:

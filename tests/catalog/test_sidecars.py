@@ -21,7 +21,7 @@ from agents.catalog.picturing import add_picture, drop_picture, list_pictures, o
 from agents.catalog.promoting import promote_chosen
 from agents.catalog.rebuild import compare, read_only, rebuilt
 from agents.catalog.sections import sections
-from agents.catalog.sidecars import ordered
+from agents.catalog.sidecars import Repictured, ordered
 from agents.catalog.tags import drop_tag, list_tags, put_tag, tag_models
 from agents.catalog.whole import whole_model
 from schemas.catalog import (
@@ -315,20 +315,36 @@ async def test_a_preview_that_is_replaced_takes_the_place_of_the_old_one_and_the
 
 
 @pytest.mark.parametrize(
-    ("images", "before", "after", "replaced", "ends"),
+    ("images", "before", "best", "after", "replaced", "ends"),
     [
-        ("u", "", "n", {}, "un"),
-        ("", "", "ab", {}, "ab"),
-        ("su", "s", "ns", {}, "nsu"),
-        ("su", "s", "n", {"n": "s"}, "nu"),
-        ("usv", "s", "", {}, "uv"),
-        ("bua", "ba", "abc", {}, "buac"),
-        ("ab", "ab", "ba", {}, "ab"),
-        ("sxu", "sx", "nx", {"n": "s"}, "nxu"),
+        ("u", "", "", "n", {}, "un"),
+        ("", "", "", "ab", {}, "ab"),
+        ("su", "s", "s", "ns", {}, "nsu"),
+        ("su", "s", "", "ns", {}, "nsu"),
+        ("su", "s", "s", "n", {"n": "s"}, "nu"),
+        ("usv", "s", "s", "", {}, "uv"),
+        ("bua", "ba", "ab", "abc", {}, "buac"),
+        ("bua", "ba", "", "abc", {}, "buac"),
+        ("ab", "ab", "ba", "bac", {}, "abc"),
+        ("aub", "ab", "ab", "ba", {}, "bua"),
+        ("aub", "ab", "axb", "ba", {}, "bua"),
+        ("sxu", "sx", "sx", "nx", {"n": "s"}, "nxu"),
     ],
 )
-def test_the_order_of_pictures(images: str, before: str, after: str, replaced: dict[str, str], ends: str):
-    assert "".join(ordered([*images], [*before], [*after], replaced)) == ends
+def test_the_order_of_pictures(images: str, before: str, best: str, after: str, replaced: dict[str, str], ends: str):
+    repictured = Repictured(best=(*best,), replaced=replaced)
+    assert "".join(ordered([*images], [*before], [*after], repictured)) == ends
+
+
+async def test_previews_whose_files_change_places_change_places_and_one_that_is_renamed_goes_first(
+    db: Database, facts: Any
+):
+    await facts(hashed("a.safetensors", "a"), described(previews=("a.preview.png=one", "a.png=two")))
+    await facts(described(previews=("a.preview.png=two", "a.png=one"), at=60))
+    assert await sources(db) == ["two", "one"]
+    await facts(described(previews=("a.jpg=two", "a.png=three", "a.webp=one"), at=70))
+    await facts(described(previews=("a.preview.webp=one", "a.jpg=two", "a.png=three"), at=80))
+    assert await sources(db) == ["one", "two", "three"]
 
 
 async def test_a_sidecar_that_can_not_be_read_is_named_while_its_model_lies_there(db: Database, facts: Any):

@@ -51,3 +51,14 @@ def test_what_a_linked_sidecar_leads_to_is_in_the_mark(tmp_path: Path):
     before = scan("models", str(tmp_path)).marks
     (tmp_path / "words").write_bytes(b"others")
     assert scan("models", str(tmp_path)).marks != before
+
+
+def test_a_sidecar_that_got_its_date_back_or_can_be_read_now_has_another_mark(tmp_path: Path):
+    put(tmp_path / "a.ckpt", b"1")
+    words = put(tmp_path / "a.json", b"{}")
+    before, status = marks_in(os.fsencode(tmp_path), ""), words.stat()
+    words.write_bytes(b"[]")
+    words.chmod(0o400)
+    while words.stat().st_ctime_ns == status.st_ctime_ns:  # the clock of some file systems goes in steps
+        os.utime(words, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert marks_in(os.fsencode(tmp_path), "") != before
