@@ -8,7 +8,7 @@ pictures are united. What the user wrote, or took off, stands above all of them.
 
 import json
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
