@@ -207,6 +207,7 @@ class Watcher:
             self.stale = True
             self.judge_now.set()
             self.saying.bell.ring()
+            self.describer.hashed()  # what came as a link, say, has a hash already
         self._look_soon_at(unexplained, scans)
         self.describer.looked(scans, began)
         self.left_looks = self.left_looks + 1 if self.left else 0
@@ -344,6 +345,8 @@ class Watcher:
             await self.bus.tick(TICK_GROWING, tick, key=tick.key)
         ended = [one for one in judged if isinstance(one.verdict, gate.Settled | gate.Refused)]
         overtaken = await self.table.do(write) if ended else frozenset()
+        if ended:
+            self.describer.hashed()
         for one in judged:
             id = one.row.id
             self.tracks[id] = one.track

@@ -3,6 +3,7 @@
 A model is told of once its content is known, so that what is said is said of a content, wherever that moves later.
 """
 
+import functools
 import os
 import stat
 import time
@@ -86,16 +87,16 @@ class Beside:
         self.marks[root] = after
         return after != before
 
-    def settles_in(self, now: float) -> float:
-        """Seconds until the next mark has held still for long enough; infinite when all have."""
+    def settles_at(self, now: float) -> float:
+        """When the next mark that does not hold still for long enough `now` will; infinite when all do."""
         since = (at for marks in self.marks.values() for _, at in marks.values())
-        return min((at + self.stable - now for at in since if at + self.stable > now), default=float("inf"))
+        return min((at + self.stable for at in since if at + self.stable > now), default=float("inf"))
 
     def due(self, db: FilesDb, now: float) -> list[Due]:
         """What is to be told: marks that hold still and were not told of this content."""
         found = []
         for root, marks in [*self.marks.items()]:
-            still = {rel: mark for rel, (mark, since) in marks.items() if now - since >= self.stable}
+            still = {rel: mark for rel, (mark, since) in marks.items() if since + self.stable <= now}
             for model in db.beside(root, still):
                 rel = model.path.rel
                 if rel in marks and rel not in still:
@@ -133,7 +134,7 @@ class Describer:
             self.folder_changed(root, _folder(rel))
 
     def hashed(self) -> None:
-        """The content of more files is known."""
+        """The content of more files is known, or of files that were let in it was."""
         if any(self.beside.marks.values()):
             self.wake.set()
 
@@ -142,15 +143,17 @@ class Describer:
         while True:
             self.wake = anyio.Event()
             await self._check_folders()
+            now = time.monotonic()
             try:
-                due = await self.table.do(lambda db: self.beside.due(db, time.monotonic()))
+                due = await self.table.do(functools.partial(self.beside.due, now=now))
                 for start in range(0, len(due), _BATCH):
                     await self._tell(due[start : start + _BATCH])
             except OSError as error:
                 log.warning("sidecars not told yet", error=str(error))
                 await anyio.sleep(_AGAIN)
                 continue
-            with anyio.move_on_after(self.beside.settles_in(time.monotonic())):
+            # (Counted from when that was asked: what settles while others are told is due at once.)
+            with anyio.move_on_after(self.beside.settles_at(now) - time.monotonic()):
                 await self.wake.wait()
 
     async def _check_folders(self) -> None:

@@ -1,11 +1,16 @@
 """When what lies beside a model is new: of the folder that was looked at last, what was seen then."""
 
 import os
+import time
 from pathlib import Path
 
-from agents.ingest.beside import Beside
+import anyio
+
+from agents.ingest import table
+from agents.ingest.beside import Beside, Describer
 from agents.ingest.scan import Scan, marks_in, names_in, scan
 from tests.ingest.making import put
+from tests.ingest.world import World
 
 
 def marks(beside: Beside) -> dict[str, str]:
@@ -20,7 +25,7 @@ def test_a_scan_that_began_before_a_folder_was_looked_at_overtakes_nothing():
     late = Scan(root="models", state="present", marks={"x/a": "1", "b": "1"})
     assert not beside.look([late], now=3.0, began=1.5)
     assert marks(beside) == {"x/a": "2", "b": "1"}
-    assert beside.settles_in(3.0) == 1.0
+    assert beside.settles_at(3.0) == 4.0
     assert beside.look([late], now=4.0, began=3.5) and marks(beside) == {"x/a": "1", "b": "1"}
     assert beside.update_folder("models", "x", {}, now=5.0) and marks(beside) == {"b": "1"}
 
@@ -62,3 +67,26 @@ def test_a_sidecar_that_got_its_date_back_or_can_be_read_now_has_another_mark(tm
     while words.stat().st_ctime_ns == status.st_ctime_ns:  # the clock of some file systems goes in steps
         os.utime(words, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert marks_in(os.fsencode(tmp_path), "") != before
+
+
+async def test_what_comes_to_rest_while_others_are_told_is_told_after_them(tmp_path: Path):
+    roots, told, stable = {"models": tmp_path / "models"}, anyio.Event(), 0.05
+    world = World(tmp_path / "files.sqlite3", roots)
+    for name in ("a.ckpt", "b.ckpt", "a.json", "b.json"):
+        put(tmp_path / "models" / name, name.encode())
+    world.settle()
+    found = marks_in(os.fsencode(tmp_path / "models"), "")
+
+    def say() -> None:
+        """Called when something was told."""
+        if "b.ckpt" in marks(describer.beside):
+            told.set()
+        describer.beside.update_folder("models", "", found, time.monotonic() - stable)
+
+    async with table.opened(tmp_path / "files.sqlite3") as opened, anyio.create_task_group() as tasks:
+        describer = Describer(opened, {"models": str(tmp_path / "models")}, tmp_path, stable, say)
+        describer.beside.update_folder("models", "", {"a.ckpt": found["a.ckpt"]}, time.monotonic() - stable)
+        tasks.start_soon(describer.keep)
+        with anyio.fail_after(5):
+            await told.wait()
+        tasks.cancel_scope.cancel()
