@@ -8,13 +8,15 @@ from pathlib import Path
 
 import anyio
 import anyio.lowlevel
+import msgspec
 import pytest
 
+from agents.ingest.files_db import CLOCK_GRAIN
 from agents.ingest.paths import stat_of
 from bus.client import Bus
 from bus.subjects import ASK_ROOT
 from schemas.asks import RootState, ScanRoot
-from schemas.files import Hashed, Moved, Refused, Removed, Settled
+from schemas.files import Described, Hashed, Moved, Refused, Removed, Settled
 from tests.conftest import running
 from tests.ingest.dropping import Drop, dropping, sha256
 from tests.ingest.making import model, put
@@ -205,6 +207,23 @@ NAMES = (
     b"x" * 243 + b".safetensors",
     b"not \xff utf-8 \xfe.safetensors",
 )
+
+
+async def test_what_lies_beside_a_link_is_told_when_its_file_comes(drop: Drop) -> None:
+    drop.settings = msgspec.structs.replace(drop.settings, scan_interval=2 * CLOCK_GRAIN)
+    drop.put("other.safetensors")
+    drop.put("y/another.safetensors", model(fill=7))
+    for name in ("link.json", "other.json"):
+        put(drop.folder / name, b'{"description": "words"}')
+    (drop.folder / "link.safetensors").symlink_to("y/late.safetensors")
+    async with drop.agents():
+        await drop.until(Described, "other.safetensors")
+        await waits(drop)  # a scan has just been
+        drop.put("y/late.safetensors", model(fill=8))
+        await drop.until(Hashed, "y/late.safetensors")
+        told = await drop.until(Described, "link.safetensors", seconds=8)
+    assert told.details.description == "words"
+    assert drop.about("link.safetensors") == ["Settled", "Described"], "its hash was known"
 
 
 async def test_any_name_that_a_disk_can_hold_is_settled_hashed_and_moved(drop: Drop) -> None:

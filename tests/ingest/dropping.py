@@ -15,7 +15,7 @@ from agents import hasher, watcher
 from agents.ingest.paths import encode
 from bus.client import Bus
 from bus.subjects import kept_by, row_of
-from schemas.files import Hashed, HashFailed, Moved, Refused, Removed, Settled
+from schemas.files import Described, Hashed, HashFailed, Moved, Refused, Removed, Settled
 from schemas.settings import HasherSettings, WatcherSettings
 from tests.conftest import running
 from tests.ingest.making import model, put
@@ -23,8 +23,8 @@ from tests.ingest.making import model, put
 QUICK_WATCH = WatcherSettings(stable=0.3, stable_with_holes=0.6, scan_interval=2.0, poll_interval=0.2)
 SECONDS = 20
 
-FileFact = Settled | Moved | Removed | Refused | Hashed | HashFailed
-F = TypeVar("F", Settled, Moved, Removed, Refused, Hashed, HashFailed)
+FileFact = Settled | Moved | Removed | Refused | Hashed | HashFailed | Described
+F = TypeVar("F", Settled, Moved, Removed, Refused, Hashed, HashFailed, Described)
 
 
 @dataclass
