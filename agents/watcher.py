@@ -129,6 +129,7 @@ class Watcher:
         self.unexplained: set[int] = set()
         self.fresh: set[tuple[str, str]] = set()
         self.stale = True
+        self.has_links = False
         self.judged: set[int] = set()
         self.waits = Waits()
         self.looks_begun = self.looks = self.left = self.left_looks = self.folders = 0
@@ -153,6 +154,8 @@ class Watcher:
             self.look_at = time.monotonic() + _LOOK_TWICE
         for folder in what.beside:
             self.describer.folder_changed(root, folder)
+        if self.has_links and (what.beside or self.fresh):  # a link may lead there, from anywhere
+            self.look_now.set()
         if what.unknown or len(self.fresh) > events.MANY:
             self.fresh.clear()
             self.look_now.set()
@@ -255,6 +258,7 @@ class Watcher:
         """In a thread. What lies in every root, and what can't be looked at there."""
         scans = [scan(root, folder, self._inner_roots(root), self._entered) for root, folder in self.roots.items()]
         self.remote = {root: is_remote(folder) for root, folder in self.roots.items()}
+        self.has_links = any(one.has_links for one in scans)
         for one in scans:
             problems = tuple(f"{problem.rel}: {problem.error}" for problem in one.problems)
             if problems and problems != self.problems.get(one.root):

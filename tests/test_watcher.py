@@ -11,7 +11,6 @@ import anyio.lowlevel
 import msgspec
 import pytest
 
-from agents.ingest.files_db import CLOCK_GRAIN
 from agents.ingest.paths import stat_of
 from bus.client import Bus
 from bus.subjects import ASK_ROOT
@@ -210,20 +209,20 @@ NAMES = (
 
 
 async def test_what_lies_beside_a_link_is_told_when_its_file_comes(drop: Drop) -> None:
-    drop.settings = msgspec.structs.replace(drop.settings, scan_interval=2 * CLOCK_GRAIN)
+    drop.settings = msgspec.structs.replace(drop.settings, scan_interval=60)
+    words = put(drop.folder / "x" / "words.json", b'{"description": "words"}')
     drop.put("other.safetensors")
-    drop.put("y/another.safetensors", model(fill=7))
     for name in ("link.json", "other.json"):
-        put(drop.folder / name, b'{"description": "words"}')
+        (drop.folder / name).symlink_to(words)
     (drop.folder / "link.safetensors").symlink_to("y/late.safetensors")
+    (drop.folder / "y").mkdir()
     async with drop.agents():
         await drop.until(Described, "other.safetensors")
-        await waits(drop)  # a scan has just been
         drop.put("y/late.safetensors", model(fill=8))
-        await drop.until(Hashed, "y/late.safetensors")
-        told = await drop.until(Described, "link.safetensors", seconds=8)
-    assert told.details.description == "words"
-    assert drop.about("link.safetensors") == ["Settled", "Described"], "its hash was known"
+        assert (await drop.until(Described, "link.safetensors", seconds=10)).details.description == "words"
+        words.write_bytes(b'{"description": "others"}')
+        for rel in ("link.safetensors", "other.safetensors"):
+            assert (await drop.until(Described, rel, 2, seconds=10)).details.description == "others"
 
 
 async def test_any_name_that_a_disk_can_hold_is_settled_hashed_and_moved(drop: Drop) -> None:

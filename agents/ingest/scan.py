@@ -46,7 +46,8 @@ class Scan(msgspec.Struct, frozen=True, kw_only=True):
     of theirs. `controlled` are the rels that a control file or temporary name beside them calls
     unfinished. `unread` are the rels (folders, or files) of which nothing is known this time, so nothing below them
     may be called gone. `devices` are the device numbers of the folders walked: a file of another device is not gone,
-    its disk is.
+    its disk is. `has_links`: some of the models, or files beside them, are links; of what those lead to, events name
+    another path.
     """
 
     root: str
@@ -57,6 +58,7 @@ class Scan(msgspec.Struct, frozen=True, kw_only=True):
     unread: tuple[str, ...] = ()
     devices: frozenset[int] = frozenset()
     problems: tuple[Problem, ...] = ()
+    has_links: bool = False
 
 
 def scan(
@@ -94,6 +96,7 @@ def scan(
         unread=tuple(walk.unread),
         devices=frozenset(walk.devices),
         problems=tuple(walk.problems),
+        has_links=walk.has_links,
     )
 
 
@@ -157,6 +160,7 @@ class _Walk:
         self.unread: list[str] = []
         self.devices: set[int] = set()
         self.problems: list[Problem] = []
+        self.has_links = False
 
     def enter(self, path: bytes, rel: str) -> None:
         """Looks at every name in one folder. Raises OSError when the folder itself can't be read."""
@@ -174,6 +178,7 @@ class _Walk:
                 if target := controlled_by(name):
                     self.controlled.add(prefix + encode(target))
                 elif entry.is_symlink():
+                    self.has_links |= not why_ignored(name) or bool(described_by(name))
                     self.link(entry, prefix + encode(name))
                     _note(entry, models, beside)
                 elif not why_ignored(name):
