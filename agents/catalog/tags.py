@@ -102,13 +102,13 @@ def _kept_names(texts: Iterable[str]) -> list[str]:
 async def _retag(
     sql: Statements, sha256: str, put: dict[str, int], take: list[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """One model's tags before and after. What is taken off stays off, whatever sidecars say, until it is put on again.
-    Raises Impossible."""
+    """One model's tags before and after. What is taken off stays off, whatever sidecars say, until it is put on again:
+    also what is not on at this moment, when a sidecar is just being written, say. Raises Impossible."""
     if await describing.model_name(sql, sha256) is None:
         raise NoSuchModel(sha256)
     before = await _tags_of(sql, sha256)
     await sql.rows("take_tags", sha256=sha256, names=json.dumps(take))
-    await sql.many("refuse_tag", [{"sha256": sha256, "name": name} for name in take if name in before])
+    await sql.many("refuse_tag", [{"sha256": sha256, "name": name} for name in take])
     await sql.many("add_model_tag", [{"sha256": sha256, "tag_id": id, "origin": "user"} for id in put.values()])
     await sql.rows("allow_tags", sha256=sha256, names=json.dumps([*put]))
     after = await _tags_of(sql, sha256)

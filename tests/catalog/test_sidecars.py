@@ -336,6 +336,15 @@ def test_the_order_of_pictures(images: str, before: str, best: str, after: str, 
     assert "".join(ordered([*images], [*before], [*after], repictured)) == ends
 
 
+async def test_a_tag_that_is_taken_off_while_its_sidecar_is_being_written_stays_off(db: Database, facts: Any):
+    await facts(hashed("a.safetensors", "a"), described(tags=("fox",)), described(at=60))
+    await tag_models(db, TagModels(models=(A,), take=("fox",)))
+    await facts(described(tags=("fox", "light"), at=70))
+    assert await tags(db) == ["light"]
+    await tag_models(db, TagModels(models=(A,), put=("fox",)))
+    assert await tags(db) == ["fox", "light"]
+
+
 async def test_previews_whose_files_change_places_change_places_and_one_that_is_renamed_goes_first(
     db: Database, facts: Any
 ):
