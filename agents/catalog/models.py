@@ -119,7 +119,7 @@ async def _settle_sidecars(
     """Write down how paths are described, and make that count for the models that these facts are about. `before` are
     the paths of each content before them. Returns how many facts that made."""
     touched = {place.sha256 for place in ledger.changed_places.values() if place.sha256} | before.keys()
-    models = dict.fromkeys(await sidecars.described_among(sql, touched))
+    models = dict.fromkeys(await sidecars.described_among(sql, touched, ledger.changed_places))
     repictured: dict[str, sidecars.Repictured] = {}
     for fact in facts:
         if isinstance(fact, Described):

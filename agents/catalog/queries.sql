@@ -315,7 +315,12 @@ DELETE FROM refused_pictures WHERE sha256 = :sha256 AND source = :source;
 UPDATE images SET origin = :origin WHERE sha256 = :sha256 AND source = :source AND origin = 'sidecar';
 
 -- name: described_models
-SELECT DISTINCT sha256 FROM sidecars WHERE sha256 IN (SELECT value FROM json_each(:sha256s));
+-- Those of these contents that are described, and those that are so next to one of these paths (root, rel): what is
+-- found there decides whether that counts, also when it is another content.
+SELECT sha256 FROM sidecars WHERE sha256 IN (SELECT value FROM json_each(:sha256s))
+UNION SELECT s.sha256 FROM json_each(:paths) AS path
+JOIN sidecars AS s ON s.root = json_extract(path.value, '$[0]') AND s.rel = json_extract(path.value, '$[1]')
+ORDER BY 1;
 
 -- name: sidecars_of
 -- What is said next to the paths of a content, and what lies there now: the content itself, or nobody knows what.

@@ -111,9 +111,10 @@ async def move(sql: Statements, sha256: str, old: FilePath, path: FilePath) -> N
     await sql.rows("copy_sidecar", sha256=sha256, old_root=old.root, old_rel=old.rel, root=path.root, rel=path.rel)
 
 
-async def described_among(sql: Statements, sha256s: Iterable[str]) -> set[str]:
-    """Those of these contents that sidecars say something of."""
-    found = await sql.rows("described_models", sha256s=json.dumps([*sha256s]))
+async def described_among(sql: Statements, sha256s: Iterable[str], paths: Iterable[FilePath]) -> set[str]:
+    """Those of these contents that sidecars say something of, and those that sidecars next to these paths do."""
+    places = [(path.root, path.rel) for path in paths]
+    found = await sql.rows("described_models", sha256s=json.dumps([*sha256s]), paths=json.dumps(places))
     return {str(sha256) for (sha256,) in found}
 
 

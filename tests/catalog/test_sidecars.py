@@ -274,6 +274,19 @@ async def test_a_touched_copy_keeps_its_words_while_it_is_hashed_again(db: Datab
     assert (await tags(db), (await whole(db)).layers) == ([], {})
 
 
+async def test_words_of_a_path_go_when_another_content_is_found_there(db: Database, facts: Any):
+    other = stat("other", ino=7)
+    await facts(
+        hashed("a.safetensors", "a"),
+        hashed("z/a.safetensors", "a", stat=SECOND),
+        described(tags=("fox",), title="first"),
+        settled("a.safetensors", other, 60),
+    )
+    assert await tags(db) == ["fox"], "nobody knows what lies there"
+    await facts(hashed("a.safetensors", "other", 61, stat=other))
+    assert (await tags(db), (await whole(db)).layers) == ([], {})
+
+
 async def test_two_models_that_change_places_keep_their_words_until_they_are_described_anew(db: Database):
     one, two = stat("a"), stat("b")
     await apply(db, [("1", hashed("a.safetensors", "a")), ("2", hashed("b.safetensors", "b"))], now=1.0)
