@@ -310,7 +310,5 @@ CREATE TABLE tag_names (
 
 CREATE INDEX tag_names_by_becomes ON tag_names (becomes);
 
--- version: 4
-
 -- Who is described by what lies next to a path: asked of each path at which another content was found.
 CREATE INDEX sidecars_by_path ON sidecars (root, rel);
