@@ -1,11 +1,13 @@
 """Originals of pending records that nothing needs any more are removed, and none that somebody is about to need."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import anyio
 import pytest
 
 from agents.catalog.database import Database
+from agents.catalog.describing import pending_originals
 from agents.portraits import Portraits
 from bus.client import Bus
 from tests.catalog.conftest import clock
@@ -32,3 +34,23 @@ async def test_an_original_that_an_import_is_giving_its_name_just_now_is_left(bu
                 while original.exists():
                     await anyio.lowlevel.checkpoint()
     assert original.exists() == commits
+
+
+def test_originals_that_a_sweep_takes_while_they_are_listed_are_none(tmp_path: Path):
+    folder = tmp_path / "images" / "pending"
+    folder.mkdir(parents=True)
+    assert pending_originals(tmp_path / "none") == []
+    for _ in range(20):
+        for n in range(100):
+            (folder / f"{n}-0.png").write_bytes(b"old")
+
+        def take() -> None:
+            for file in folder.iterdir():
+                file.unlink()
+
+        with ThreadPoolExecutor(1) as thread:
+            taking = thread.submit(take)
+            while not taking.done():
+                pending_originals(tmp_path)
+            taking.result()
+    assert pending_originals(tmp_path) == []

@@ -6,7 +6,9 @@ that deleting and moving pictures renames no file.
 """
 
 import json
+import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -164,9 +166,13 @@ async def pictures_used(db: Database) -> list[tuple[str, int]]:
 def pending_originals(data: Path, since: float = 0.0) -> list[str]:
     """Every file among the pending originals that got its name after a time (seconds since 1970), as a path below the
     data directory."""
-    folder = data / PENDING
-    files = [file for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []
-    return [f"{PENDING}{file.name}" for file in files if file.stat().st_ctime >= since]
+    found = []
+    with suppress(FileNotFoundError), os.scandir(data / PENDING) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # a sweep takes it this moment
+                if entry.is_file() and entry.stat().st_ctime >= since:
+                    found.append(f"{PENDING}{entry.name}")
+    return found
 
 
 def forget_originals(data: Path, originals: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ import os
 import re
 import stat
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -112,6 +113,7 @@ def sweep_pending(data: Path, used: Collection[str], now: float, since: float) -
     of the catalog: they are another's. Both times are seconds since 1970. How many. Raises OSError."""
     trash = Batch(data, now)
     for file in (data / PENDING).glob("*-*.*"):
-        if _OURS.fullmatch(file.name) and file.name not in used and file.stat().st_ctime >= since:
-            trash.move(str(PENDING / file.name))
+        with suppress(FileNotFoundError):  # another sweep takes it this moment
+            if _OURS.fullmatch(file.name) and file.name not in used and file.stat().st_ctime >= since:
+                trash.move(str(PENDING / file.name))
     return trash.moved
