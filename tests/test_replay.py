@@ -131,16 +131,27 @@ async def test_whatever_becomes_of_the_file_the_catalog_is_the_one_never_lost(bu
         await opened(bus, path)
         assert content(path) == never_lost, spoil.__name__
     history = await bus.last(CATALOG_CHANGED)
-    assert history is not None and history.payload.number == len({*(await numbers(bus))}), "no history was begun"
+    every = {number for _, number in await sequences(bus)}
+    assert history is not None and history.payload.number == len(every), "no history was begun"
 
 
-async def numbers(bus: Bus) -> list[int]:
+async def sequences(bus: Bus) -> list[tuple[int, int]]:
+    """Of every transaction in the stream, its sequence and its number."""
     found = []
     for seq in range(1, (await bus.js.stream_info("CATALOG")).state.last_seq + 1):
         message = await bus.js.get_msg("CATALOG", seq)
         if CATALOG_CHANGED.matches(message.subject or ""):
-            found.append(CATALOG_CHANGED.decode(message.data or b"").number)
+            found.append((seq, CATALOG_CHANGED.decode(message.data or b"").number))
     return found
+
+
+async def stays(bus: Bus, path: Path, before: dict[str, list[Any]]) -> None:
+    """The catalog holds the same when it is opened, and once more when its file is lost then."""
+    await opened(bus, path)
+    assert content(path) == before
+    lose(path)
+    await opened(bus, path)
+    assert content(path) == before
 
 
 async def test_a_catalog_made_of_its_history_lives_on_as_if_nothing_had_been(bus: Bus, tmp_path: Path):
@@ -305,11 +316,7 @@ async def test_a_bus_that_lost_its_history_gets_one_with_all_there_is(bus: Bus, 
     before = content(path)
     await bus.js.delete_stream("CATALOG")
     await bus.mend()
-    await opened(bus, path)
-    assert content(path) == before
-    lose(path)
-    await opened(bus, path)
-    assert content(path) == before
+    await stays(bus, path, before)
 
 
 async def test_a_bus_that_lost_the_end_of_its_history_loses_nothing_of_the_catalog(bus: Bus, tmp_path: Path):
@@ -319,11 +326,7 @@ async def test_a_bus_that_lost_the_end_of_its_history_loses_nothing_of_the_catal
     last = (await bus.js.stream_info("CATALOG")).state.last_seq
     for seq in range(last - 3, last + 1):
         await bus.js.delete_msg("CATALOG", seq)
-    await opened(bus, path)
-    assert content(path) == before
-    lose(path)
-    await opened(bus, path)
-    assert content(path) == before
+    await stays(bus, path, before)
 
 
 async def test_a_history_with_a_hole_is_refused_and_nothing_is_begun(bus: Bus, tmp_path: Path):
@@ -335,16 +338,6 @@ async def test_a_history_with_a_hole_is_refused_and_nothing_is_begun(bus: Bus, t
     with pytest.raises(CatalogApart, match=r"transaction 3 is missing.*rebuild --replace.*new-history --empty"):
         await prepare(bus, path, 100.0)
     assert not path.exists()
-
-
-async def sequences(bus: Bus) -> list[tuple[int, int]]:
-    """Of every transaction in the stream, its sequence and its number."""
-    found = []
-    for seq in range(1, (await bus.js.stream_info("CATALOG")).state.last_seq + 1):
-        message = await bus.js.get_msg("CATALOG", seq)
-        if CATALOG_CHANGED.matches(message.subject or ""):
-            found.append((seq, CATALOG_CHANGED.decode(message.data or b"").number))
-    return found
 
 
 def unnamed(path: Path) -> None:

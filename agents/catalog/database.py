@@ -130,7 +130,7 @@ class Database:
 
     @asynccontextmanager
     async def _transaction(self, *, begins: bool = False) -> AsyncIterator[Statements]:
-        """`atomic`; the first of a history is told also where it changes nothing."""
+        """`atomic`; the first of a history is published even where it changes nothing."""
         async with self._lock:
             try:
                 # A statement that was handed to the thread runs to its end, cancelled or not: what follows queues
