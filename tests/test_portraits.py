@@ -16,7 +16,7 @@ from agents import desk, encoder, hasher, migrator, watcher
 from agents.catalogdesk import ask
 from bus.client import Bus
 from bus.subjects import FILE_DESCRIBED, MODEL_PICTURED
-from schemas.catalog import ModelReply, ShowModel, WholeModel
+from schemas.catalog import DetailsEdit, EditModel, ModelReply, ShowModel, WholeModel
 from schemas.files import Details
 from schemas.models import Model
 from schemas.settings import EncoderSettings, HasherSettings, WatcherSettings
@@ -148,6 +148,24 @@ async def test_a_copy_that_goes_takes_its_picture_and_brings_it_again_though_no_
         (models / "a" / "golden.json").unlink()
         (data / "x.safetensors").rename(models / "a" / "golden.safetensors")
         await model_when(bus, lambda one: (one.details.description, one.pictures) == ("b", 1))
+
+
+async def test_a_model_that_moves_without_its_sidecars_leaves_their_words_and_keeps_what_the_user_wrote(
+    bus: Bus, data: Path
+):
+    models = data / "models"
+    put(models / "a" / "golden.safetensors", model())
+    put(models / "a" / "golden.json", json.dumps({"description": "a", "notes": "of a"}).encode())
+    put(models / "a" / "golden.png", picture())
+    (models / "b").mkdir()
+    async with agents(bus, data, scan_interval=3600):
+        found = await model_when(bus, lambda one: (one.details.description, one.pictures) == ("a", 1))
+        await ask(bus, EditModel(sha256=found.sha256, edit=DetailsEdit(description="mine")), ModelReply)
+        (models / "a" / "golden.safetensors").rename(models / "b" / "silver.safetensors")
+        await model_when(bus, lambda one: (one.details, one.pictures) == (Details(description="mine"), 0))
+        (models / "b" / "silver.safetensors").rename(models / "a" / "golden.safetensors")
+        back = Details(description="mine", notes="of a")
+        await model_when(bus, lambda one: (one.details, one.pictures) == (back, 1))
 
 
 async def test_a_linked_model_has_the_words_beside_the_link_and_none_from_out_of_the_roots(bus: Bus, data: Path):

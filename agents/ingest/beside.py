@@ -4,6 +4,8 @@ A model is told of once its content is known, so that what is said is said of a 
 """
 
 import functools
+import itertools
+import math
 import os
 import stat
 import time
@@ -55,6 +57,8 @@ class Beside:
         self.stable = stable
         self.marks: dict[str, dict[str, tuple[str, float]]] = {}
         self.updated: dict[tuple[str, str], float] = {}
+        self.absent: dict[tuple[str, str], float] = {}
+        self.has_described = True
 
     def look(self, scans: Iterable[Scan], now: float, began: float) -> bool:
         """Take in what scans saw that began at that time; whether any mark is another one. A root that is away
@@ -89,12 +93,14 @@ class Beside:
 
     def settles_at(self, now: float) -> float:
         """When the next mark that does not hold still for long enough `now` will; infinite when all do."""
-        since = (at for marks in self.marks.values() for _, at in marks.values())
+        since = itertools.chain((at for marks in self.marks.values() for _, at in marks.values()), self.absent.values())
         return min((at + self.stable for at in since if at + self.stable > now), default=float("inf"))
 
     def due(self, db: FilesDb, now: float) -> list[Due]:
-        """What is to be told: marks that hold still and were not told of this content."""
-        found = []
+        """What is to be told: marks that hold still and were not told of this content; and where there is none any
+        more for as long, that there is none. (A model is often moved a moment before its sidecars.)"""
+        found, absent = [], {}
+        self.has_described = db.has_described()
         for root, marks in [*self.marks.items()]:
             still = {rel: mark for rel, (mark, since) in marks.items() if since + self.stable <= now}
             for model in db.beside(root, still):
@@ -102,8 +108,14 @@ class Beside:
                 if rel in marks and rel not in still:
                     continue
                 mark = still.get(rel, "")
-                if (mark, model.sha256 if mark else "") != (model.mark, model.told if model.mark else ""):
+                if (mark, model.sha256 if mark else "") == (model.mark, model.told if model.mark else ""):
+                    continue
+                since = -math.inf if mark else self.absent.get((root, rel), now)
+                if since + self.stable > now:
+                    absent[root, rel] = since
+                else:
                     found.append(Due(model=model, mark=mark))
+        self.absent = absent
         return found
 
 
@@ -135,7 +147,7 @@ class Describer:
 
     def hashed(self) -> None:
         """The content of more files is known, or of files that were let in it was."""
-        if any(self.beside.marks.values()):
+        if self.beside.has_described or any(self.beside.marks.values()):
             self.wake.set()
 
     async def keep(self) -> None:

@@ -173,15 +173,28 @@ WHERE NOT confirmed AND hashed_at <= :settled_before AND EXISTS (
 );
 
 -- name: beside
--- The files that are hashed and described, or were, with what was told of that.
-SELECT path.root, path.rel, path.key, hash.sha256, described.sha256 AS told, coalesce(described.mark, '') AS mark
+-- The files that are hashed and described, or were, with what was told of that. A content that was described next to
+-- another path, and not yet next to this one, is as good as gone here: it may have come without its sidecars.
+WITH elsewhere AS MATERIALIZED (SELECT DISTINCT sha256 FROM described WHERE mark <> '')
+SELECT path.root, path.rel, path.key, hash.sha256, described.sha256 AS told,
+    CASE
+        WHEN coalesce(described.mark, '') = '' AND described.sha256 IS NOT hash.sha256
+            AND hash.sha256 IN (SELECT sha256 FROM elsewhere) THEN 'gone'
+        ELSE coalesce(described.mark, '')
+    END AS mark
 FROM path
 JOIN hash ON hash.dev = path.dev AND hash.ino = path.ino AND hash.size = path.size
     AND hash.mtime_ns = path.mtime_ns AND hash.ctime_ns = path.ctime_ns
 LEFT JOIN described ON described.root = path.root AND described.rel = path.rel
 WHERE path.state = 'settled' AND NOT path.gone AND path.root = :root
-    AND (described.rel IS NOT NULL OR path.rel IN (SELECT value FROM json_each(:rels)))
+    AND (
+        described.rel IS NOT NULL OR path.rel IN (SELECT value FROM json_each(:rels))
+        OR hash.sha256 IN (SELECT sha256 FROM elsewhere)
+    )
 ORDER BY path.rel;
+
+-- name: has_described
+SELECT 1 FROM described LIMIT 1;
 
 -- name: describe
 INSERT INTO described (root, rel, sha256, mark) VALUES (:root, :rel, :sha256, :mark)
@@ -190,6 +203,12 @@ ON CONFLICT (root, rel) DO UPDATE SET sha256 = excluded.sha256, mark = excluded.
 -- name: undescribe
 -- No scan finds this mark: whatever lies beside a model that is back is told, nothing at all too.
 UPDATE described SET mark = 'gone' WHERE root = :root AND rel = :rel AND mark <> '';
+
+-- name: move_description
+-- A model that moved is described anew: it may have come without its sidecars.
+INSERT INTO described (root, rel, sha256, mark)
+SELECT :root, :rel, sha256, 'gone' FROM described WHERE root = :old_root AND rel = :old_rel AND mark <> ''
+ON CONFLICT (root, rel) DO UPDATE SET sha256 = excluded.sha256, mark = excluded.mark;
 
 -- name: prune_described
 DELETE FROM described

@@ -224,6 +224,10 @@ class FilesDb:
             for found in self._run("beside", root=root, rels=json.dumps([*rels]))
         ]
 
+    def has_described(self) -> bool:
+        """Whether anything was told of the files beside any model."""
+        return bool(self._run("has_described"))
+
     def describe(self, fact: files.Described, mark: str) -> None:
         """Says what is beside a model, and remembers that it was said."""
         with self.atomic():
@@ -300,9 +304,11 @@ class FilesDb:
         self._carry(row.stat, candidate.stat, now)
         self._run("clear", root=path.root, rel=path.rel)
         self._undescribe(row.path)
+        old = row.path
+        self._run("move_description", old_root=old.root, old_rel=old.rel, root=path.root, rel=path.rel)
         moved = self._update(row, now, path=path, stat=candidate.stat, links=candidate.links)
         known = self.known(moved.stat)
-        fact = files.Moved(key=moved.key, old=row.path, path=path, stat=moved.stat, at=now, known=known)
+        fact = files.Moved(key=moved.key, old=old, path=path, stat=moved.stat, at=now, known=known)
         self._say(moved, "moved", fact)
         if known is None:
             self._ask_anew(moved, now)

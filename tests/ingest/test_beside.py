@@ -6,9 +6,10 @@ from pathlib import Path
 
 import anyio
 
-from agents.ingest import table
+from agents.ingest import files_db, table
 from agents.ingest.beside import Beside, Describer
 from agents.ingest.scan import Scan, marks_in, names_in, scan
+from schemas.files import Described
 from tests.ingest.making import put
 from tests.ingest.world import World
 
@@ -67,6 +68,43 @@ def test_a_sidecar_that_got_its_date_back_or_can_be_read_now_has_another_mark(tm
     while words.stat().st_ctime_ns == status.st_ctime_ns:  # the clock of some file systems goes in steps
         os.utime(words, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert marks_in(os.fsencode(tmp_path), "") != before
+
+
+def test_a_model_that_moved_is_described_anew_once_its_sidecars_had_their_time_to_follow(tmp_path: Path):
+    folder, beside = tmp_path / "models", Beside(stable=2.0)
+    world = World(tmp_path / "files.sqlite3", {"models": folder})
+
+    def due(now: float) -> list[tuple[str, bool]]:
+        """Which models are to be described after a scan, and whether there is something to tell."""
+        beside.look([scan("models", str(folder))], now, now)
+        with files_db.opened(world.table) as db:
+            found = beside.due(db, now)
+            for one in found:
+                fact = Described(key=one.model.key, path=one.model.path, sha256=one.model.sha256, at=now)
+                db.describe(fact, one.mark)
+        return [(one.model.path.rel, bool(one.mark)) for one in found]
+
+    put(folder / "a.ckpt", b"1")
+    put(folder / "a.json", b"{}")
+    put(folder / "other.ckpt", b"2")
+    world.settle()
+    assert (due(10.0), due(12.0), due(20.0)) == ([], [("a.ckpt", True)], [])
+    (folder / "a.ckpt").rename(folder / "b.ckpt")
+    world.settle()
+    assert (due(30.0), beside.settles_at(30.0)) == ([], 32.0)
+    (folder / "a.json").rename(folder / "b.json")
+    assert (due(31.0), due(33.0), due(40.0)) == ([], [("b.ckpt", True)], [])
+    (folder / "b.ckpt").rename(folder / "c.ckpt")
+    world.settle()
+    assert (due(50.0), due(52.0), due(60.0)) == ([], [("c.ckpt", False)], [])
+    (folder / "b.ckpt").write_bytes((folder / "c.ckpt").read_bytes())
+    world.settle()
+    assert (due(70.0), due(72.0)) == ([], [("b.ckpt", True)])
+    (folder / "b.ckpt").unlink()
+    world.settle()
+    put(folder / "x" / "d.ckpt", b"1")
+    world.settle()
+    assert (due(80.0), due(82.0), due(90.0)) == ([], [("x/d.ckpt", False)], []), "the content came without sidecars"
 
 
 async def test_what_comes_to_rest_while_others_are_told_is_told_after_them(tmp_path: Path):
