@@ -23,11 +23,12 @@ import uvicorn
 from nats.js.errors import NotFoundError
 from starlette.types import ASGIApp
 
-from agents import catalogdesk, desk, scanning
+from agents.client import catalog, scans
+from agents.client import jobs as desk
+from agents.client.views import Check, JobEvent, JobView, R, UnknownJob, WaitingFiles
 from agents.diffusion.plan import check
-from agents.http import native
+from agents.http import jobs as native
 from agents.http.security import Guard, is_loopback
-from agents.http.views import Check, JobEvent, JobView, R, UnknownJob, WaitingFiles
 from bus.client import Bus
 from bus.errors import DarkroomError, UserError
 from bus.subjects import ASK_HELLO, ASK_METRICS, PREPARE
@@ -164,7 +165,7 @@ def base_url(listener: socket.socket) -> str:
 
 @dataclass(frozen=True)
 class _Behind:
-    """What stands behind the front doors: agents.http.views.Service on a bus."""
+    """What stands behind the front doors: agents.client.views.Service on a bus."""
 
     bus: Bus
     data: Path
@@ -245,31 +246,31 @@ class _Behind:
 
 @dataclass(frozen=True)
 class _Library:
-    """The catalog behind the front doors: agents.http.views.Library on a bus."""
+    """The catalog behind the front doors: agents.client.views.Library on a bus."""
 
     bus: Bus
     data: Path
     roots: Mapping[str, str]
 
     async def ask(self, question: msgspec.Struct, reply: type[R]) -> R:
-        return await catalogdesk.ask(self.bus, question, reply)
+        return await catalog.ask(self.bus, question, reply)
 
     async def add_picture(self, sha256: str, data: bytes) -> Pictures:
-        return await catalogdesk.add_picture(self.bus, self.data, sha256, data)
+        return await catalog.add_picture(self.bus, self.data, sha256, data)
 
     async def take_over(self, job: Import, wait: float) -> tuple[str, ImportState]:
-        id = await catalogdesk.submit_import(self.bus, job)
-        return id, await catalogdesk.followed(self.bus, id, wait)
+        id = await catalog.submit_import(self.bus, job)
+        return id, await catalog.followed(self.bus, id, wait)
 
     async def import_state(self, id: str) -> ImportState | None:
-        return await catalogdesk.import_state(self.bus, id)
+        return await catalog.import_state(self.bus, id)
 
     async def adopt(self) -> Adopted:
-        return await catalogdesk.adopt(self.bus)
+        return await catalog.adopt(self.bus)
 
     async def waiting(self, *, after: str, limit: int) -> WaitingFiles:
-        return await scanning.waiting(self.bus, self.roots, after=after, limit=limit)
+        return await scans.waiting(self.bus, self.roots, after=after, limit=limit)
 
     async def hash_of(self, path: str, *, promote: bool, wait: float) -> FileReply:
-        file = await anyio.to_thread.run_sync(catalogdesk.placed, path, self.roots)
-        return await catalogdesk.hash_of(self.bus, file, promote=promote, wait=wait)
+        file = await anyio.to_thread.run_sync(catalog.placed, path, self.roots)
+        return await catalog.hash_of(self.bus, file, promote=promote, wait=wait)

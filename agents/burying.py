@@ -5,9 +5,9 @@ import sqlite3
 import structlog
 
 from bus.client import Bus, encode
-from bus.consumer import Fact
 from bus.errors import BadSubject
 from bus.ids import digest_id
+from bus.queues import Fact
 from bus.subjects import DEAD
 
 log = structlog.get_logger()

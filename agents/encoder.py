@@ -17,17 +17,17 @@ import structlog
 from anyio import to_thread
 
 from agents.diffusion.samplers import labels
-from agents.images.encode import BadName, PixelsGone, encode_pictures
-from agents.images.files import sweep
 from agents.images.infotext import of_plan
-from agents.images.pictures import NameTaken, encode_picture
-from agents.images.pixels import BadPixels
+from agents.images.model_pictures import NameTaken, encode_picture
+from agents.images.outputs import BadName, PixelsGone, encode_pictures
+from agents.storage.atomic import sweep
+from agents.storage.pixels import BadPixels
 from bus.client import Bus
-from bus.consumer import serve
 from bus.errors import Fail, Retry, Taken, Undecodable, UserError
+from bus.queues import serve
 from bus.results import ended, finish, give_up
 from bus.subjects import DEAD, ENCODE, GENERATE, IMAGE_ENCODED, IMAGE_REFUSED, JOB_PLANNED, PICTURE
-from bus.work import Delivery, Work, attempt_failed, words
+from bus.worker import Delivery, Work, attempt_failed, words
 from schemas.images import Encode, Encoded, EncodePicture, PictureRefused
 from schemas.jobs import Plan, Result
 from schemas.settings import EncoderSettings

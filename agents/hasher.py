@@ -23,19 +23,19 @@ import structlog
 from anyio import to_thread
 from msgspec import structs
 
-from agents.ingest.compact import UNREADABLY_LARGE
-from agents.ingest.disks import Turns
+from agents.headers.compact import UNREADABLY_LARGE
+from agents.headers.sandbox import identify
 from agents.ingest.errors import ChangedWhileHashing, Gone, HashCancelled, HeaderUnread, IngestError
-from agents.ingest.following import Follower, proven
-from agents.ingest.hashing import Progress, hash_file, named, why_not
-from agents.ingest.headers import identify
-from agents.ingest.paths import resolve
-from agents.ingest.reading import Cores
+from agents.ingest.hashing.digests import Progress, hash_file, named, why_not
+from agents.ingest.hashing.disks import Turns
+from agents.ingest.hashing.growing import Follower, proven
+from agents.ingest.hashing.reading import Cores
+from agents.storage.paths import resolve
 from bus.client import Bus
-from bus.consumer import serve
 from bus.errors import Retry, Undecodable, UserError
+from bus.queues import serve
 from bus.subjects import DEAD, FILE_HASH_FAILED, FILE_HASHED, HASH, TICK_GROWING, TICK_HASH
-from bus.work import Delivery, Work
+from bus.worker import Delivery, Work
 from schemas.files import Hash, Hashed, HashFailed, Identity
 from schemas.settings import HasherSettings
 from schemas.ticks import GrowingTick, HashTick

@@ -23,9 +23,9 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
 from bus import trace
+from bus.connection import linked
 from bus.errors import Full, NoAnswer, NoBus, Retry, Taken, TooLarge, Undecodable, UserError
 from bus.ids import new_id
-from bus.link import linked
 from bus.streams import MAX_MESSAGE, make_streams
 from bus.subjects import PREFIX, Subject, row_of
 from schemas.settings import BusSettings

@@ -12,7 +12,7 @@ import structlog
 from bus.client import Bus
 from bus.errors import Retry, Taken, Undecodable
 from bus.subjects import JOB_FINISHED, RESULT
-from bus.work import Delivery
+from bus.worker import Delivery
 from schemas.jobs import Finished, Result, Status
 
 log = structlog.get_logger()

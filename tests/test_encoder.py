@@ -8,11 +8,11 @@ import anyio
 
 from agents import encoder
 from bus.client import Bus
-from bus.consumer import Picker, enqueue, serve
 from bus.ids import new_id
+from bus.queues import Picker, enqueue, serve
 from bus.results import ended, give_up, result_of
 from bus.subjects import ATTEMPT_RELEASED, ENCODE, GENERATE, JOB_PLANNED
-from bus.work import Delivery, Work
+from bus.worker import Delivery, Work
 from schemas.files import FilePath
 from schemas.images import Encode, Pixels
 from schemas.jobs import ModelRef, Plan, SchedulerSpec

@@ -17,13 +17,13 @@ import pytest
 from msgspec import structs
 
 from agents import hasher
-from agents.ingest.compact import UNREADABLY_LARGE
+from agents.headers.compact import UNREADABLY_LARGE
 from agents.ingest.errors import HeaderUnread
-from agents.ingest.paths import encode, file_key, hash_id, stat_of
+from agents.storage.paths import encode, file_key, hash_id, stat_of
 from bus.client import Bus
-from bus.consumer import enqueue
 from bus.errors import UserError
 from bus.ids import digest_id
+from bus.queues import enqueue
 from bus.subjects import ATTEMPT_STARTED, DEAD, HASH, TICK_HASH
 from schemas.files import FilePath, Hash, Hashed, HashFailed, Refused, Settled, Stat
 from schemas.jobs import Started

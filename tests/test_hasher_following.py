@@ -15,12 +15,12 @@ import pytest
 from blake3 import blake3
 
 from agents import hasher
-from agents.ingest import judging
-from agents.ingest.following import Follower
-from agents.ingest.paths import encode, file_key, hash_id, stat_of
-from agents.ingest.reading import BUFFER_BYTES
+from agents.ingest.hashing.growing import Follower
+from agents.ingest.hashing.reading import BUFFER_BYTES
+from agents.ingest.settling import verdicts
+from agents.storage.paths import encode, file_key, hash_id, stat_of
 from bus.client import Bus
-from bus.consumer import enqueue
+from bus.queues import enqueue
 from bus.subjects import HASH, TICK_GROWING
 from schemas.files import Digest, FilePath, Hash, Hashed
 from schemas.settings import HasherSettings
@@ -243,7 +243,7 @@ async def test_ticks_that_make_no_sense_are_passed_over(drop: Drop, monkeypatch:
 async def test_a_file_in_the_drop_folder_is_followed_and_then_settles_as_any_other(
     drop: Drop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judging, "LEAST_BYTES", BUFFER_BYTES)
+    monkeypatch.setattr(verdicts, "LEAST_BYTES", BUFFER_BYTES)
     seen, path = Seen(monkeypatch), drop.folder / "a.ckpt"
     async with drop.agents():
         with path.open("wb", buffering=0) as file:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
-from agents.catalog.impossible import Impossible
+from agents.catalog.asks.replies import Impossible
 
 T = TypeVar("T")
 

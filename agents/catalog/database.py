@@ -20,7 +20,7 @@ from agents.catalog import history
 from agents.catalog.errors import CatalogUnusable
 from agents.catalog.index_words import SEARCH_VERSION, functions
 from agents.catalog.position import KEY, PASSED, REMEMBERED, Position, Standing, refuse_newer, standing
-from agents.catalog.sections import sections
+from agents.storage.queries import sections
 from schemas.models import Changed
 
 BUSY_TIMEOUT_MS = 5000

@@ -5,11 +5,11 @@ import uuid
 
 import msgspec
 
-from agents.catalog import describing
+from agents.catalog import descriptions
+from agents.catalog.asks.model import whole_model
+from agents.catalog.asks.replies import NoSuchModel, told_in
 from agents.catalog.database import Database
-from agents.catalog.impossible import NoSuchModel, told_in
 from agents.catalog.outbox import say
-from agents.catalog.whole import whole_model
 from schemas.catalog import EditModel, ModelReply
 from schemas.models import ModelDescribed
 
@@ -19,7 +19,7 @@ async def edit_model(db: Database, ask: EditModel) -> ModelReply:
     """Change the user's layer of a model; the model as it is then. An edit that changes nothing is no fact. Problems:
     unknown-model."""
     async with db.atomic() as sql:
-        name = await describing.model_name(sql, ask.sha256)
+        name = await descriptions.model_name(sql, ask.sha256)
         if name is None:
             raise NoSuchModel(ask.sha256)
         rows = await sql.rows("description", sha256=ask.sha256, layer="user")
@@ -29,7 +29,7 @@ async def edit_model(db: Database, ask: EditModel) -> ModelReply:
                 details.pop(field, None)
             else:
                 details[field] = value
-        if await describing.put_layer(sql, ask.sha256, "user", details):
+        if await descriptions.put_layer(sql, ask.sha256, "user", details):
             fact = ModelDescribed(sha256=ask.sha256, name=name, layer="user", at=db.now())
             await say(sql, fact, uuid.uuid4().hex)
     return ModelReply(model=await whole_model(db, ask.sha256))

@@ -15,7 +15,7 @@ from typing import Any
 import aiosqlite
 import msgspec
 
-from agents.images.files import place
+from agents.storage.atomic import place
 from schemas.models import Change, Changed
 
 TABLES = (

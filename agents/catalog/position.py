@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from agents.catalog.errors import CatalogTooNew, CatalogUnusable
-from agents.catalog.sections import sections
+from agents.storage.queries import sections
 from schemas.models import Changed
 
 KEY = "position"

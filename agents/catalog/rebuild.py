@@ -16,7 +16,7 @@ import msgspec
 from agents.catalog.history import TABLES, Column, columns_from
 from agents.catalog.index_words import functions
 from agents.catalog.position import KEY, PASSED, Position
-from agents.catalog.sections import sections
+from agents.storage.queries import sections
 from schemas.models import Change
 
 CACHE_KIB = 256 * 1024

@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 import structlog
 
-from agents.catalog import describing
+from agents.catalog import descriptions as describing
 from agents.catalog.database import Statements
-from agents.catalog.describing import model_name, put_layer, say_pictured, say_tagged, tag_name
+from agents.catalog.descriptions import model_name, put_layer, say_pictured, say_tagged, tag_name
 from agents.catalog.ledger import OVERTAKEN_SECONDS
 from agents.catalog.outbox import say
 from schemas.files import Described, FilePath

@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from agents.catalog.rebuild import read_only
-from agents.images.pictures import picture_names
+from agents.images.model_pictures import picture_names
 
 Subject = Literal["database", "model", "picture", "original", "output", "history"]
 

@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from agents.diffusion.families import Family
+from agents.diffusion.families.table import Family
 from agents.diffusion.loading import Models, load
 from agents.diffusion.samplers import class_names
-from agents.prompts.clip import PromptEncoder
+from agents.diffusion.text_encoders import PromptEncoder
 from schemas.jobs import Plan, SchedulerSpec
 
 Stage = Literal["loading", "encoding prompt", "denoising", "decoding"]

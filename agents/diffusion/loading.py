@@ -16,7 +16,18 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from tokenizers import Tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from agents.diffusion.checkpoints import (
+from agents.diffusion.families.table import (
+    TEXT,
+    UNET,
+    VAE,
+    VOCABULARY_FILE,
+    Config,
+    Family,
+    adapt,
+    load_family,
+    recognise,
+)
+from agents.diffusion.weights import (
     Header,
     NotACheckpoint,
     UnsupportedFamily,
@@ -24,7 +35,6 @@ from agents.diffusion.checkpoints import (
     read_header,
     read_tensors,
 )
-from agents.diffusion.families import TEXT, UNET, VAE, VOCABULARY_FILE, Config, Family, adapt, load_family, recognise
 from agents.prompts.tokens import clip_tokenizer
 
 State = dict[str, torch.Tensor]

@@ -4,7 +4,7 @@ import hashlib
 
 import msgspec
 
-from agents.diffusion.families import load_family, supported
+from agents.diffusion.families.table import load_family, supported
 from agents.diffusion.samplers import Resolved, UnknownSampler, resolve
 from bus.errors import Reject
 from schemas.jobs import Lane, ModelRef, Plan, Request

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import msgspec
 from starlette.responses import Response
 
-from agents.http.views import Declined, UnknownJob, UnknownModel
+from agents.client.views import Declined, UnknownJob, UnknownModel
 from bus.errors import DarkroomError, Full, NoAnswer, Reject, Retry, TooLarge
 
 RETRY_SECONDS = 2

@@ -7,9 +7,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from agents.http import requests
+from agents.client.views import Library
+from agents.http import parsing
 from agents.http.errors import BadRequest
-from agents.http.views import Library
 
 MAX_LISTED = 1000
 _LISTED = 200
@@ -20,11 +20,11 @@ def routes(library: Library) -> list[Route]:
     """The routes of files, below /api."""
 
     async def waiting(request: Request) -> Response:
-        given = requests.query(request, "limit", "cursor")
-        limit = requests.number(given, "limit", _LISTED, least=1, most=MAX_LISTED)
+        given = parsing.query(request, "limit", "cursor")
+        limit = parsing.number(given, "limit", _LISTED, least=1, most=MAX_LISTED)
         cursor = given.get("cursor", "")
         if len(cursor) > _CURSOR_LENGTH:
             raise BadRequest(422, "invalid", "cursor is the `next` of another answer", "cursor")
-        return requests.json(await library.waiting(after=cursor, limit=limit))
+        return parsing.json(await library.waiting(after=cursor, limit=limit))
 
     return [Route("/files/waiting", waiting)]

@@ -24,12 +24,12 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
-from agents.http import requests
+from agents.client.views import Declined, Library
+from agents.http import parsing
 from agents.http.errors import BadRequest
 from agents.http.uploads import uploaded
-from agents.http.views import Declined, Library
 from agents.images.decode import BadPicture, PictureTooLarge, UnknownFormat
-from agents.images.pictures import picture_names
+from agents.images.model_pictures import picture_names
 from schemas import catalog
 from schemas.catalog import ModelPicture, OutputPage, Pictures
 
@@ -79,45 +79,45 @@ class _Door:
     uploads: anyio.Semaphore
 
     async def list(self, request: Request) -> Response:
-        requests.query(request)
-        sha256 = requests.sha_of(request)
+        parsing.query(request)
+        sha256 = parsing.sha_of(request)
         return _listed(sha256, await self._pictures(sha256))
 
     async def _pictures(self, sha256: str) -> Pictures:
         return await self.library.ask(catalog.ListPictures(sha256=sha256), Pictures)
 
     async def add(self, request: Request) -> Response:
-        requests.query(request)
-        sha256 = requests.sha_of(request)
+        parsing.query(request)
+        sha256 = parsing.sha_of(request)
         async with self.uploads:
-            data = uploaded(request.headers["content-type"], await requests.body(request, UPLOAD_SECONDS))
+            data = uploaded(request.headers["content-type"], await parsing.body(request, UPLOAD_SECONDS))
             try:
                 reply = await self.library.add_picture(sha256, data)
             except BadPicture as error:
                 raise _bad(error) from error
         picture = next(one for one in reply.pictures if one.number == reply.number)
-        return requests.json(picture_document(sha256, picture), 201 if reply.added else 200)
+        return parsing.json(picture_document(sha256, picture), 201 if reply.added else 200)
 
     async def drop(self, request: Request) -> Response:
-        given = requests.query(request, "seq")
+        given = parsing.query(request, "seq")
         if "seq" not in given:
             raise BadRequest(422, "invalid", "say which picture: ?seq=0 is the first", "seq")
-        sha256, seq = requests.sha_of(request), requests.number(given, "seq", 0)
+        sha256, seq = parsing.sha_of(request), parsing.number(given, "seq", 0)
         return _listed(sha256, await self.library.ask(catalog.DropPicture(sha256=sha256, seq=seq), Pictures))
 
     async def order(self, request: Request) -> Response:
-        sha256, body = requests.sha_of(request), await requests.decoded(request, _order)
+        sha256, body = parsing.sha_of(request), await parsing.decoded(request, _order)
         order = catalog.OrderPictures(sha256=sha256, numbers=body.numbers)
         return _listed(sha256, await self.library.ask(order, Pictures))
 
     async def file(self, request: Request) -> Response:
-        given = requests.query(request, "seq", "number", "quality")
-        sha256, tier = requests.sha_of(request), requests.one_of(given, "quality", *TIERS)
+        given = parsing.query(request, "seq", "number", "quality")
+        sha256, tier = parsing.sha_of(request), parsing.one_of(given, "quality", *TIERS)
         by_number = "number" in given
         is_named = by_number or "seq" in given
         if by_number and "seq" in given:
             raise BadRequest(422, "invalid", "a picture is named by its place (seq) or by its number, not both", "seq")
-        wanted = requests.number(given, "number" if by_number else "seq", 0)
+        wanted = parsing.number(given, "number" if by_number else "seq", 0)
         picture = await self._wanted(sha256, wanted, by_number=by_number) if is_named else await self._first(sha256)
         # A place may hold another picture tomorrow; what has a number is that picture for good.
         cached = "private, max-age=31536000, immutable" if by_number else "private, no-cache"
@@ -149,17 +149,17 @@ class _Door:
         raise Declined("unknown-picture", f"The model has no picture {wanted}.")
 
     async def outputs(self, request: Request) -> Response:
-        given = requests.query(request, "q", "model", "limit", "cursor")
+        given = parsing.query(request, "q", "model", "limit", "cursor")
         text, model = given.get("q", ""), given.get("model", "")
         if len(text) > MAX_WORDS:
             raise BadRequest(422, "invalid", f"q has {MAX_WORDS} characters at most", "q")
         if not _DIGITS.fullmatch(model):
             raise BadRequest(422, "invalid", "model is a SHA-256, or its beginning", "model")
-        limit = requests.number(given, "limit", 100, least=1, most=MAX_LISTED)
+        limit = parsing.number(given, "limit", 100, least=1, most=MAX_LISTED)
         ask = catalog.ListOutputs(text=text, model=model, limit=limit, cursor=given.get("cursor", ""))
         page = await self.library.ask(ask, OutputPage)
         outputs = [{**msgspec.to_builtins(one), "url": _address(one.file)} for one in page.outputs]
-        return requests.json({"outputs": outputs, "next": page.next})
+        return parsing.json({"outputs": outputs, "next": page.next})
 
 
 def _not_there(picture: ModelPicture) -> Declined:
@@ -168,7 +168,7 @@ def _not_there(picture: ModelPicture) -> Declined:
 
 
 def _listed(sha256: str, reply: Pictures) -> Response:
-    return requests.json({"pictures": [picture_document(sha256, one) for one in reply.pictures]})
+    return parsing.json({"pictures": [picture_document(sha256, one) for one in reply.pictures]})
 
 
 def _bad(error: BadPicture) -> BadRequest:

@@ -10,9 +10,9 @@ from typing import TypeVar
 
 import anyio
 
-from agents.ingest import files_db
+from agents.ingest import store
 from agents.ingest.errors import WrongSchema
-from agents.ingest.files_db import FilesDb
+from agents.ingest.store import FilesDb
 from bus.errors import UserError
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ async def opened(path: Path) -> AsyncIterator[Table]:
     with ThreadPoolExecutor(1, thread_name_prefix="files") as pool:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            db = await loop.run_in_executor(pool, lambda: stack.enter_context(files_db.opened(path)))
+            db = await loop.run_in_executor(pool, lambda: stack.enter_context(store.opened(path)))
         except (OSError, sqlite3.Error, WrongSchema) as error:
             raise UserError(f"{path} can't be used ({error}): free it, or choose another --data directory") from error
         try:

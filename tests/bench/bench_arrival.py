@@ -21,8 +21,8 @@ from pathlib import Path
 import anyio
 from anyio import to_thread
 
-from agents.ingest.hashing import hash_file
-from agents.ingest.paths import stat_of
+from agents.ingest.hashing.digests import hash_file
+from agents.storage.paths import stat_of
 from bus.client import connect
 from bus.server import local_server
 from bus.subjects import MODEL_READY
@@ -126,7 +126,7 @@ def another(path: Path, number: int) -> str:
 @contextmanager
 def agents(url: str, data: Path, *names: str, **settings: str) -> Iterator[int]:
     """These agents in one process, ready; its id. `settings` are variables of the environment."""
-    command = [sys.executable, "-m", "agents.cli", "run", *names, "--nats", url, "--data", str(data)]
+    command = [sys.executable, "-m", "agents.cli.app", "run", *names, "--nats", url, "--data", str(data)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, env=os.environ | {"DARKROOM_LOG_LEVEL": "error"} | settings, text=True
     )

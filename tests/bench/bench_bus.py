@@ -32,13 +32,13 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import NotFoundError
 
 from bus.client import Bus, connect, encode
-from bus.consumer import Fact, follow, serve
 from bus.ids import new_id
+from bus.queues import Fact, follow, serve
 from bus.results import ended
 from bus.server import local_server
 from bus.streams import config, topology
 from bus.subjects import FILE_REMOVED, PREFIX, PREPARE
-from bus.work import Delivery, Work
+from bus.worker import Delivery, Work
 from schemas.files import FilePath, Removed
 from schemas.jobs import Request
 from schemas.settings import BusSettings

@@ -22,8 +22,8 @@ import anyio
 import psutil
 from anyio import to_thread
 
-from agents.ingest.hashing import hash_file
-from agents.ingest.paths import stat_of
+from agents.ingest.hashing.digests import hash_file
+from agents.storage.paths import stat_of
 from bus.client import Bus, connect
 from bus.server import local_server
 from bus.subjects import MODEL_READY

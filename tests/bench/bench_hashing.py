@@ -22,9 +22,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
-from agents.ingest.hashing import hash_file
-from agents.ingest.paths import stat_of
-from agents.ingest.reading import Cores, usable_cores
+from agents.ingest.hashing.digests import hash_file
+from agents.ingest.hashing.reading import Cores, usable_cores
+from agents.storage.paths import stat_of
 from schemas.files import Stat
 from tests.bench.figures import Figure, loop_lag, p50, p99, ratios, seconds
 

@@ -16,16 +16,16 @@ from pathlib import Path
 
 import anyio
 
-from agents.bell import Bell
 from agents.catalog.database import Database
-from agents.catalog.importing import import_legacy
-from agents.catalog.models import apply
+from agents.catalog.facts import apply
+from agents.catalog.legacy.importer import import_legacy
 from agents.catalog.outbox import outgoing
 from agents.catalog.resolve import list_models, resolve
-from agents.relay import relay
-from agents.replay import prepare, stream_of
+from agents.migrator.relay import relay
+from agents.migrator.replay import prepare, stream_of
 from bus.client import connect
 from bus.server import local_server
+from bus.wakeup import Bell
 from schemas.jobs import Import
 from schemas.models import ImportReport
 from tests.bench.figures import Figure, loop_lag, milliseconds, p99, seconds

@@ -28,12 +28,12 @@ from anyio import to_thread
 from nats.aio.msg import Msg
 
 from agents.diffusion.engine import Engine, build_scheduler
-from agents.diffusion.families import load_family
-from agents.diffusion.tiny import write_tiny_checkpoint
+from agents.diffusion.families.table import load_family
+from agents.diffusion.tiny_checkpoint import write_tiny_checkpoint
 from agents.images import infotext
-from agents.images.encode import encode_pictures, full_size
+from agents.images.outputs import encode_pictures, full_size
 from agents.images.tiers import as_image, webp_tiers
-from agents.up import service
+from agents.runtime.supervisor import service
 from bus.client import Bus, connect
 from bus.ids import new_id
 from bus.subjects import (

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import anyio
 
-from agents import migrator
 from agents.catalog.database import Database
-from agents.catalog.promoting import list_pending
+from agents.catalog.promotion import list_pending
+from agents.migrator import agent as migrator
 from bus.client import Bus, connect
 from bus.server import local_server
 from bus.subjects import ASK_RESOLVE, MODEL_PROMOTED

@@ -15,10 +15,10 @@ from statistics import median
 
 import anyio
 
-from agents import watcher
-from agents.ingest import files_db
-from agents.ingest.reconcile import reconcile
-from agents.ingest.scan import scan
+from agents.ingest import store
+from agents.ingest.scanning.reconcile import reconcile
+from agents.ingest.scanning.scan import scan
+from agents.watcher import agent as watcher
 from bus.client import Bus, connect
 from bus.server import local_server
 from bus.subjects import ASK_ROOT
@@ -62,7 +62,7 @@ def made(tree: Path) -> None:
 def remembered(tree: Path, table: Path) -> None:
     """A table in which every file is settled, hashed and told of."""
     now = time.time()
-    with files_db.opened(table) as db:
+    with store.opened(table) as db:
         db.apply(reconcile(db.rows(), [scan(ROOT, str(tree))]), roots=[ROOT], looked_at=now, now=now)
         with db.atomic():
             for row in db.waiting():
@@ -87,7 +87,7 @@ def walk(tree: str) -> int:
 
 def rescan(tree: str, table: Path) -> int:
     """What a watcher does to find that nothing has changed; how many files there are."""
-    with files_db.opened(table) as db:
+    with store.opened(table) as db:
         found = scan(ROOT, tree)
         changes = reconcile(db.rows(), [found])
         assert not changes, "nothing has changed"

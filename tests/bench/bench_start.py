@@ -56,7 +56,7 @@ def python(code: str) -> float:
 
 def ready(data: Path, url: str) -> float:
     """Seconds from the start of the process to its line. It is stopped, and gone, afterwards."""
-    command = [sys.executable, "-m", "agents.cli", "run", "hasher", "--data", str(data)]
+    command = [sys.executable, "-m", "agents.cli.app", "run", "hasher", "--data", str(data)]
     began = time.perf_counter()
     with started([*command, "--nats", url] if url else command) as process:
         assert process.stdout

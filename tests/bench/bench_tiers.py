@@ -28,9 +28,9 @@ import msgspec
 from anyio import to_thread
 from PIL import Image
 
-from agents.images import blobs
-from agents.images.pictures import encode_picture, picture_names
+from agents.images.model_pictures import encode_picture, picture_names
 from agents.images.tiers import TIERS, tier_sizes
+from agents.storage import blobs
 from schemas.images import EncodePicture
 from schemas.settings import EncoderSettings
 from tests.bench.figures import Figure, loop_lag, p50, p99, table

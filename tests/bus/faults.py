@@ -15,7 +15,7 @@ from bus.ids import new_id
 from bus.results import ended, give_up, result_of, watched
 from bus.server import LocalServer, local_server
 from bus.subjects import ASK_RESOLVE, PREPARE
-from bus.work import Delivery, Work
+from bus.worker import Delivery, Work
 from schemas.asks import ResolveModel, ResolveReply
 from schemas.files import FilePath, Identity
 from schemas.jobs import Request, Result

@@ -7,14 +7,14 @@ import anyio
 import pytest
 
 from bus.client import PIECE_BYTES, PIECES, Bus, connect
-from bus.consumer import Fact, Picker, follow, serve
 from bus.errors import Fail, NoAnswer, NoBus, TooLarge
 from bus.ids import new_id
+from bus.queues import Fact, Picker, follow, serve
 from bus.results import end, result_of
 from bus.server import LocalServer
 from bus.streams import MAX_MESSAGE
 from bus.subjects import ASK_IMPORT, ASK_METRICS, DEAD, IMAGE_ENCODED, PREFIX, PREPARE, RESULT
-from bus.work import Delivery, sole, words
+from bus.worker import Delivery, sole, words
 from schemas.asks import AskImport, Metrics, Nothing
 from schemas.images import Encoded
 from schemas.jobs import Request

@@ -17,13 +17,13 @@ from nats.aio.msg import Msg
 
 from agents import preprocess
 from bus.client import Bus, connect
-from bus.consumer import Fact, Picker, enqueue, follow, serve
 from bus.errors import Full, Retry, Taken
 from bus.ids import new_id
+from bus.queues import Fact, Picker, enqueue, follow, serve
 from bus.results import end, ended, give_up, result_of
 from bus.server import LocalServer
 from bus.subjects import DEAD, GENERATE, IMAGE_ENCODED, JOB_STARTED, PREPARE, RESULT
-from bus.work import Delivery, Work, attempts, process
+from bus.worker import Delivery, Work, attempts, process
 from schemas.images import Encoded
 from schemas.jobs import Request, Started
 from schemas.settings import BusSettings, LimitSettings

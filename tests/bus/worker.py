@@ -13,10 +13,10 @@ import anyio
 import anyio.to_thread
 
 from bus.client import Bus, connect
-from bus.consumer import serve
+from bus.queues import serve
 from bus.results import end, ended, give_up
 from bus.subjects import PREPARE
-from bus.work import Delivery, Work
+from bus.worker import Delivery, Work
 from schemas.jobs import Request
 from tests.conftest import QUICK
 

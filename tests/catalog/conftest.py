@@ -7,8 +7,8 @@ import msgspec
 import pytest
 
 from agents.catalog.database import Database
+from agents.catalog.facts import apply
 from agents.catalog.ledger import FileFact, ModelFact
-from agents.catalog.models import apply
 from agents.catalog.outbox import outgoing
 from schemas.models import ModelMissing, ModelMoved, ModelReady
 

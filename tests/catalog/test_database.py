@@ -17,9 +17,9 @@ import pytest
 from agents.catalog import database
 from agents.catalog.database import Database
 from agents.catalog.errors import CatalogTooNew, CatalogUnusable
-from agents.catalog.models import apply
+from agents.catalog.facts import apply
 from agents.catalog.resolve import list_models
-from agents.catalog.sections import sections
+from agents.storage.queries import sections
 from tests.catalog.conftest import Tell, clock
 from tests.catalog.facts import hashed, removed, sha, stat
 
@@ -196,7 +196,7 @@ HALF_WAY = """
 import anyio, sys, time
 from pathlib import Path
 from agents.catalog.database import Database
-from agents.catalog.models import apply
+from agents.catalog.facts import apply
 from tests.catalog.facts import hashed
 
 async def main():
@@ -214,7 +214,7 @@ WITHOUT_END = """
 import anyio, itertools, sys, time
 from pathlib import Path
 from agents.catalog.database import Database
-from agents.catalog.models import apply
+from agents.catalog.facts import apply
 from tests.catalog.facts import hashed
 
 async def main():

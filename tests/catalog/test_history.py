@@ -12,20 +12,21 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agents.catalog import history, picturing
-from agents.catalog.adopting import adopt_files, file_state
+from agents.catalog import history
+from agents.catalog.asks import pictures as picturing
+from agents.catalog.asks.pending import adopt_files, file_state
+from agents.catalog.asks.tags import drop_tag, put_tag, tag_models
 from agents.catalog.database import Database
-from agents.catalog.describing import picture_encoded, picture_refused
+from agents.catalog.descriptions import picture_encoded, picture_refused
 from agents.catalog.editing import edit_model
-from agents.catalog.gallery import add_outputs
-from agents.catalog.importing import import_legacy
-from agents.catalog.models import apply
+from agents.catalog.facts import apply
+from agents.catalog.legacy.importer import import_legacy
 from agents.catalog.outbox import outgoing
-from agents.catalog.promoting import drop_promoted, promote_chosen, promote_present
+from agents.catalog.outputs import add_outputs
+from agents.catalog.promotion import drop_promoted, promote_chosen, promote_present
 from agents.catalog.rebuild import compare, read_only, rebuilt
-from agents.catalog.sections import sections
-from agents.catalog.tags import drop_tag, put_tag, tag_models
 from agents.catalog.verify import database_problems
+from agents.storage.queries import sections
 from schemas.asks import Strategy
 from schemas.catalog import (
     AddPicture,

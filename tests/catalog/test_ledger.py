@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agents.catalog import models
+from agents.catalog import facts as models
 from agents.catalog.database import Database
+from agents.catalog.facts import apply
 from agents.catalog.ledger import Entry, FileFact, Ledger, ModelFact, Place
-from agents.catalog.models import apply
 from agents.catalog.resolve import list_models
 from schemas.files import FilePath, Stat
 from schemas.models import Model, ModelMissing, ModelMoved, ModelReady

@@ -7,14 +7,14 @@ import pytest
 from agents.catalog import matching
 from agents.catalog.database import Database
 from agents.catalog.matching import Files, Found, Match, Wanted
-from agents.catalog.promoting import list_pending, promote_chosen, promote_present
+from agents.catalog.promotion import list_pending, promote_chosen, promote_present
 from agents.catalog.resolve import list_models
 from schemas.files import FilePath
 from tests.catalog.conftest import Tell
 from tests.catalog.facts import hashed, removed, settled, sha, stat
+from tests.catalog.legacy.test_importer import Take, images, take
 from tests.catalog.legacy_making import make, model
 from tests.catalog.pending import add_pending
-from tests.catalog.test_importing import Take, images, take
 
 __all__ = ["images", "take"]
 

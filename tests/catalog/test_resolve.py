@@ -2,9 +2,9 @@
 
 import pytest
 
+from agents.catalog.asks.model import show_model
 from agents.catalog.database import Database
 from agents.catalog.resolve import list_models, resolve
-from agents.catalog.whole import show_model
 from schemas.catalog import ShowModel
 from tests.catalog.conftest import Tell
 from tests.catalog.facts import BROKEN, LORA, PICKLE, hashed, removed, sha, stat

@@ -12,18 +12,18 @@ import msgspec
 import pytest
 
 from agents.catalog import history
+from agents.catalog.asks.model import whole_model
+from agents.catalog.asks.pictures import add_picture, drop_picture, list_pictures, order_pictures
+from agents.catalog.asks.tags import drop_tag, list_tags, put_tag, tag_models
 from agents.catalog.database import Database
-from agents.catalog.describing import picture_encoded, picture_refused
+from agents.catalog.descriptions import picture_encoded, picture_refused
 from agents.catalog.editing import edit_model
-from agents.catalog.models import apply
+from agents.catalog.facts import apply
 from agents.catalog.outbox import outgoing
-from agents.catalog.picturing import add_picture, drop_picture, list_pictures, order_pictures
-from agents.catalog.promoting import promote_chosen
+from agents.catalog.promotion import promote_chosen
 from agents.catalog.rebuild import compare, read_only, rebuilt
-from agents.catalog.sections import sections
 from agents.catalog.sidecars import Repictured, ordered
-from agents.catalog.tags import drop_tag, list_tags, put_tag, tag_models
-from agents.catalog.whole import whole_model
+from agents.storage.queries import sections
 from schemas.catalog import (
     AddPicture,
     DetailsEdit,

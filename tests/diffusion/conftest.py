@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from agents.diffusion.engine import Engine
 from agents.diffusion.samplers import resolve
-from agents.diffusion.tiny import write_tiny_checkpoint
+from agents.diffusion.tiny_checkpoint import write_tiny_checkpoint
 from schemas.files import FilePath
 from schemas.jobs import ModelRef, Plan
 from tests.diffusion.plain import plain_pipeline

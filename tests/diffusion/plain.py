@@ -11,9 +11,9 @@ from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
 from transformers import CLIPTokenizer
 
-from agents.diffusion.checkpoints import open_checkpoint, read_header
 from agents.diffusion.engine import build_scheduler
-from agents.diffusion.families import CONFIGS, VOCABULARY_FILE, adapt, load_family
+from agents.diffusion.families.table import CONFIGS, VOCABULARY_FILE, adapt, load_family
+from agents.diffusion.weights import open_checkpoint, read_header
 from agents.prompts.tokens import clip_vocabulary
 from schemas.jobs import Plan
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from agents.diffusion.checkpoints import ContentChanged, FileGone
 from agents.diffusion.engine import BrokenPicture, CannotSample, Engine, Progress, Stopped
 from agents.diffusion.samplers import resolve
-from agents.diffusion.tiny import checkpoint_bytes, tiny_tensors
+from agents.diffusion.tiny_checkpoint import checkpoint_bytes, tiny_tensors
+from agents.diffusion.weights import ContentChanged, FileGone
 from tests.diffusion.conftest import Tiny
 from tests.diffusion.plain import plain_picture
 

@@ -10,8 +10,10 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-import agents.diffusion.tiny as tiny_module
-from agents.diffusion.checkpoints import (
+import agents.diffusion.tiny_checkpoint as tiny_module
+from agents.diffusion.families.table import CONFIGS, adapt, load_family, recognise
+from agents.diffusion.loading import Models, compute_dtype, load, pick_device
+from agents.diffusion.weights import (
     CannotLoad,
     ContentChanged,
     FileGone,
@@ -20,8 +22,6 @@ from agents.diffusion.checkpoints import (
     open_checkpoint,
     read_header,
 )
-from agents.diffusion.families import CONFIGS, adapt, load_family, recognise
-from agents.diffusion.loading import Models, compute_dtype, load, pick_device
 from tests.diffusion.conftest import Tiny
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from agents.diffusion.engine import CannotSample, build_scheduler
-from agents.diffusion.families import load_family
+from agents.diffusion.families.table import load_family
 from agents.diffusion.samplers import SAMPLERS, SCHEDULES, UnknownSampler, normalised, pairs, resolve
 from schemas.jobs import SchedulerSpec
 
@@ -124,8 +124,7 @@ def test_every_pair_runs_and_no_two_of_them_draw_the_same_picture(
 
 
 def test_names_and_the_tiny_checkpoint_need_no_torch() -> None:
-    code = (
-        "import sys, agents.diffusion.samplers, agents.diffusion.tiny, agents.diffusion.families, agents.prompts.tokens"
-    )
+    code = "import sys, agents.diffusion.samplers, agents.diffusion.tiny_checkpoint, agents.prompts.tokens"
+    code += ", agents.diffusion.families.table"
     code += "; sys.exit(bool({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

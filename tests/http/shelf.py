@@ -10,7 +10,9 @@ from typing import Any
 import anyio
 import httpx
 
-from agents import encoder, hasher, migrator, watcher
+from agents import encoder, hasher
+from agents.migrator import agent as migrator
+from agents.watcher import agent as watcher
 from bus.client import Bus
 from schemas.settings import EncoderSettings, HasherSettings, WatcherSettings
 from tests.conftest import running

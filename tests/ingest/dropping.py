@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import anyio
 from nats.aio.msg import Msg
 
-from agents import hasher, watcher
-from agents.ingest.paths import encode
+from agents import hasher
+from agents.storage.paths import encode
+from agents.watcher import agent as watcher
 from bus.client import Bus
 from bus.subjects import kept_by, row_of
 from schemas.files import Described, Hashed, HashFailed, Moved, Refused, Removed, Settled

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from agents.ingest.tensors import HEADER_LIMIT
+from agents.headers.safetensors import HEADER_LIMIT
 from tests.ingest.making import encoded, gguf, model, put
 
 Verdict = Literal["good", "unsafe", "problem", "ignored", "truncated", "oversized", "empty", "outside", "special"]

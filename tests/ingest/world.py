@@ -4,12 +4,13 @@ import hashlib
 import os
 from pathlib import Path
 
-from agents.ingest import files_db, gate, judging
-from agents.ingest.fingerprint import verified
-from agents.ingest.observe import observe
-from agents.ingest.paths import resolve, stat_of
-from agents.ingest.reconcile import Change, Row, reconcile
-from agents.ingest.scan import scan
+from agents.ingest import store
+from agents.ingest.scanning.reconcile import Change, Row, reconcile
+from agents.ingest.scanning.scan import scan
+from agents.ingest.settling import gate, verdicts
+from agents.ingest.settling.fingerprint import verified
+from agents.ingest.settling.observe import observe
+from agents.storage.paths import resolve, stat_of
 from schemas import files
 from schemas.files import FilePath, Identity
 from schemas.settings import WatcherSettings
@@ -23,14 +24,14 @@ class World:
         self.folders = {name: str(folder) for name, folder in folders.items()}
         self.now = 1000.0
         self.catalogue: dict[FilePath, tuple[str, str]] = {}
-        self.said: list[files_db.Message] = []
+        self.said: list[store.Message] = []
         self.hashed: list[FilePath] = []
         self.ids: set[str] = set()
 
     def look(self) -> list[Change]:
         """One scan of every root, applied."""
         self.now += 10
-        with files_db.opened(self.table) as db:
+        with store.opened(self.table) as db:
             scans = [scan(name, folder) for name, folder in self.folders.items()]
             changes = verified(reconcile(db.rows(), scans), self.folders, sure=True)
             assert changes is not None
@@ -39,18 +40,18 @@ class World:
 
     def judge(self) -> frozenset[int]:
         """The gate, for all that waits; everything is given the time it needs. The rows that were left to a scan."""
-        with files_db.opened(self.table) as db:
-            return judging.write([self._judged(row) for row in db.waiting()], db, self.now)
+        with store.opened(self.table) as db:
+            return verdicts.write([self._judged(row) for row in db.waiting()], db, self.now)
 
-    def _judged(self, row: Row) -> judging.Judged:
-        place = judging.Place(self.folders[row.path.root], remote=False)
+    def _judged(self, row: Row) -> verdicts.Judged:
+        place = verdicts.Place(self.folders[row.path.root], remote=False)
         seen_long_ago = gate.Track(latest=observe(place.folder, row.path.rel, self.now), since=0.0, same_since=0.0)
-        return judging.judge(row, place, seen_long_ago, WatcherSettings(), self.now)
+        return verdicts.judge(row, place, seen_long_ago, WatcherSettings(), self.now)
 
-    def publish(self) -> list[files_db.Message]:
+    def publish(self) -> list[store.Message]:
         """The outbox, heard by a hasher and a catalogue; returns what was said."""
-        said: list[files_db.Message] = []
-        with files_db.opened(self.table) as db:
+        said: list[store.Message] = []
+        with store.opened(self.table) as db:
             for unsent in db.unsent():
                 assert unsent.message_id not in self.ids, "two facts have one message id"
                 self.ids.add(unsent.message_id)
@@ -60,7 +61,7 @@ class World:
         self.said += said
         return said
 
-    def settle(self) -> list[files_db.Message]:
+    def settle(self) -> list[store.Message]:
         """Scan, gate and outbox, once."""
         self.look()
         self.judge()
@@ -78,7 +79,7 @@ class World:
     def in_catalogue(self) -> dict[FilePath, str]:
         return {path: sha256 for path, (_, sha256) in self.catalogue.items()}
 
-    def _hear(self, db: files_db.FilesDb, message: files_db.Message) -> None:
+    def _hear(self, db: store.FilesDb, message: store.Message) -> None:
         match message:
             case files.Settled(key=key, path=path, known=known):
                 self.catalogue[path] = (key, known.sha256 if known else "")

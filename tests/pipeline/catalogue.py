@@ -6,7 +6,7 @@ from typing import Any
 import anyio
 from nats.aio.msg import Msg
 
-from agents.ingest.paths import decode
+from agents.storage.paths import decode
 from bus.client import Bus
 from bus.subjects import (
     ASK_COMPARE,

@@ -12,8 +12,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from agents import desk
-from agents.diffusion.tiny import write_tiny_checkpoint
+from agents.client import jobs
+from agents.diffusion.tiny_checkpoint import write_tiny_checkpoint
 from bus.client import Bus, connect
 from bus.server import LocalServer
 from bus.subjects import MODEL_READY
@@ -44,7 +44,7 @@ class Agents:
             "DARKROOM_HTTP__PORT": "0",
             "HF_HUB_OFFLINE": "1",
         }
-        command = [sys.executable, "-m", "agents.cli", "run", *names, "--nats", self.url, "--data", str(self.data)]
+        command = [sys.executable, "-m", "agents.cli.app", "run", *names, "--nats", self.url, "--data", str(self.data)]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         self.processes.append(process)
         assert process.stdout
@@ -105,13 +105,13 @@ async def drop(bus: Bus, agents: Agents, name: str = "tiny", seed: int = 0) -> s
 async def ask(bus: Bus, prompt: str = "a red fox", *, id: str | None = None, **fields: object) -> str:
     """Publish a small request; returns its id."""
     settings: dict[str, object] = {"steps": 4, "width": 64, "height": 64, **fields}
-    return await desk.submit(bus, Request(prompt=prompt, **settings), lane="normal", tenant="t0", id=id)
+    return await jobs.submit(bus, Request(prompt=prompt, **settings), lane="normal", tenant="t0", id=id)
 
 
 async def result(bus: Bus, id: str, *, seconds: float = 90) -> Result:
     """A job's result, when it is there."""
     with anyio.fail_after(seconds):
-        async for event in desk.events(bus, id):
+        async for event in jobs.events(bus, id):
             last = event
     assert last.name == "finished" and last.data.result is not None
     return last.data.result

@@ -60,7 +60,7 @@ class Crew:
         return "\n".join((what, *self.last_words()))
 
     def _started(self, name: str, log: IO[str]) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "agents.cli", "run", name, "--nats", self.url, "--data", str(self.data)]
+        command = [sys.executable, "-m", "agents.cli.app", "run", name, "--nats", self.url, "--data", str(self.data)]
         return subprocess.Popen(
             command,
             env=self.environment,

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from nats.aio.msg import Msg
 
-from agents.ingest.paths import encode
+from agents.storage.paths import encode
 from bus.client import Bus
 from bus.subjects import kept_by, row_of
 from schemas.files import Hashed, HashFailed, Refused, Settled

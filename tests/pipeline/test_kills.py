@@ -80,7 +80,7 @@ async def test_a_stopped_generator_gives_its_job_back_and_loses_no_attempt(agent
 
 
 async def test_a_cancelled_job_ends_as_cancelled_within_two_steps(agents: Agents):
-    from agents import desk
+    from agents.client import jobs
     from bus.subjects import TICK_STEP
 
     agents.start(*LIGHT, "encoder")
@@ -94,7 +94,7 @@ async def test_a_cancelled_job_ends_as_cancelled_within_two_steps(agents: Agents
             with anyio.fail_after(60):
                 while not seen or seen[-1] < 3:
                     seen.append(TICK_STEP.decode((await ticks.receive()).data).step)
-            view = await desk.cancel(bus, id)
+            view = await jobs.cancel(bus, id)
             assert view.status == "cancelled"
             cancelled_at = seen[-1]
             assert (await result(bus, after)).status == "succeeded"  # the device is free again

@@ -15,8 +15,8 @@ import pytest
 from anyio import to_thread
 from nats.aio.msg import Msg
 
-from agents import watcher
-from agents.ingest.paths import encode
+from agents.storage.paths import encode
+from agents.watcher import agent as watcher
 from bus.client import Bus
 from bus.subjects import EVERYTHING, FILE_HASHED, FILE_SETTLED, HASH, MODEL_READY, Subject
 from schemas.settings import WatcherSettings

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from agents.diffusion.tiny import write_tiny_checkpoint
+from agents.diffusion.tiny_checkpoint import write_tiny_checkpoint
 from tests.pipeline.test_up import up
 from tests.web.page_steps import (
     asks,

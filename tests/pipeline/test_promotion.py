@@ -15,14 +15,14 @@ import pytest
 
 from agents.catalog.database import Database
 from agents.catalog.history import TABLES
-from agents.images.files import sweep
+from agents.storage.atomic import sweep
 from bus.client import Bus, connect
 from bus.server import LocalServer, local_server
 from bus.subjects import FILE_HASHED
 from tests.catalog.facts import hashed
 from tests.catalog.pending import add_pending
 from tests.conftest import QUICK
-from tests.test_portraits import picture
+from tests.migrator.test_pictures import picture
 
 MOMENTS = {"before a commit", "after a commit", "before a file", "after a file"}
 RECORDS = 3

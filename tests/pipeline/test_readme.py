@@ -26,7 +26,7 @@ async def test_the_worked_example_of_a_nats_client_makes_a_picture(agents: Agent
 
 
 def test_every_command_is_in_the_readme():
-    from agents.cli import app
+    from agents.cli.app import app
 
     groups = [group.typer_instance for group in app.registered_groups]
     for command in [*app.registered_commands, *(one for group in groups for one in group.registered_commands)]:
@@ -36,17 +36,17 @@ def test_every_command_is_in_the_readme():
 
 
 def test_every_address_of_the_catalog_is_in_the_readme():
-    from agents.http import catalog, migration, pictures
+    from agents.http import imports, models, pictures
 
     nobody: Any = None
-    routes = [*catalog.routes(nobody), *migration.routes(nobody, ()), *pictures.routes(nobody, Path())]
+    routes = [*models.routes(nobody), *imports.routes(nobody, ()), *pictures.routes(nobody, Path())]
     for route in routes:
         path = route.path.replace("/migration/pending", "/pending")
         assert path in README, f"{route.path} is undocumented"
 
 
 def test_every_setting_the_readme_shows_is_one(tmp_path: Path):
-    from agents.config import load
+    from agents.runtime.settings import load
 
     (block,) = re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL)
     (tmp_path / "darkroom.toml").write_text(block)

@@ -5,7 +5,7 @@ import os
 import time
 from pathlib import Path
 
-from agents.diffusion.tiny import write_tiny_checkpoint
+from agents.diffusion.tiny_checkpoint import write_tiny_checkpoint
 from tests.pipeline.test_up import darkroom, up
 
 

@@ -14,15 +14,15 @@ import httpx
 import psutil
 import pytest
 
-from agents import desk
-from agents.diffusion.tiny import write_tiny_checkpoint
-from agents.service import find
+from agents.client import jobs as desk
+from agents.diffusion.tiny_checkpoint import write_tiny_checkpoint
+from agents.runtime.instance import find
 from bus.client import connect
 from schemas.jobs import Request
 from schemas.settings import BusSettings
 from tests.pipeline.conftest import BUS, result
 
-COMMAND = (sys.executable, "-m", "agents.cli")
+COMMAND = (sys.executable, "-m", "agents.cli.app")
 ENVIRONMENT = os.environ | {
     "DARKROOM_GENERATOR__THREADS": "1",
     "DARKROOM_BUS__ACK_WAIT": str(BUS.ack_wait),
@@ -194,7 +194,7 @@ def test_an_unwritable_data_directory_is_told_with_what_to_do(tmp_path: Path):
 def test_without_any_nats_server_the_three_ways_to_have_one_are_named(tmp_path: Path):
     code = (
         "import sys, pathlib; sys.executable = '/nowhere/python'; "
-        "from agents.cli import main; sys.argv = ['darkroom', 'up', '--data', sys.argv[1]]; main()"
+        "from agents.cli.app import main; sys.argv = ['darkroom', 'up', '--data', sys.argv[1]]; main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],

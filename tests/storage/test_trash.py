@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from agents import trashcli
+from agents.cli import trash
 from agents.storage.trash import Batch, NotInTrash, empty, listed, restore
 from bus.errors import UserError
 from schemas.settings import Settings
@@ -103,15 +103,15 @@ def test_a_link_is_moved_and_removed_itself_and_not_what_it_leads_to(tmp_path: P
 def test_the_command_lists_restores_and_empties(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = swept(tmp_path, "a.webp", "b.webp")
     settings = Settings(data_dir=str(tmp_path))
-    trashcli.show(settings, False)
+    trash.show(settings, False)
     out = capsys.readouterr().out
     assert first in out and "2 files of 18 bytes; each is kept for 30 days" in out
-    trashcli.put_back(settings, [first], False, None)
+    trash.put_back(settings, [first], False, None)
     assert capsys.readouterr().out == f"{tmp_path / 'a.webp'}\n"
     with pytest.raises(UserError, match="--all"):
-        trashcli.put_back(settings, [], False, None)
-    trashcli.put_back(settings, [], True, tmp_path / "kept")
+        trash.put_back(settings, [], False, None)
+    trash.put_back(settings, [], True, tmp_path / "kept")
     assert (tmp_path / "kept" / Path(second).name).is_file()
     swept(tmp_path, "c.webp")
-    trashcli.remove(settings, 0)
+    trash.remove(settings, 0)
     assert capsys.readouterr().out.endswith("1 file of 9 bytes removed\n") and listed(tmp_path) == []

@@ -1,0 +1,76 @@
+"""Whole: one model with all that hangs on it, and which one a name means."""
+
+import json
+from typing import Any
+
+import msgspec
+from anyio import to_thread
+
+from agents.catalog.asks.pictures import pictures_of
+from agents.catalog.asks.replies import Impossible, NoSuchModel, told_in
+from agents.catalog.database import Database
+from agents.catalog.resolve import HASH_PREFIX, Candidate, meant_by, read_candidate
+from schemas.catalog import KnownPath, ModelReply, ShowModel, SidecarProblem, WholeModel
+from schemas.files import FilePath
+from schemas.fitting import fitted
+from schemas.models import Layer, Tag
+
+PATHS_BYTES = 400_000
+"""Of the list of one model's paths at most: a content may lie at any number of them."""
+_NAMED = 10
+"""Models named in a sentence at most."""
+
+_PROBLEMS = 50
+"""Of the files next to a model that are told at most."""
+
+
+@told_in(ModelReply)
+async def show_model(db: Database, ask: ShowModel) -> ModelReply:
+    """The one model that a name means, with or without a file, of whatever kind. Problems: unknown-model,
+    ambiguous-model."""
+    name = ask.name.strip()
+    meant = await meant_by(db, ask.name, name.lower() if HASH_PREFIX.fullmatch(name) else "")
+    if not meant:
+        raise Impossible("unknown-model", f"No model is called {name[:200]!r}.")
+    if len(meant) > 1:
+        raise Impossible(
+            "ambiguous-model", f"{name!r} means {len(meant)} models. Name one by its hash: {_list(meant)}."
+        )
+    return ModelReply(model=await whole_model(db, meant[0].model.sha256))
+
+
+async def whole_model(db: Database, sha256: str) -> WholeModel:
+    """All about one model, however long it is; of very many paths, the first. Raises NoSuchModel, sqlite3.Error."""
+    rows = await db.committed.rows("whole_model", sha256=sha256)
+    if not rows:
+        raise NoSuchModel(sha256)
+    paths = await db.committed.rows("paths_of", sha256=sha256)
+    layers: dict[Layer, dict[str, Any]] = {
+        layer: json.loads(said) for layer, said in await db.committed.rows("layers_of", sha256=sha256)
+    }
+    tags = await db.committed.rows("tags_on", sha256=sha256)
+    pictures = await pictures_of(db.committed, sha256)
+    problems = await db.committed.rows("sidecar_problems", sha256=sha256, limit=_PROBLEMS)
+
+    def made() -> WholeModel:
+        every = [KnownPath(path=FilePath(root=root, rel=rel), present=bool(there)) for root, rel, there in paths]
+        listed = fitted(every, PATHS_BYTES)
+        model = read_candidate(rows[0]).model
+        return WholeModel(
+            model=msgspec.structs.replace(model, paths=model.paths[: len(listed)]),
+            paths=listed,
+            layers=layers,
+            tags=tuple(Tag(id=id, name=name, color=color, models=models) for id, name, color, models in tags),
+            pictures=pictures,
+            more_paths=len(every) - len(listed),
+            sidecar_problems=tuple(
+                SidecarProblem(path=FilePath(root=root, rel=rel), problem=problem) for root, rel, problem in problems
+            ),
+        )
+
+    return await to_thread.run_sync(made)
+
+
+def _list(meant: list[Candidate]) -> str:
+    named = ", ".join(f"{one.model.name} [{one.model.sha256[:10]}]" for one in meant[:_NAMED])
+    return named + (" and others" if len(meant) > _NAMED else "")

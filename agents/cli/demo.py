@@ -1,0 +1,106 @@
+"""The demo: what a newcomer would do in the first two minutes, done and timed: drop a checkpoint, ask for pictures."""
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import msgspec
+from anyio import to_thread
+
+from agents.cli.console import shown
+from agents.cli.jobs import copy_pictures, say
+from agents.client import jobs
+from agents.diffusion.tiny_checkpoint import write_tiny_checkpoint
+from agents.runtime.runner import configure_logging, until_signalled
+from agents.runtime.supervisor import service
+from bus.client import Bus, connect
+from bus.errors import DarkroomError
+from bus.subjects import MODEL_READY
+from schemas.jobs import Request
+from schemas.settings import Settings
+
+NAME = "tiny-demo"
+PROMPTS = ("a lighthouse on a cliff at dawn", "a bowl of oranges on a blue table")
+_READY_SECONDS = 60.0
+
+
+async def demo(settings: Settings, once: bool) -> None:
+    """Start everything, make a tiny checkpoint, drop it, wait until it is ready, make two pictures; then serve the page
+    until interrupted, or end with `once`."""
+    began = time.monotonic()
+
+    def told(line: str) -> None:
+        say(f"{time.monotonic() - began:6.2f} s  {line}")
+
+    settings = _quiet(settings)
+    folder = Path(next(iter(settings.roots.values())))
+    target = folder / f"{NAME}.safetensors"
+    target.unlink(missing_ok=True)
+    told("starting the bus and the agents")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(until_signalled, tasks.cancel_scope)
+        await _shown(settings, folder, target, once, told)
+        tasks.cancel_scope.cancel()
+
+
+async def _shown(settings: Settings, folder: Path, target: Path, once: bool, told: Callable[[str], None]) -> None:
+    async with service(settings, on_ready=lambda name: told(f"  {name} is ready")) as running:
+        told(f"ready {running.http_url} {running.nats_url}")
+        async with connect(running.nats_url, settings.bus, name="demo") as bus:
+            await _drop(bus, target, told)
+            for prompt in PROMPTS:
+                await _make(bus, settings, prompt, told)
+        if once:
+            return
+        say(f"\nThe page is at {running.http_url} and checkpoints go into {folder}. Ctrl-C stops it.")
+        await anyio.sleep_forever()
+
+
+def _quiet(settings: Settings) -> Settings:
+    """Only what matters is told, and a port in use is no reason to show nothing."""
+    configure_logging("warning")
+    http = settings.http
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((http.host, http.port))
+        except OSError:
+            say(f"port {http.port} is in use: the page takes another")
+            http = msgspec.structs.replace(http, port=0)
+    roots = {"models": str(Path(settings.data_dir) / "models")}  # never among the user's own models
+    return msgspec.structs.replace(settings, http=http, roots=roots, log_level="warning")
+
+
+async def _drop(bus: Bus, target: Path, told: Callable[[str], None]) -> None:
+    made = target.parent / f".{NAME}.{os.getpid()}.part"
+    await to_thread.run_sync(write_tiny_checkpoint, made)
+    async with bus.listen(MODEL_READY.filter()) as heard:
+        size = made.stat().st_size
+        dropped = time.monotonic()
+        made.replace(target)
+        told(f"dropped a checkpoint of {size / 1e6:.1f} MB into {target.parent}")
+        with anyio.move_on_after(_READY_SECONDS):
+            while True:
+                fact = MODEL_READY.decode((await heard.receive()).data)
+                if any(path.rel == target.name for path in fact.model.paths):
+                    identity = fact.model.identity
+                    told(
+                        f"model ready {time.monotonic() - dropped:.2f} s later: {fact.model.name}, {identity.family} "
+                        f"{identity.kind}, SHA-256 {fact.model.sha256[:10]}…"
+                    )
+                    return
+    raise DarkroomError(f"{target} was not ready within {_READY_SECONDS:.0f} s; `darkroom doctor` may tell why")
+
+
+async def _make(bus: Bus, settings: Settings, prompt: str, told: Callable[[str], None]) -> None:
+    request = Request(prompt=prompt, model=NAME, steps=12, width=64, height=64)
+    asked = time.monotonic()
+    id = await jobs.submit(bus, request, lane="normal", tenant="t0")
+    result = (await shown(bus, id, quiet=True)).result
+    if result is None or result.status != "succeeded":
+        raise DarkroomError(f"the demo's job {id} did not succeed: {result.error if result else 'no result'}")
+    for path in copy_pictures(result, Path(settings.data_dir), None):
+        told(f"“{prompt}” in {time.monotonic() - asked:.2f} s: {path}")

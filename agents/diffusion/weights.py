@@ -1,0 +1,148 @@
+"""Reading a .safetensors file: its header, and its tensors in the order they lie in.
+
+Tensors are read into memory of their own instead of being mapped. A mapped file that somebody overwrites or truncates
+kills the process with SIGBUS, and weights already handed out would change; a read gives an error at worst. It costs one
+copy, which the cast to the compute type needs anyway, and it lets the content's SHA-256 be checked on the way.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.headers.safetensors import LENGTH_BYTES, read_length, read_table
+from agents.ingest.errors import BadHeader, Unfinished
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Types that weights may have. A file may hold tensors of others, if nothing needs them."""
+
+
+class CannotLoad(ValueError):
+    """A checkpoint can't be used. The message says why, and what the user can do."""
+
+
+class FileGone(CannotLoad):
+    """Nothing can be read where the checkpoint should be."""
+
+
+class NotACheckpoint(CannotLoad):
+    """The file is no complete checkpoint: truncated, another format, or weights missing."""
+
+
+class UnsupportedFamily(CannotLoad):
+    """The checkpoint is whole, but of a family or variant that Darkroom can't run yet."""
+
+
+class ContentChanged(CannotLoad):
+    """The file no longer has the content that the catalog knows it by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Where a tensor lies: bytes from the end of the header, first and one behind the last."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """A file's tensors by name in the order they lie in, and its free text. `size` is the header's own bytes."""
+
+    tensors: dict[str, Entry]
+    metadata: dict[str, str]
+    size: int
+
+
+def read_header(file: BufferedReader) -> Header:
+    """Reads the header and checks that all tensors lie in the file, one behind the other; NotACheckpoint if not."""
+    total = os.fstat(file.fileno()).st_size
+    try:
+        table = read_table(file.fileno())
+    except Unfinished as error:
+        raise NotACheckpoint(f"{file.name} is not complete ({error}); copy or download it again.") from error
+    except BadHeader as error:
+        raise NotACheckpoint(f"{file.name} can't be loaded: {error}") from error
+    if table.file_size != total:
+        raise NotACheckpoint(
+            f"{file.name} has {total:,} bytes where its header promises {table.file_size:,}; copy or download it again."
+        )
+    entries = sorted(table.tensors.items(), key=lambda item: item[1].data_offsets)
+    return Header(
+        tensors={
+            name: Entry(dtype=one.dtype, shape=one.shape, start=one.data_offsets[0], stop=one.data_offsets[1])
+            for name, one in entries
+        },
+        metadata=table.metadata,
+        size=LENGTH_BYTES + read_length(file.fileno()),
+    )
+
+
+def read_tensors(
+    file: BufferedReader,
+    header: Header,
+    wanted: Callable[[str], bool],
+    *,
+    sha256: str = "",
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The wanted tensors, each in memory of its own and in the file's type, in the order they lie in.
+
+    With `sha256` (64 hex digits) every byte of the file is read and ContentChanged raised at the end when the digest is
+    another one: what was yielded before must be thrown away then. NotACheckpoint when the file shrinks meanwhile.
+    """
+    digest = hashlib.sha256()
+    file.seek(0)
+    if sha256:
+        digest.update(file.read(header.size))
+    for name, entry in header.tensors.items():
+        if not (sha256 or wanted(name)):
+            continue
+        file.seek(header.size + entry.start)
+        tensor, memory = _room(name, entry) if wanted(name) else (None, memoryview(bytearray(entry.stop - entry.start)))
+        if file.readinto(memory) != memory.nbytes:
+            raise NotACheckpoint(f"{file.name} shrank while it was read; try again when it is written.")
+        if sha256:
+            digest.update(memory)
+        if tensor is not None:
+            yield name, tensor
+    if sha256 and digest.hexdigest() != sha256:
+        raise ContentChanged(f"{file.name} is not the file that was hashed; wait until its new content is catalogued.")
+
+
+def open_checkpoint(path: str | Path) -> BufferedReader:
+    """The file for reading, or FileGone."""
+    try:
+        return Path(path).open("rb")
+    except OSError as error:
+        raise FileGone(f"{path} can't be read ({error.strerror}); put the file back or scan its folder.") from error
+
+
+def _room(name: str, entry: Entry) -> tuple[torch.Tensor, memoryview]:
+    """An empty tensor and its bytes. NotACheckpoint for a type that no weight has."""
+    if entry.dtype not in _DTYPES:
+        raise NotACheckpoint(
+            f"The weight {name!r} is of the type {entry.dtype}, which can't be used here; choose another version."
+        )
+    tensor = torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
+    flat: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+    return tensor, memoryview(flat)

@@ -1,0 +1,291 @@
+"""The table at the head of a safetensors file: eight bytes of length, then JSON. Read strictly, no weight is touched.
+
+Format: https://github.com/huggingface/safetensors#format. What the library would reject is rejected here too. It takes
+two tensors of one name, and keeps the last; here such a file is not used, since other programs keep the first.
+"""
+
+import json
+import math
+import os
+import re
+import struct
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import msgspec
+
+from agents.headers.compact import LEFT_OUT, compacted
+from agents.ingest.errors import BadHeader, Unfinished
+
+HEADER_LIMIT = 16 << 20
+"""Bytes of a header that is decoded as it is; of a longer one the long texts are left out first."""
+
+LARGEST_HEADER = 100_000_000
+"""Bytes of JSON at most: the limit of the library."""
+
+LENGTH_BYTES = 8
+"""A little-endian unsigned integer before the JSON."""
+
+BITS = {
+    **dict.fromkeys(("F4",), 4),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+}
+"""Bits per element of every dtype of the format."""
+
+_LARGEST = (1 << 64) - 1
+_LONGEST_FILE = 1 << 62
+_PLAUSIBLE = 1 << 48
+"""Elements; nothing overflows below that, whatever the type."""
+
+_SPACE = b" \t\r\n"
+_DEEPEST = 127
+"""Objects and lists within one another, as the library takes them."""
+
+_NEGATIVE_ZERO = re.compile(rb"[\[,][ \t\r\n]*-0[ \t\r\n]*[\],]")
+_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_ESCAPE = re.compile(rb"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+if TYPE_CHECKING:
+    Dtype = str
+else:
+    Dtype = Literal[tuple(BITS)]  # and not any text: a decoder makes one object of each, not one for each tensor
+
+
+class Tensor(msgspec.Struct, frozen=True, gc=False):
+    """One entry. `data_offsets` are where it begins and ends, in bytes from the end of the header. Other fields are
+    passed over, as the library does."""
+
+    dtype: Dtype
+    shape: tuple[Count, ...]
+    data_offsets: tuple[Count, Count]
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return self.data_offsets[1] - self.data_offsets[0]
+
+
+_ENTRIES = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_TENSOR = msgspec.json.Decoder(Tensor)
+_METADATA = msgspec.json.Decoder(dict[str, str] | None)
+_WRONG = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class Table(NamedTuple):
+    """Every tensor by name, the metadata (of a header over 16 MiB: without its longest texts), and the length in bytes
+    that the whole file must have."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    file_size: int
+
+
+def read_length(fd: int) -> int:
+    """The length of the JSON in bytes, by the file's first eight. Raises BadHeader, or Unfinished for what may yet
+    come."""
+    head = os.pread(fd, LENGTH_BYTES + 1, 0)
+    if len(head) < LENGTH_BYTES:
+        raise Unfinished(f"The file is only {len(head)} bytes long: no safetensors file is.")
+    (length,) = struct.unpack("<Q", head[:LENGTH_BYTES])
+    if length == 0 and not any(head):
+        raise Unfinished("The file begins with zeros where its header should be; it was never written to the end.")
+    if length > LARGEST_HEADER:
+        raise BadHeader(_what_else(head, length))
+    if len(head) == LENGTH_BYTES:
+        raise Unfinished("The file ends before its header.")
+    if head[LENGTH_BYTES:] not in b"{" + _SPACE:
+        raise BadHeader(
+            "This is no safetensors file: its header does not begin with '{'. Download it again, or convert it."
+        )
+    return int(length)
+
+
+def _what_else(head: bytes, length: int) -> str:
+    """What a file is that has no length where one should be. (A length's own bytes may be any, those that a pickle or a
+    page begins with too.)"""
+    if head.startswith((b"PK\x03\x04", b"\x80\x02")):
+        return "This is a pickle under the name of a safetensors file; it is never loaded. Convert it."
+    if head.lstrip()[:1] == b"<":
+        return "This is a web page, not a model: the download asked for a login, say. Download it again."
+    return (
+        f"This is no safetensors file: its first bytes ask for a header of {length:,} bytes, "
+        f"and {LARGEST_HEADER:,} is the limit. Download it again, or convert it."
+    )
+
+
+def read_table(fd: int) -> Table:
+    """The table of an open file. Raises BadHeader, Unfinished or OSError."""
+    length = read_length(fd)
+    table = parse(_json(fd, length))
+    if length <= HEADER_LIMIT:
+        return table
+    metadata = {key: text for key, text in table.metadata.items() if text != LEFT_OUT}
+    return Table(table.tensors, metadata, LENGTH_BYTES + length + _contiguous_end(table.tensors))
+
+
+def _json(fd: int, length: int) -> bytes:
+    """The header's text; of a large one what is left without its long texts. Raises as `read_table`."""
+    raw = os.pread(fd, length, LENGTH_BYTES)
+    if len(raw) < length:
+        raise Unfinished(f"The file ends within its header of {length:,} bytes; copy or download it again.")
+    return compacted(raw) if length > HEADER_LIMIT else raw
+
+
+def parse(raw: bytes) -> Table:
+    """The table that a header's JSON describes. Raises BadHeader; never anything else, whatever the bytes."""
+    at = ""
+    try:
+        entries = _ENTRIES.decode(raw)
+        at = "__metadata__"
+        found = entries.pop(at, None)
+        metadata = {} if found is None else _METADATA.decode(found) or {}
+    except _WRONG as error:
+        raise _bad(error, at) from error
+    tensors = _tensors(entries)
+    if not tensors:
+        raise BadHeader("The file is a safetensors file without a single tensor: there is no model in it.")
+    if _colons(raw) != _colons_of(tensors, found) or _NEGATIVE_ZERO.search(raw):
+        _check_strictly(raw)
+    return Table(tensors, metadata, LENGTH_BYTES + len(raw) + _contiguous_end(tensors))
+
+
+def _tensors(entries: dict[str, msgspec.Raw]) -> dict[str, Tensor]:
+    """The entries decoded, in their own dictionary: of a million, a second one would cost. Raises BadHeader."""
+    tensors: dict[str, Any] = entries
+    decode, prod, name = _TENSOR.decode, math.prod, ""
+    try:
+        for name, entry in entries.items():
+            tensors[name] = tensor = decode(entry)
+            begin, end = tensor.data_offsets
+            bits = prod(tensor.shape) * BITS[tensor.dtype]
+            if (end - begin) * 8 != bits or end > _PLAUSIBLE or not 0 < bits < _PLAUSIBLE:
+                _check_length(name, tensor)
+    except _WRONG as error:
+        raise _bad(error, name) from error
+    return tensors
+
+
+def _check_length(name: str, tensor: Tensor) -> None:
+    """Raises BadHeader unless the library would take this tensor: its numbers are those of 64 bits, multiplied from the
+    left, and it begins and ends with a whole byte."""
+    elements, fits = 1, True
+    for side in tensor.shape:
+        elements *= side
+        fits = fits and max(elements, side) <= _LARGEST
+    begin, end = tensor.data_offsets
+    if not fits or (end - begin) * 8 != elements * BITS[tensor.dtype] or end > _LONGEST_FILE:
+        raise BadHeader(
+            f"The header is damaged: the shape and the length of {_short(name)} differ. Download the file again."
+        )
+
+
+def _bad(error: Exception, name: str) -> BadHeader:
+    """What is wrong with a header, by what its decoder said of the entry `name` (or of all)."""
+    where = f" at {_short(name)}" if name else ""
+    match error:
+        case RecursionError():
+            return BadHeader(f"This is no safetensors file: its header is nested too deeply{where}.")
+        case UnicodeDecodeError():
+            return BadHeader(f"This is no safetensors file: its header is not UTF-8{where}.")
+        case msgspec.ValidationError():
+            why = f"{_short(str(error))}{where}"
+            return BadHeader(f"The header is not as the format has it ({why}). Download the file again, or convert it.")
+    return BadHeader(f"This is no safetensors file: its header can't be read ({_short(str(error))}{where}).")
+
+
+def _colons(raw: bytes) -> int:
+    """How many colons a JSON text holds, those spelled as an escape included."""
+    escaped = 0
+    if b"\\u003a" in raw or b"\\u003A" in raw:
+        escaped = sum(found[1] in (b"u003a", b"u003A") for found in _ESCAPE.finditer(raw))
+    return raw.count(b":") + escaped
+
+
+def _colons_of(tensors: dict[str, Tensor], metadata: msgspec.Raw | None) -> int:
+    """How many it holds if no name comes twice and no entry has more than it needs: one after every name, those in the
+    names, and those of the metadata, where a name may come twice."""
+    after_names = len(tensors) * (1 + len(Tensor.__struct_fields__))
+    in_names = sum(name.count(":") for name in tensors)
+    return after_names + in_names + (0 if metadata is None else 1 + _colons(bytes(metadata)))
+
+
+def _check_strictly(raw: bytes) -> None:
+    """What decodes may still be no header: raises BadHeader where a name comes twice (a decoder keeps the last) among
+    the entries or in one of them, and where the library takes no such number, or so many lists in lists."""
+    try:
+        entries = json.loads(raw, object_pairs_hook=_pairs, parse_int=_integer, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise BadHeader("The header is not as the format has it. Download the file again, or convert it.") from error
+    if _depth(raw) > _DEEPEST:
+        raise BadHeader("This is no safetensors file: its header is nested too deeply.")
+    ours = [(name, one) for name, one in entries if name != "__metadata__"]
+    if any(isinstance(value, list) and None in value for _, one in ours for name, value in one if name in _NUMBERS):
+        raise BadHeader("The header is not as the format has it: no length is -0. Download the file again.")
+    if (twice := entries.twice) is None:
+        twice = next((one.twice for _, one in ours if one.twice is not None), None)
+    if twice is not None:
+        raise BadHeader(
+            f"The name {_short(twice)} comes twice in the header: some programs use the first, some the last of the "
+            "two, so the file is not used here. Save it again with the program that made it."
+        )
+
+
+_NUMBERS = ("shape", "data_offsets")
+
+
+def _integer(text: str) -> int | None:
+    """A whole number; None for "-0", which is none to the library. Raises ValueError where it overflows a float."""
+    _finite(text)
+    return None if text == "-0" else int(text)
+
+
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise ValueError
+    return number
+
+
+def _depth(raw: bytes) -> int:
+    """How many objects and lists of a JSON text are within one another."""
+    depth = deepest = 0
+    for bracket in _TEXT.sub(b"", raw).translate(None, _NO_BRACKETS):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as its pairs, and a name that comes twice in it, if one does."""
+
+    twice: str | None = None
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> _Pairs:
+    found, names = _Pairs(pairs), set()
+    for name, _ in pairs:
+        if name in names:
+            found.twice = name
+        names.add(name)
+    return found
+
+
+def _contiguous_end(tensors: dict[str, Tensor]) -> int:
+    """Where the last tensor ends, in bytes from the header's end. They must follow one another without gap or
+    overlap."""
+    at = 0
+    for begin, end in sorted(tensor.data_offsets for tensor in tensors.values()):
+        if begin != at:
+            what = "overlap" if begin < at else "leave a gap"
+            raise BadHeader(f"The header is damaged: two tensors in it {what}. Download the file again.")
+        at = end
+    return at
+
+
+def _short(text: str, limit: int = 80) -> str:
+    """Anything of a file's own, fit for a sentence: printable and not long."""
+    return repr(text[:limit])

@@ -1,0 +1,44 @@
+"""The catalog and the watcher's table, made alike again after one of them was lost or restored."""
+
+import msgspec
+
+from agents.catalog.ledger import Place
+from agents.migrator.differences import differences
+from schemas.asks import ListedFile
+from schemas.files import Known, Removed, Settled
+from tests.catalog.facts import CHECKPOINT, at_path, key, sha, stat
+
+
+def place(rel: str, content: str) -> Place:
+    of = stat(content)
+    return Place(path=at_path(rel), key=key(of), stat=of, sha256=sha(content), present=True, seen_at=1.0)
+
+
+def listed(rel: str, content: str, *, hashed: bool = True) -> ListedFile:
+    of = stat(content)
+    known = Known(sha256=sha(content), identity=CHECKPOINT) if hashed else None
+    return ListedFile(path=at_path(rel), key=key(of), stat=of, known=known)
+
+
+def by_path(*places: Place):
+    return {one.path: one for one in places}
+
+
+def test_two_that_agree_need_nothing():
+    assert differences(by_path(place("a", "one")), [listed("a", "one")], 9.0) == []
+
+
+def test_a_file_the_watcher_does_not_have_is_removed():
+    (fact,) = differences(by_path(place("a", "one")), [], 9.0)
+    assert isinstance(fact, Removed) and fact.path == at_path("a") and fact.at == 9.0
+
+
+def test_a_file_the_catalog_does_not_have_or_has_with_another_content_is_settled_without_a_hash():
+    facts = differences(by_path(place("a", "old")), [listed("a", "new"), listed("b", "two")], 9.0)
+    assert [(type(fact), fact.path.rel) for fact in facts] == [(Settled, "a"), (Settled, "b")]
+    assert [fact.known.sha256 for fact in facts if isinstance(fact, Settled) and fact.known] == [sha("new"), sha("two")]
+
+
+def test_a_file_whose_hash_is_on_the_way_is_left_to_it():
+    assert differences(by_path(place("a", "old")), [listed("a", "new", hashed=False)], 9.0) == []
+    assert differences({}, [msgspec.structs.replace(listed("a", "new"), known=None)], 9.0) == []

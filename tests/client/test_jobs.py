@@ -1,0 +1,180 @@
+"""The front desk: what is told of jobs is what is stored, and nothing is said of a job that nobody asked for."""
+
+import time
+from contextlib import aclosing
+
+import anyio
+import pytest
+
+from agents.client import jobs
+from agents.client.views import UnknownJob
+from bus.client import Bus, connect
+from bus.errors import BadSubject, Full, NoAnswer, TooLarge
+from bus.ids import digest_id, new_id
+from bus.results import end
+from bus.server import LocalServer
+from bus.subjects import JOB_FINISHED, JOB_REJECTED, PREFIX, PREPARE, RESULT, TICK_STEP
+from schemas.jobs import Finished, Rejected, Result
+from schemas.settings import BusSettings
+from schemas.ticks import StepTick
+from tests.http.door import request, say_planned, say_released, say_started, succeed
+
+
+async def test_the_same_id_submitted_again_is_the_same_job_even_on_another_lane(bus: Bus):
+    id = await jobs.submit(bus, request(), lane="low", tenant="t5", id=new_id())
+    assert await jobs.submit(bus, request("a dog"), lane="low", tenant="t5", id=id) == id
+    assert await jobs.submit(bus, request("a dog"), lane="high", tenant="t1", id=id) == id
+    assert list(await bus.waiting("PREPARE", PREFIX + "job.>")) == [PREPARE(lane="low", tenant="t5", id=id)]
+    await end(bus, id, "failed", "x", "y")
+    await bus.js.purge_stream("PREPARE")
+    await jobs.submit(bus, request(), id=id)
+    assert await bus.waiting("PREPARE", PREFIX + "job.>") == {}
+
+
+async def test_what_the_bus_can_not_take_is_told_by_kind(nats_server: LocalServer):
+    settings = BusSettings(prepare_queue=1, store_bytes=512 * 1024**2)
+    async with connect(nats_server.url, settings, name="small") as bus:
+        with pytest.raises(TooLarge):
+            await jobs.submit(bus, request("x" * 70_000))
+        for bad in ("x", "*", "A" * 32, "0" * 31):
+            with pytest.raises(BadSubject):
+                await jobs.submit(bus, request(), id=bad)
+        id = await jobs.submit(bus, request())
+        with pytest.raises(Full):
+            await jobs.submit(bus, request())
+        assert await jobs.submit(bus, request(), id=id) == id, "a repeat is no new job"
+
+
+def test_a_caller_has_one_tenant_and_keys_of_its_own():
+    tenants = {jobs.tenant_of(f"key {n}") for n in range(100)}
+    assert tenants == {f"t{n}" for n in range(8)} and jobs.tenant_of("") == "t0"
+    assert jobs.tenant_of("a") == jobs.tenant_of("a")
+    assert len({jobs.id_of("a", "k"), jobs.id_of("b", "k"), jobs.id_of("a", "l"), jobs.id_of("ak", "")}) == 4
+
+
+async def test_an_unknown_job_has_no_state_no_events_and_no_cancelling(bus: Bus):
+    id = new_id()
+    assert await jobs.state(bus, id) is None
+    with pytest.raises(UnknownJob):
+        await jobs.cancel(bus, id)
+    with pytest.raises(UnknownJob):
+        await anext(jobs.events(bus, id))
+    assert await bus.waiting("RESULTS", PREFIX + "result.>") == {}
+
+
+async def test_a_state_is_derived_from_what_is_stored(bus: Bus):
+    id = await jobs.submit(bus, request("a bird"), lane="high")
+    view = await jobs.state(bus, id)
+    assert (view.status, view.request.prompt, view.plan, view.ended) == ("queued", "a bird", None, False)
+    assert abs(view.created_at - time.time()) < 5
+    await say_planned(bus, id)
+    view = await jobs.state(bus, id)
+    assert (view.status, view.planned_at) == ("planned", view.plan.created_at)
+    await say_started(bus, id)
+    await say_released(bus, id)
+    assert ((view := await jobs.state(bus, id)).status, view.attempts) == ("planned", 0)
+    await say_started(bus, id)
+    assert ((view := await jobs.state(bus, id)).status, view.attempts) == ("running", 1)
+    await succeed(bus, id)
+    view = await jobs.state(bus, id)
+    assert (view.status, view.ended, len(view.result.images), view.started_at is not None) == (
+        "succeeded",
+        True,
+        1,
+        True,
+    )
+
+
+async def test_a_rejected_job_and_one_whose_result_was_forgotten_have_ended(bus: Bus):
+    id, old = new_id(), new_id()
+    await bus.publish(JOB_REJECTED, Rejected(id=id, reason="bad-size", error="no", at=1.0), id=id)
+    assert (await jobs.state(bus, id)).status == "queued", "its result is not written yet"
+    await end(bus, id, "rejected", "bad-size", "no")
+    assert (await jobs.state(bus, id)).result.reason == "bad-size"
+    await bus.publish(JOB_FINISHED, Finished(id=old, status="succeeded", at=7.0), id=old)
+    view = await jobs.state(bus, old)
+    assert (view.status, view.result, view.ended_at) == ("succeeded", None, 7.0)
+
+
+async def test_a_request_that_can_not_be_read_is_still_a_job(bus: Bus):
+    id = new_id()
+    await bus.publish_raw(PREPARE(lane="normal", tenant="t0", id=id), b"\xff not json")
+    view = await jobs.state(bus, id)
+    assert (view.status, view.request) == ("queued", None)
+    assert [job.id for job in await jobs.jobs(bus, 5)] == [id]
+
+
+async def test_the_newest_jobs_are_found_behind_any_number_of_other_facts(bus: Bus):
+    ids = [new_id(1_700_000_000 + n) for n in range(6)]
+    for id in ids[:4]:
+        await succeed(bus, id)
+    for n in range(200):  # more than the first look back takes in
+        await say_started(bus, digest_id("noise", n % 2))
+    undated = await jobs.submit(bus, request(), id=digest_id("undated"))
+    await jobs.submit(bus, request(), id=ids[5])
+    await say_planned(bus, ids[4])
+    found = [job.id for job in await jobs.jobs(bus, 6)]
+    noise = {digest_id("noise", 0), digest_id("noise", 1)}
+    assert found[0] == undated and set(found[1:3]) == noise, "those without a time count from when they were heard of"
+    assert found[3:] == [ids[5], ids[4], ids[3]]
+    assert len(await jobs.jobs(bus, 100)) == 9
+    assert [job.id for job in await jobs.jobs(bus, 1)] == [undated]
+
+
+async def test_no_jobs_is_an_empty_list_at_once(bus: Bus):
+    with anyio.fail_after(2):
+        assert await jobs.jobs(bus, 50) == []
+
+
+async def test_events_come_in_order_once_each_however_much_is_missed_in_between(bus: Bus):
+    id = await jobs.submit(bus, request())
+    names = []
+    async with aclosing(jobs.events(bus, id)) as events:
+        await say_planned(bus, id)
+        async for event in events:
+            names.append(event.name)
+            if event.name == "planned":  # while nobody reads: more than the listener's buffer holds
+                for step in range(600):
+                    tick = StepTick(job=id, step=step, steps=600, image=0, images=1, rate=1.0, eta=1.0)
+                    await bus.tick(TICK_STEP, tick, id=id)
+                await say_started(bus, id)
+                await bus.flush()
+                await succeed(bus, id)
+    facts = [name for name in names if name != "step"]
+    assert facts == ["planned", "started", "finished"] and names[-1] == "finished"
+
+
+async def test_events_after_a_sequence_of_a_job_that_ended_still_tell_the_end(bus: Bus):
+    id = new_id()
+    planned = await say_planned(bus, id)
+    await succeed(bus, id)
+    after = [event.name async for event in jobs.events(bus, id, planned)]
+    beyond = [(event.name, event.seq) async for event in jobs.events(bus, id, planned + 1000)]
+    assert after == ["finished"] and beyond == [("finished", None)]
+    assert await jobs.heard_all(bus, id, planned + 1) and not await jobs.heard_all(bus, id, planned)
+
+
+async def test_cancelling_a_queued_job_writes_its_one_result(bus: Bus):
+    id = await jobs.submit(bus, request())
+    assert (await jobs.cancel(bus, id)).status == "cancelled"
+    assert (await jobs.cancel(bus, id)).status == "cancelled"
+    assert (await bus.waiting("RESULTS", RESULT.filter())) == {RESULT(id=id): 1}
+    done = new_id()
+    await bus.publish(RESULT, Result(id=done, status="failed", ended_at=1.0), id=done)
+    assert (await jobs.cancel(bus, done)).status == "failed"
+
+
+async def test_models_without_a_catalog_say_who_is_missing(bus: Bus):
+    with pytest.raises(NoAnswer, match="agent"):
+        await jobs.models(bus)
+
+
+async def test_a_result_that_nobody_can_read_is_a_failed_job_and_the_others_are_listed(bus: Bus):
+    good, bad, short = new_id(), new_id(), new_id()
+    for id in (good, bad, short):
+        await jobs.submit(bus, request("a fox"), id=id)
+    await bus.publish_raw(RESULT(id=bad), b"junk")
+    await bus.publish_raw(RESULT(id=short), b'{"status": "cancelled"}')
+    views = {view.id: view for view in await jobs.jobs(bus, 10)}
+    assert (views[bad].status, views[short].status, views[good].status) == ("failed", "cancelled", "queued")
+    assert views[short].result is not None and views[short].result.id == short
