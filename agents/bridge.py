@@ -32,9 +32,10 @@ from agents.http.security import Guard, is_loopback
 from bus.client import Bus
 from bus.errors import DarkroomError, UserError
 from bus.subjects import ASK_HELLO, ASK_METRICS, PREPARE
-from schemas.asks import Hello, ImportState, Metrics, Nothing
+from schemas.asks import Hello, Metrics, Nothing
 from schemas.catalog import Adopted, FileReply, Pictures
-from schemas.jobs import Import, Lane, Request
+from schemas.imports import Import, ImportState
+from schemas.jobs import Lane, Request
 from schemas.settings import HttpSettings, LimitSettings, Settings
 
 log = structlog.get_logger()

@@ -24,12 +24,14 @@ from anyio import to_thread
 from msgspec import structs
 
 from agents.headers.compact import UNREADABLY_LARGE
+from agents.headers.errors import HeaderUnread
 from agents.headers.sandbox import identify
-from agents.ingest.errors import ChangedWhileHashing, Gone, HashCancelled, HeaderUnread, IngestError
+from agents.ingest.errors import ChangedWhileHashing, Gone, HashCancelled
 from agents.ingest.hashing.digests import Progress, hash_file, named, why_not
 from agents.ingest.hashing.disks import Turns
 from agents.ingest.hashing.growing import Follower, proven
 from agents.ingest.hashing.reading import Cores
+from agents.storage.errors import IngestError
 from agents.storage.paths import resolve
 from bus.client import Bus
 from bus.errors import Retry, Undecodable, UserError

@@ -17,15 +17,15 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from nats.aio.msg import Msg
 
 from agents.diffusion.plan import check, make_plan
-from agents.patience import Patience
 from bus.client import Bus
 from bus.errors import BadSubject, NoAnswer, Reject, Retry, Taken
 from bus.ids import day_of
 from bus.queues import Picker, enqueue
 from bus.results import ended, give_up
 from bus.subjects import ASK_RESOLVE, GENERATE, JOB_PLANNED, JOB_REJECTED, PREPARE
+from bus.wakeup import Patience
 from bus.worker import Delivery, Work, process
-from schemas.asks import ResolveModel, ResolveReply
+from schemas.catalog import ResolveModel, ResolveReply
 from schemas.jobs import LANES, Lane, Plan, Rejected, Request
 from schemas.models import Model
 from schemas.settings import LimitSettings

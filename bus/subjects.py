@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from bus.errors import BadSubject, Undecodable
-from schemas import asks, catalog, files, images, jobs, models, ticks
+from schemas import asks, catalog, files, images, imports, jobs, models, ticks
 
 PREFIX = "darkroom.v1."
 
@@ -95,7 +95,7 @@ PREPARE = Subject("job.prepare.<lane>.<tenant>.<id>", jobs.Request, "PREPARE")
 GENERATE = Subject("job.generate.<lane>.<model>.<id>", jobs.Plan, "GENERATE")
 ENCODE = Subject("job.encode.<lane>.<id>", images.Encode, "ENCODE")
 PICTURE = Subject("job.picture.<id>", images.EncodePicture, "ENCODE")
-IMPORT = Subject("job.import.<id>", jobs.Import, "IMPORT")
+IMPORT = Subject("job.import.<id>", imports.Import, "IMPORT")
 
 # The one end of every generation job: the first writer wins.
 RESULT = Subject("result.<id>", jobs.Result, "RESULTS")
@@ -149,11 +149,11 @@ TICK_AGENT = Subject("tick.agent.<name>.<instance>", ticks.AgentTick)
 # Asks: short, request and reply.
 ASKED = "ask.catalog"
 ASK_HELLO = Subject("ask.catalog.hello", asks.Nothing)
-ASK_RESOLVE = Subject("ask.catalog.resolve", asks.ResolveModel)
+ASK_RESOLVE = Subject("ask.catalog.resolve", catalog.ResolveModel)
 ASK_MODELS = Subject("ask.catalog.models", asks.ListModels)
-ASK_IMPORT = Subject("ask.catalog.import", asks.AskImport)
-ASK_PENDING = Subject("ask.catalog.pending", asks.ListPending)
-ASK_PROMOTE = Subject("ask.catalog.promote", asks.Promote)
+ASK_IMPORT = Subject("ask.catalog.import", imports.AskImport)
+ASK_PENDING = Subject("ask.catalog.pending", catalog.ListPending)
+ASK_PROMOTE = Subject("ask.catalog.promote", catalog.Promote)
 ASK_SEARCH = Subject("ask.catalog.search", catalog.SearchModels)
 ASK_SHOW = Subject("ask.catalog.show", catalog.ShowModel)
 ASK_EDIT = Subject("ask.catalog.edit", catalog.EditModel)
@@ -169,8 +169,8 @@ ASK_OUTPUTS = Subject("ask.catalog.outputs", catalog.ListOutputs)
 ASK_ADOPT = Subject("ask.catalog.adopt", catalog.AdoptFiles)
 ASK_FILE = Subject("ask.catalog.file", catalog.FileState)
 ASK_COMPARE = Subject("ask.catalog.compare", asks.Compare)
-ASK_FILES = Subject("ask.files.<root>", asks.ListFiles)
-ASK_ROOT = Subject("ask.root.<root>", asks.ScanRoot)
+ASK_FILES = Subject("ask.files.<root>", files.ListFiles)
+ASK_ROOT = Subject("ask.root.<root>", files.ScanRoot)
 ASK_METRICS = Subject("ask.telemetry.metrics", asks.Nothing)
 
 ALL: tuple[Subject[Any], ...] = tuple(row for row in globals().values() if isinstance(row, Subject))

@@ -13,10 +13,10 @@ from nats.aio.msg import Msg
 
 from bus import trace
 from bus.client import Bus, encode, worker_name
+from bus.dead_letters import dead_letter
 from bus.errors import BadSubject, Fail, Full, NoAnswer, Reject, Retry, Taken, Undecodable
 from bus.ids import digest_id
-from bus.streams import MAX_MESSAGE
-from bus.subjects import ATTEMPT_FAILED, ATTEMPT_RELEASED, ATTEMPT_STARTED, DEAD, JOB_RELEASED, JOB_STARTED, Subject
+from bus.subjects import ATTEMPT_FAILED, ATTEMPT_RELEASED, ATTEMPT_STARTED, JOB_RELEASED, JOB_STARTED, Subject
 from schemas.jobs import AttemptFailed, Released, Started
 
 log = structlog.get_logger()
@@ -173,15 +173,6 @@ async def _exhausted(bus: Bus, work: Work[Any], message: Msg, delivery: Delivery
     error = f"given up after {most} attempt{'s' * (most != 1)}: {why}"
     await work.give_up(delivery, "failed", "exhausted", error)
     await message.term()
-
-
-async def dead_letter(bus: Bus, kind: str, reason: str, id: str, message: Msg, error: str) -> None:
-    """Keep a copy of a job that can't be done, with where it came from and why in its headers (64 KiB of it: foreign
-    messages may be larger). Raises Retry, Full."""
-    headers = {"Darkroom-Subject": message.subject, "Darkroom-Error": " ".join(error.split())[:500]}
-    subject, data = DEAD(kind=kind, reason=reason, id=id), message.data[:MAX_MESSAGE]
-    await bus.publish_raw(subject, data, msg_id=digest_id(subject, message.subject), headers=headers)
-    log.warning("dead letter", kind=kind, reason=reason, subject=message.subject, error=error)
 
 
 def _delivery(subject: Subject[Any], message: Msg) -> Delivery:

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from schemas.asks import Problem
-from schemas.files import FilePath
+from schemas.files import Details, FilePath
 from schemas.models import Layer, Model, Tag
 
 Missing = Literal["yes", "no", "only"]
@@ -280,3 +280,77 @@ class FileReply(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str | None = None
     waiting: tuple[int, ...] = ()
     promoted: tuple[int, ...] = ()
+
+
+class ResolveModel(msgspec.Struct, frozen=True, kw_only=True):
+    """Which model does a name, a file name or the start of a SHA-256 mean? Empty means the only checkpoint there is."""
+
+    name: str
+
+
+class ResolveReply(msgspec.Struct, frozen=True, kw_only=True):
+    """Exactly one of the two."""
+
+    model: Model | None = None
+    problem: Problem | None = None
+
+
+Strategy = Literal["report", "override", "merge", "ignore", "delete"]
+"""What becomes of a pending record whose model is described already."""
+
+
+class ListPending(msgspec.Struct, frozen=True, kw_only=True):
+    """Pending records by id: a page of at most `limit`, after the one with the id `after`."""
+
+    after: int = 0
+    limit: int = 200
+
+
+class PendingRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A model whose content is not known yet. `path` is as its catalog wrote it, `place` where that lies below a root;
+    `sha256` is the model it would go to (state conflict) or goes to (promoting); `images` counts its pictures. `reason`
+    says why it is pending still, `cut` names the fields that are not here in full."""
+
+    id: int
+    legacy_id: int | None = None
+    path: str
+    place: FilePath | None = None
+    name: str
+    size: int | None = None
+    details: Details = Details()
+    origin: Literal["import", "scan"]
+    state: Literal["waiting", "conflict", "promoting"]
+    sha256: str | None = None
+    tags: tuple[str, ...] = ()
+    images: int = 0
+    reason: str = ""
+    cut: tuple[str, ...] = ()
+
+
+class PendingList(msgspec.Struct, frozen=True, kw_only=True):
+    """Pending records; `more` follow after the last."""
+
+    records: tuple[PendingRecord, ...]
+    more: bool = False
+
+
+class Promote(msgspec.Struct, frozen=True, kw_only=True):
+    """Promote these pending records now, where their files are hashed."""
+
+    ids: tuple[int, ...]
+    strategy: Strategy = "report"
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one pending record; `waiting` means that its file is not hashed yet."""
+
+    id: int
+    outcome: Literal["promoted", "conflict", "ignored", "deleted", "waiting", "unknown"]
+    sha256: str | None = None
+    error: str = ""
+
+
+class Outcomes(msgspec.Struct, frozen=True, kw_only=True):
+    """One for each id that was asked for, in that order."""
+
+    outcomes: tuple[Outcome, ...]

@@ -184,3 +184,65 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
     previews: tuple[Preview, ...] = ()
     problems: tuple[str, ...] = ()
     at: float
+
+
+class ListFiles(msgspec.Struct, frozen=True, kw_only=True):
+    """What lies below a root, by the watcher's table: a page of at most `limit`, after the path `after`."""
+
+    after: str = ""
+    limit: int = 1000
+
+
+class ScanRoot(msgspec.Struct, frozen=True, kw_only=True):
+    """How is a root? With `look`, a scan is begun first. Of the files that wait, a page of at most `limit` is named,
+    after the path `after`."""
+
+    look: bool = False
+    after: str = ""
+    limit: int = 20
+
+
+class WaitingFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that is not let in yet: why, in a sentence, and since when it waits (Unix seconds)."""
+
+    path: FilePath
+    why: str
+    since: float
+
+
+class RootState(msgspec.Struct, frozen=True, kw_only=True):
+    """A root by the watcher's table. `looks` scans are complete; the one that was asked for is number `look`. `folders`
+    counts those that were looked at since the watcher started.
+
+    Of `files`, `waiting` are not known to be complete yet, `refused` can't be models, and `unhashed` are on the way;
+    `problems` are sentences about what can't be looked at, or was refused (the first of them). `waits` names those that
+    are waiting, by path, a page of them.
+    """
+
+    root: str
+    look: int
+    looks: int
+    files: int
+    waiting: int
+    refused: int
+    unhashed: int
+    problems: tuple[str, ...] = ()
+    waits: tuple[WaitingFile, ...] = ()
+    folders: int = 0
+
+
+class ListedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A settled file, and what is known of its content (None while its hash is on the way)."""
+
+    path: FilePath
+    key: str
+    stat: Stat
+    known: Known | None = None
+
+
+class FileList(msgspec.Struct, frozen=True, kw_only=True):
+    """Settled files by path, as they were at `at` (Unix seconds of the watcher's clock); `more` follow."""
+
+    files: tuple[ListedFile, ...]
+    at: float
+    more: bool = False

@@ -134,13 +134,3 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     status: Status
     at: float
-
-
-class Import(msgspec.Struct, frozen=True, kw_only=True):
-    """A job for the migrator: take over the legacy catalog `database`, with the pictures in the folder `images` (empty:
-    none). Both are paths as the migrator sees them. `dry_run` does everything to a copy, and reports the same."""
-
-    id: str
-    database: str
-    images: str = ""
-    dry_run: bool = False

@@ -18,7 +18,7 @@ from msgspec import structs
 
 from agents import hasher
 from agents.headers.compact import UNREADABLY_LARGE
-from agents.ingest.errors import HeaderUnread
+from agents.headers.errors import HeaderUnread
 from agents.storage.paths import encode, file_key, hash_id, stat_of
 from bus.client import Bus
 from bus.errors import UserError

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
-from agents.catalog.asks.replies import Impossible
+from agents.catalog.errors import Impossible
 
 T = TypeVar("T")
 

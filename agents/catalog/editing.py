@@ -7,8 +7,9 @@ import msgspec
 
 from agents.catalog import descriptions
 from agents.catalog.asks.model import whole_model
-from agents.catalog.asks.replies import NoSuchModel, told_in
+from agents.catalog.asks.replies import told_in
 from agents.catalog.database import Database
+from agents.catalog.errors import NoSuchModel
 from agents.catalog.outbox import say
 from schemas.catalog import EditModel, ModelReply
 from schemas.models import ModelDescribed

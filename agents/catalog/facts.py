@@ -15,7 +15,7 @@ from agents.catalog.ledger import Entry, FileFact, Ledger, ModelFact, Place
 from agents.catalog.names import fold, stem
 from agents.catalog.outbox import say
 from agents.catalog.promotion import promote_placed
-from schemas.asks import Strategy
+from schemas.catalog import Strategy
 from schemas.files import Described, FilePath, Hashed, HashFailed, Identity, Moved, Refused, Removed, Settled, Stat
 
 PIECE_SECONDS = 1.0

@@ -14,17 +14,16 @@ import msgspec
 
 from agents.catalog import descriptions
 from agents.catalog.database import Database, Statements
-from agents.catalog.matching import RIVALS, Wanted, files_for
+from agents.catalog.matching import Wanted, files_for
 from agents.catalog.names import file_name, fold
 from agents.catalog.outbox import say
-from schemas.asks import Outcome, PendingRecord, Strategy
+from schemas.catalog import Outcome, Strategy
 from schemas.files import Details, FilePath
 from schemas.models import ModelPromoted, PendingConflict, PendingDropped
 
 _details = msgspec.json.Decoder(Details)
 
-LARGEST_ID = (1 << 63) - 1
-_REASONS = {
+REASONS = {
     "waiting": "",
     "conflict": "The model is described already: choose merge, override, ignore or delete.",
     "promoting": "Its pictures are being encoded.",
@@ -126,7 +125,7 @@ async def promote(sql: Statements, id: int, sha256: str, strategy: Strategy, at:
         await sql.rows("pending_promoting", id=id, sha256=sha256)
         await drop_promoted(sql, [sha256], at)
         return Outcome(id=id, outcome="promoted", sha256=sha256)
-    return _unknown(id)
+    return unknown_record(id)
 
 
 async def _not_promoted(sql: Statements, id: int, path: str, sha256: str, strategy: Strategy, at: float) -> Outcome:
@@ -138,7 +137,7 @@ async def _not_promoted(sql: Statements, id: int, path: str, sha256: str, strate
         return Outcome(id=id, outcome="ignored", sha256=sha256)
     if await sql.rows("pending_conflict", id=id, sha256=sha256):
         await say(sql, PendingConflict(pending_id=id, sha256=sha256, path=path, at=at), uuid.uuid4().hex)
-    return Outcome(id=id, outcome="conflict", sha256=sha256, error=_REASONS["conflict"])
+    return Outcome(id=id, outcome="conflict", sha256=sha256, error=REASONS["conflict"])
 
 
 def _merged(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
@@ -185,69 +184,5 @@ async def unused_originals(sql: Statements, originals: Iterable[str]) -> list[st
     return [str(path) for (path,) in await sql.rows("unused_originals", originals=json.dumps([*originals]))]
 
 
-async def promote_chosen(
-    db: Database, ids: Sequence[int], strategy: Strategy, at: float
-) -> tuple[tuple[Outcome, ...], list[str]]:
-    """Promote these records with the strategy that somebody chose, each for itself. What became of each, and originals
-    that may be done with."""
-    outcomes, originals = [], []
-    for id in ids:
-        if not 0 < id <= LARGEST_ID:
-            outcomes.append(_unknown(id))
-            continue
-        async with db.atomic() as sql:
-            originals += [f"{descriptions.PENDING}{file}" for file, _ in await sql.rows("pictures_of_pending", id=id)]
-            outcomes.append(await _chosen(sql, id, strategy, at))
-    return tuple(outcomes), originals
-
-
-async def _chosen(sql: Statements, id: int, strategy: Strategy, at: float) -> Outcome:
-    for state, sha256 in await sql.rows("pending_state", id=id):
-        if state == "promoting":
-            return Outcome(id=id, outcome="promoted", sha256=sha256)
-        if sha256 is None:
-            [(root, rel, folded, size)] = await sql.rows("record_to_match", id=id)
-            record = _wanted(root, rel, folded, size)
-            sha256, why_not = (await files_for(sql, [record])).match(record)
-            if sha256 is None:
-                return Outcome(id=id, outcome="waiting", error=why_not)
-        return await promote(sql, id, str(sha256), strategy, at)
-    return _unknown(id)
-
-
-def _wanted(root: str | None, rel: str | None, folded: str, size: int | None) -> Wanted:
-    place = FilePath(root=root, rel=rel) if root is not None and rel is not None else None
-    return Wanted(place, folded, size)
-
-
-def _unknown(id: int) -> Outcome:
+def unknown_record(id: int) -> Outcome:
     return Outcome(id=id, outcome="unknown", error="There is no such pending record.")
-
-
-async def list_pending(db: Database, *, after: int, limit: int) -> tuple[PendingRecord, ...]:
-    """Pending records by id, after one. Raises sqlite3.Error."""
-    rows = await db.committed.rows("pending", after=after, limit=limit)
-    wanted = {row[0]: _wanted(row[3], row[4], row[5], row[7]) for row in rows}
-    files = await files_for(db.committed, wanted.values())
-    found = []
-    for row in rows:
-        id, legacy_id, path, root, rel, _, name, size, details, origin, state, sha256, tags, images = row
-        reason = _REASONS[state] or files.match(wanted[id]).why_not or RIVALS
-        found.append(
-            PendingRecord(
-                id=id,
-                legacy_id=legacy_id,
-                path=path,
-                place=FilePath(root=root, rel=rel) if rel is not None else None,
-                name=name,
-                size=size,
-                details=_details.decode(details),
-                origin=origin,
-                state=state,
-                sha256=sha256,
-                tags=tuple(json.loads(tags)),
-                images=images,
-                reason=reason,
-            )
-        )
-    return tuple(found)

@@ -9,7 +9,8 @@ from anyio import to_thread
 
 from agents.catalog.database import Database, Row
 from agents.catalog.names import file_name, fold, loose, shown, stem
-from schemas.asks import Problem, ResolveReply
+from schemas.asks import Problem
+from schemas.catalog import ResolveReply
 from schemas.files import Details, FilePath, Identity
 from schemas.models import Model
 

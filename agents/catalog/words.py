@@ -1,6 +1,6 @@
 """Words: what people type into a search, as an FTS5 expression in which nothing they type means anything special."""
 
-from agents.catalog.asks.replies import Impossible
+from agents.catalog.errors import Impossible
 from agents.catalog.index_words import is_of_a_word, searchable
 
 WORDS = 32

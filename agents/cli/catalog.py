@@ -20,11 +20,10 @@ from agents.client.views import Declined
 from bus.client import Bus
 from bus.errors import UserError
 from schemas import catalog
-from schemas.asks import ImportState, Outcome, Outcomes, Promote, Strategy
-from schemas.catalog import ModelReply, SearchModels, Tagged, TagReply, WholeModel
+from schemas.catalog import ModelReply, Outcome, Outcomes, Promote, SearchModels, Strategy, Tagged, TagReply, WholeModel
 from schemas.files import Identity
-from schemas.jobs import Import
-from schemas.models import ImportReport, Model, Tag
+from schemas.imports import Import, ImportReport, ImportState
+from schemas.models import Model, Tag
 from schemas.settings import Settings
 
 _START = (CATALOGUING,)

@@ -14,7 +14,8 @@ from agents.cli.console import shown
 from agents.cli.jobs import copy_pictures, say
 from agents.client import jobs
 from agents.diffusion.tiny_checkpoint import write_tiny_checkpoint
-from agents.runtime.runner import configure_logging, until_signalled
+from agents.runtime.logs import configure_logging
+from agents.runtime.runner import until_signalled
 from agents.runtime.supervisor import service
 from bus.client import Bus, connect
 from bus.errors import DarkroomError

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from agents.headers.errors import HeaderUnread
 from agents.headers.sandbox import identify
-from agents.ingest.errors import ChangedWhileHashing, HeaderUnread, IngestError
+from agents.ingest.errors import ChangedWhileHashing
 from agents.ingest.hashing.digests import Algorithm, Digests, Progress, hash_file
 from agents.ingest.hashing.reading import Cores
 from agents.ingest.scanning.names import MODEL_SUFFIXES
 from agents.ingest.sidecars.parse import Sidecars, read_sidecars
+from agents.storage.errors import IngestError
 from agents.storage.paths import encode, stat_of
 from bus.errors import UserError
 from schemas.files import Identity, Stat

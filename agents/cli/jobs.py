@@ -15,7 +15,8 @@ import msgspec
 from agents.client import scans
 from agents.client.views import JobView
 from agents.runtime.instance import find
-from agents.runtime.runner import configure_logging, run_agents, until_signalled
+from agents.runtime.logs import configure_logging
+from agents.runtime.runner import run_agents, until_signalled
 from agents.runtime.supervisor import HEAVY, USER_ERROR, service
 from bus.client import Bus, connect
 from bus.errors import DarkroomError, NoBus, Reject, UserError

@@ -17,7 +17,7 @@ Json = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
 
 def read_settings(data: Path | None, nats: str | None, file: Path | None, **flags: Any) -> Settings:
     """The settings with a command's options over them, and logging as they say. Raises UserError."""
-    from agents.runtime.runner import configure_logging
+    from agents.runtime.logs import configure_logging
 
     tree = {"data_dir": str(data) if data else None, "nats_url": nats, **flags}
     settings = config.load(tree, os.environ, file)

@@ -20,11 +20,11 @@ from agents.catalog.verify import Checked, Place, Problem
 from agents.cli.console import counted, printable
 from agents.cli.jobs import running_bus, say
 from agents.cli.rebuild import rebuild as make_anew
-from agents.ingest.errors import IngestError
 from agents.ingest.hashing.digests import hash_file
 from agents.migrator.relay import relay
 from agents.migrator.replay import put_in_place, set_aside, stream_of
 from agents.runtime.instance import find, locked, owned
+from agents.storage.errors import IngestError
 from agents.storage.paths import resolve, stat_of
 from bus.client import Bus, connect
 from bus.errors import UserError

@@ -24,22 +24,24 @@ from agents.storage.roots import Below
 from bus.client import Bus
 from bus.ids import new_id
 from bus.subjects import ASK_IMPORT, IMPORT, OF_CATALOG
-from schemas.asks import AskImport, ImportState, ListPending, PendingList, PendingRecord
 from schemas.catalog import (
     AddPicture,
     Adopted,
     AdoptFiles,
     FileReply,
     FileState,
+    ListPending,
     ListPictures,
     ListTags,
     ModelPage,
+    PendingList,
+    PendingRecord,
     Pictures,
     SearchModels,
     TagPage,
 )
 from schemas.files import FilePath
-from schemas.jobs import Import
+from schemas.imports import AskImport, Import, ImportState
 from schemas.models import Model, Tag
 
 ANSWER_SECONDS = 10.0

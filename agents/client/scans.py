@@ -19,7 +19,8 @@ from agents.client.views import WaitingFiles
 from bus.client import Bus
 from bus.errors import NoAnswer, Undecodable, UserError
 from bus.subjects import ASK_COMPARE, ASK_ROOT, TICK_HASH
-from schemas.asks import Compare, Compared, RootState, ScanRoot, WaitingFile
+from schemas.asks import Compare, Compared
+from schemas.files import RootState, ScanRoot, WaitingFile
 from schemas.settings import Settings
 from schemas.ticks import HashTick
 

@@ -7,9 +7,10 @@ from typing import Literal, Protocol, TypeVar
 import msgspec
 
 from bus.errors import DarkroomError
-from schemas.asks import ImportState, WaitingFile
 from schemas.catalog import Adopted, FileReply, Pictures
-from schemas.jobs import Import, Lane, Plan, Rejected, Released, Request, Result, Started, Status
+from schemas.files import WaitingFile
+from schemas.imports import Import, ImportState
+from schemas.jobs import Lane, Plan, Rejected, Released, Request, Result, Started, Status
 from schemas.ticks import PreviewTick, StepTick
 
 R = TypeVar("R", bound=msgspec.Struct)

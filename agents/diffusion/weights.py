@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from agents.headers.errors import BadHeader, Unfinished
 from agents.headers.safetensors import LENGTH_BYTES, read_length, read_table
-from agents.ingest.errors import BadHeader, Unfinished
 
 _DTYPES = {
     "F64": torch.float64,

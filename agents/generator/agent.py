@@ -28,17 +28,17 @@ from agents.diffusion.engine import Picture as Array
 from agents.diffusion.loading import pick_device
 from agents.diffusion.weights import CannotLoad, FileGone
 from agents.generator.progress import Ticker
-from agents.ingest.errors import IngestError
-from agents.patience import Patience
 from agents.storage.atomic import place
+from agents.storage.errors import IngestError
 from agents.storage.paths import resolve
 from bus.client import Bus
 from bus.errors import Fail, NoAnswer, Retry, UserError
 from bus.queues import Picker, enqueue
 from bus.results import ended, give_up, watched
 from bus.subjects import ASK_RESOLVE, ENCODE, GENERATE
+from bus.wakeup import Patience
 from bus.worker import Delivery, Work, process
-from schemas.asks import ResolveModel, ResolveReply
+from schemas.catalog import ResolveModel, ResolveReply
 from schemas.files import FilePath
 from schemas.images import Encode, Pixels
 from schemas.jobs import LANES, Plan

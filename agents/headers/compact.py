@@ -6,7 +6,7 @@ those, and the tensors' part of a header has 16 MiB in no model.
 
 import re
 
-from agents.ingest.errors import BadHeader
+from agents.headers.errors import BadHeader
 
 LONG_TEXT = 64 << 10
 """Bytes of a text of the metadata that may be left out."""

@@ -10,8 +10,8 @@ from math import prod
 import msgspec
 
 from agents.headers.classify import told_by
+from agents.headers.errors import BadHeader, Unfinished
 from agents.headers.safetensors import HEADER_LIMIT, Tensor
-from agents.ingest.errors import BadHeader, Unfinished
 from schemas.files import Identity, Kind
 
 MAGIC = b"GGUF"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import msgspec
 
 from agents.headers.compact import LEFT_OUT, compacted
-from agents.ingest.errors import BadHeader, Unfinished
+from agents.headers.errors import BadHeader, Unfinished
 
 HEADER_LIMIT = 16 << 20
 """Bytes of a header that is decoded as it is; of a longer one the long texts are left out first."""

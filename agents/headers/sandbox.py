@@ -19,8 +19,8 @@ import msgspec
 from agents.headers import gguf
 from agents.headers.classify import identify_table
 from agents.headers.compact import UNREADABLY_LARGE
+from agents.headers.errors import BadHeader, HeaderUnread, Unfinished
 from agents.headers.safetensors import HEADER_LIMIT, read_length, read_table
-from agents.ingest.errors import BadHeader, HeaderUnread, Unfinished
 from schemas.files import Identity
 
 CHILD_OVER_BYTES = 1 << 20

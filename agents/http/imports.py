@@ -24,8 +24,8 @@ from starlette.routing import Route
 from agents.client.views import Library
 from agents.http import parsing
 from agents.http.errors import RETRY_SECONDS, BadRequest
-from schemas.asks import ImportState, ListPending, Outcome, Outcomes, PendingList, Promote, Strategy
-from schemas.jobs import Import
+from schemas.catalog import ListPending, Outcome, Outcomes, PendingList, Promote, Strategy
+from schemas.imports import Import, ImportState
 
 DEFAULT_WAIT = 30.0
 MAX_LISTED = 1000

@@ -1,19 +1,6 @@
 """What can go wrong between a folder and a digest. The docstring is the default message and says what to do."""
 
-
-class IngestError(Exception):
-    """A file could not be taken in."""
-
-    def __init__(self, message: str = "") -> None:
-        super().__init__(message or (self.__doc__ or "").strip())
-
-
-class BadPath(IngestError):
-    """This is not a path below a root: it must be relative, without '..', '.' or empty parts, and in %XX form."""
-
-
-class OutsideRoot(IngestError):
-    """This path leads out of its root; move the file into the folder, or make the folder it points to a root."""
+from agents.storage.errors import IngestError
 
 
 class ChangedWhileHashing(IngestError):
@@ -38,18 +25,6 @@ class HashCancelled(IngestError):
 
 class EventsLost(IngestError):
     """The file system does not tell (any more) what happens in a folder; it is scanned at intervals instead."""
-
-
-class BadHeader(IngestError):
-    """The file's header is not that of a model."""
-
-
-class Unfinished(BadHeader):
-    """The file ends before its own header does."""
-
-
-class HeaderUnread(IngestError):
-    """The file's header could not be read this time: the machine is too busy. It is tried again."""
 
 
 class WrongSchema(IngestError):

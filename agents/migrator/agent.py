@@ -21,11 +21,11 @@ import nats.errors
 import structlog
 from anyio import to_thread
 
-from agents.burying import IMPOSSIBLE, bury
+from agents.catalog.asks.pending import list_pending
 from agents.catalog.database import Database
-from agents.catalog.errors import CatalogTaken
+from agents.catalog.errors import IMPOSSIBLE, CatalogTaken
 from agents.catalog.facts import apply, forget_messages
-from agents.catalog.promotion import list_pending, promote_present
+from agents.catalog.promotion import promote_present
 from agents.catalog.resolve import list_models, resolve
 from agents.migrator import answers as asked
 from agents.migrator import pictures
@@ -37,8 +37,8 @@ from agents.migrator.replay import prepare
 from agents.runtime.instance import owned
 from bus.client import Bus, encode
 from bus.errors import NoAnswer, Undecodable
+from bus.followers import Fact, bury, follow
 from bus.ids import digest_id, new_id
-from bus.queues import Fact, follow
 from bus.subjects import (
     ASK_COMPARE,
     ASK_HELLO,
@@ -58,17 +58,8 @@ from bus.subjects import (
     Subject,
 )
 from bus.wakeup import Bell
-from schemas.asks import (
-    Hello,
-    ListModels,
-    ListPending,
-    ModelList,
-    Nothing,
-    PendingList,
-    ResolveModel,
-    ResolveReply,
-    Strategy,
-)
+from schemas.asks import Hello, ListModels, ModelList, Nothing
+from schemas.catalog import ListPending, PendingList, ResolveModel, ResolveReply, Strategy
 from schemas.fitting import ANSWER_BYTES, ITEM_BYTES, cut, fitted
 from schemas.models import Model
 from schemas.settings import MigratorSettings

@@ -29,7 +29,7 @@ from bus.subjects import (
     ASK_TAGS,
     Subject,
 )
-from schemas.asks import Strategy
+from schemas.catalog import Strategy
 
 
 def answers(

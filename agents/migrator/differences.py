@@ -6,8 +6,7 @@ The facts of the FILES stream keep the two alike. They part when one of the file
 from collections.abc import Iterable, Mapping
 
 from agents.catalog.ledger import Place
-from schemas.asks import ListedFile
-from schemas.files import FilePath, Removed, Settled
+from schemas.files import FilePath, ListedFile, Removed, Settled
 
 
 def differences(places: Mapping[FilePath, Place], listed: Iterable[ListedFile], at: float) -> list[Settled | Removed]:

@@ -15,7 +15,8 @@ from bus.client import Bus, encode
 from bus.errors import NoAnswer, Undecodable
 from bus.ids import digest_id
 from bus.subjects import ASK_FILES, TICK_AGENT
-from schemas.asks import Compare, Compared, FileList, ListedFile, ListFiles
+from schemas.asks import Compare, Compared
+from schemas.files import FileList, ListedFile, ListFiles
 
 log = structlog.get_logger()
 

@@ -22,8 +22,7 @@ from bus.errors import Retry, Undecodable, UserError
 from bus.queues import serve
 from bus.subjects import ASK_IMPORT, DEAD, IMPORT
 from bus.worker import Delivery, Work, words
-from schemas.asks import AskImport, ImportState
-from schemas.jobs import Import
+from schemas.imports import AskImport, Import, ImportState
 
 log = structlog.get_logger()
 

@@ -17,9 +17,8 @@ import nats.errors
 import structlog
 from anyio import to_thread
 
-from agents.burying import IMPOSSIBLE, bury
+from agents.catalog.asks.pending import promote_chosen
 from agents.catalog.asks.pictures import drop_picture
-from agents.catalog.asks.replies import Impossible
 from agents.catalog.database import Database, Statements
 from agents.catalog.descriptions import (
     Waiting,
@@ -32,10 +31,11 @@ from agents.catalog.descriptions import (
     pictures_used,
     trash_originals,
 )
+from agents.catalog.errors import IMPOSSIBLE, Impossible
 from agents.catalog.facts import note_cursor
 from agents.catalog.outputs import add_outputs
 from agents.catalog.position import judge
-from agents.catalog.promotion import drop_promoted, promote_chosen, unused_originals
+from agents.catalog.promotion import drop_promoted, unused_originals
 from agents.diffusion.samplers import labels
 from agents.images.infotext import of_plan
 from agents.images.model_pictures import remove_picture, tidy
@@ -43,12 +43,13 @@ from agents.migrator.replay import stream_of
 from agents.storage.trash import empty
 from bus.client import Bus
 from bus.errors import DarkroomError, Undecodable
+from bus.followers import Fact, bury
 from bus.ids import digest_id
-from bus.queues import Fact, enqueue
+from bus.queues import enqueue
 from bus.subjects import IMAGE_ENCODED, IMAGE_REFUSED, JOB_PLANNED, PICTURE, Subject
 from bus.wakeup import Bell
-from schemas.asks import Outcomes, Problem, Promote
-from schemas.catalog import DropPicture, Pictures
+from schemas.asks import Problem
+from schemas.catalog import DropPicture, Outcomes, Pictures, Promote
 from schemas.images import Encoded, EncodePicture, PictureRefused
 
 log = structlog.get_logger()

@@ -9,7 +9,7 @@ import re
 import unicodedata
 from hashlib import blake2b
 
-from agents.ingest.errors import BadPath, OutsideRoot
+from agents.storage.errors import BadPath, OutsideRoot
 from schemas.files import Stat
 
 _ESCAPED = re.compile(rb"%([0-9A-F]{2})")

@@ -33,8 +33,8 @@ from agents.storage.paths import is_inside
 from agents.watcher.outbox import Saying
 from bus.client import Bus
 from bus.errors import UserError
+from bus.followers import Fact, follow
 from bus.ids import digest_id
-from bus.queues import Fact, follow
 from bus.subjects import (
     ASK_FILES,
     ASK_ROOT,
@@ -42,8 +42,7 @@ from bus.subjects import (
     FILE_HASHED,
     TICK_GROWING,
 )
-from schemas.asks import FileList, ListedFile, ListFiles, RootState, ScanRoot
-from schemas.files import FilePath, Hashed, HashFailed
+from schemas.files import FileList, FilePath, Hashed, HashFailed, ListedFile, ListFiles, RootState, ScanRoot
 from schemas.fitting import fitted
 from schemas.settings import WatcherSettings
 

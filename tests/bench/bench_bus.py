@@ -32,8 +32,9 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import NotFoundError
 
 from bus.client import Bus, connect, encode
+from bus.followers import Fact, follow
 from bus.ids import new_id
-from bus.queues import Fact, follow, serve
+from bus.queues import serve
 from bus.results import ended
 from bus.server import local_server
 from bus.streams import config, topology

@@ -26,8 +26,7 @@ from agents.migrator.replay import prepare, stream_of
 from bus.client import connect
 from bus.server import local_server
 from bus.wakeup import Bell
-from schemas.jobs import Import
-from schemas.models import ImportReport
+from schemas.imports import Import, ImportReport
 from tests.bench.figures import Figure, loop_lag, milliseconds, p99, seconds
 from tests.catalog.facts import hashed
 from tests.catalog.legacy_making import large

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import anyio
 
+from agents.catalog.asks.pending import list_pending
 from agents.catalog.database import Database
-from agents.catalog.promotion import list_pending
 from agents.migrator import agent as migrator
 from bus.client import Bus, connect
 from bus.server import local_server
 from bus.subjects import ASK_RESOLVE, MODEL_PROMOTED
-from schemas.asks import ResolveModel, ResolveReply
+from schemas.catalog import ResolveModel, ResolveReply
 from schemas.settings import BusSettings
 from tests.bench.bench_arrival import agents
 from tests.bench.figures import Figure, loop_lag, p50, p99

@@ -22,8 +22,7 @@ from agents.watcher import agent as watcher
 from bus.client import Bus, connect
 from bus.server import local_server
 from bus.subjects import ASK_ROOT
-from schemas.asks import RootState, ScanRoot
-from schemas.files import Identity
+from schemas.files import Identity, RootState, ScanRoot
 from schemas.settings import BusSettings, WatcherSettings
 from tests.bench.figures import Figure, loop_lag, p50, p99, ratios, seconds
 from tests.conftest import running

@@ -16,7 +16,7 @@ from bus.results import ended, give_up, result_of, watched
 from bus.server import LocalServer, local_server
 from bus.subjects import ASK_RESOLVE, PREPARE
 from bus.worker import Delivery, Work
-from schemas.asks import ResolveModel, ResolveReply
+from schemas.catalog import ResolveModel, ResolveReply
 from schemas.files import FilePath, Identity
 from schemas.jobs import Request, Result
 from schemas.models import Model

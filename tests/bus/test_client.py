@@ -8,15 +8,17 @@ import pytest
 
 from bus.client import PIECE_BYTES, PIECES, Bus, connect
 from bus.errors import Fail, NoAnswer, NoBus, TooLarge
+from bus.followers import Fact, follow
 from bus.ids import new_id
-from bus.queues import Fact, Picker, follow, serve
+from bus.queues import Picker, serve
 from bus.results import end, result_of
 from bus.server import LocalServer
 from bus.streams import MAX_MESSAGE
 from bus.subjects import ASK_IMPORT, ASK_METRICS, DEAD, IMAGE_ENCODED, PREFIX, PREPARE, RESULT
 from bus.worker import Delivery, sole, words
-from schemas.asks import AskImport, Metrics, Nothing
+from schemas.asks import Metrics, Nothing
 from schemas.images import Encoded
+from schemas.imports import AskImport
 from schemas.jobs import Request
 from tests.bus.faults import Server, ask, result, until, work
 from tests.conftest import QUICK, running

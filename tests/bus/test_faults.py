@@ -18,8 +18,9 @@ from nats.aio.msg import Msg
 from agents import preprocess
 from bus.client import Bus, connect
 from bus.errors import Full, Retry, Taken
+from bus.followers import Fact, follow
 from bus.ids import new_id
-from bus.queues import Fact, Picker, enqueue, follow, serve
+from bus.queues import Picker, enqueue, serve
 from bus.results import end, ended, give_up, result_of
 from bus.server import LocalServer
 from bus.subjects import DEAD, GENERATE, IMAGE_ENCODED, JOB_STARTED, PREPARE, RESULT

@@ -4,8 +4,7 @@ import msgspec
 
 from agents.catalog.ledger import Place
 from agents.migrator.differences import differences
-from schemas.asks import ListedFile
-from schemas.files import Known, Removed, Settled
+from schemas.files import Known, ListedFile, Removed, Settled
 from tests.catalog.facts import CHECKPOINT, at_path, key, sha, stat
 
 

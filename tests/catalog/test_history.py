@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from agents.catalog import history
 from agents.catalog.asks import pictures as picturing
-from agents.catalog.asks.pending import adopt_files, file_state
+from agents.catalog.asks.pending import adopt_files, file_state, promote_chosen
 from agents.catalog.asks.tags import drop_tag, put_tag, tag_models
 from agents.catalog.database import Database
 from agents.catalog.descriptions import picture_encoded, picture_refused
@@ -23,11 +23,10 @@ from agents.catalog.facts import apply
 from agents.catalog.legacy.importer import import_legacy
 from agents.catalog.outbox import outgoing
 from agents.catalog.outputs import add_outputs
-from agents.catalog.promotion import drop_promoted, promote_chosen, promote_present
+from agents.catalog.promotion import drop_promoted, promote_present
 from agents.catalog.rebuild import compare, read_only, rebuilt
 from agents.catalog.verify import database_problems
 from agents.storage.queries import sections
-from schemas.asks import Strategy
 from schemas.catalog import (
     AddPicture,
     AdoptFiles,
@@ -38,11 +37,12 @@ from schemas.catalog import (
     FileState,
     OrderPictures,
     PutTag,
+    Strategy,
     TagModels,
 )
 from schemas.files import Described, Details, Preview
 from schemas.images import Encoded, Picture, PictureRefused
-from schemas.jobs import Import
+from schemas.imports import Import
 from schemas.models import Changed
 from tests.catalog.conftest import clock
 from tests.catalog.facts import CHECKPOINT, at_path, hashed, moved, removed, settled, sha, stat

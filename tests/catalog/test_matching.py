@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from agents.catalog import matching
+from agents.catalog.asks.pending import list_pending, promote_chosen
 from agents.catalog.database import Database
 from agents.catalog.matching import Files, Found, Match, Wanted
-from agents.catalog.promotion import list_pending, promote_chosen, promote_present
+from agents.catalog.promotion import promote_present
 from agents.catalog.resolve import list_models
 from schemas.files import FilePath
 from tests.catalog.conftest import Tell

@@ -5,20 +5,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from agents.catalog.asks.pending import list_pending, promote_chosen
 from agents.catalog.database import Database
 from agents.catalog.descriptions import images_waiting, picture_encoded, picture_refused, put_layer
 from agents.catalog.facts import apply
 from agents.catalog.outbox import outgoing
-from agents.catalog.promotion import (
-    drop_promoted,
-    list_pending,
-    nearest,
-    promote_chosen,
-    promote_present,
-    unused_originals,
-)
+from agents.catalog.promotion import drop_promoted, nearest, promote_present, unused_originals
 from agents.catalog.resolve import list_models
-from schemas.asks import Strategy
+from schemas.catalog import Strategy
 from schemas.images import Encoded, Picture, PictureRefused
 from schemas.models import Model
 from tests.catalog.conftest import Tell

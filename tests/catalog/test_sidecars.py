@@ -13,6 +13,7 @@ import pytest
 
 from agents.catalog import history
 from agents.catalog.asks.model import whole_model
+from agents.catalog.asks.pending import promote_chosen
 from agents.catalog.asks.pictures import add_picture, drop_picture, list_pictures, order_pictures
 from agents.catalog.asks.tags import drop_tag, list_tags, put_tag, tag_models
 from agents.catalog.database import Database
@@ -20,7 +21,6 @@ from agents.catalog.descriptions import picture_encoded, picture_refused
 from agents.catalog.editing import edit_model
 from agents.catalog.facts import apply
 from agents.catalog.outbox import outgoing
-from agents.catalog.promotion import promote_chosen
 from agents.catalog.rebuild import compare, read_only, rebuilt
 from agents.catalog.sidecars import Repictured, ordered
 from agents.storage.queries import sections

@@ -14,8 +14,8 @@ from agents.client import scans
 from bus.client import Bus
 from bus.errors import UserError
 from bus.subjects import ASK_COMPARE, ASK_ROOT
-from schemas.asks import Compare, Compared, RootState, ScanRoot, WaitingFile
-from schemas.files import FilePath
+from schemas.asks import Compare, Compared
+from schemas.files import FilePath, RootState, ScanRoot, WaitingFile
 from schemas.settings import Settings
 from schemas.ticks import HashTick
 from tests.conftest import QUICK, running

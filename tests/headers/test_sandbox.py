@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.headers import sandbox
+from agents.headers.errors import BadHeader
 from agents.headers.metadata import METADATA_BYTES
 from agents.headers.safetensors import BITS, HEADER_LIMIT, LARGEST_HEADER, parse
-from agents.ingest.errors import BadHeader
 from schemas.files import Identity
 from tests.ingest.hostile import entry
 from tests.ingest.making import SD15, encoded, gguf, header, model, put

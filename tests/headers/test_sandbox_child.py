@@ -11,8 +11,8 @@ import safetensors
 
 from agents.headers import sandbox
 from agents.headers.compact import UNREADABLY_LARGE
+from agents.headers.errors import HeaderUnread, Unfinished
 from agents.headers.safetensors import HEADER_LIMIT
-from agents.ingest.errors import HeaderUnread, Unfinished
 from schemas.files import Identity
 from tests.ingest.hostile import entry, many
 from tests.ingest.making import SD15, encoded, header, model, put

@@ -41,7 +41,8 @@ from bus.subjects import (
     MODEL_READY,
 )
 from bus.worker import sole
-from schemas.asks import Hello, ListModels, ModelList, Nothing, ResolveModel, ResolveReply
+from schemas.asks import Hello, ListModels, ModelList, Nothing
+from schemas.catalog import ResolveModel, ResolveReply
 from schemas.files import Hashed, Identity, Moved, Removed, Settled
 from schemas.models import Model
 from tests.catalog.facts import CHECKPOINT, hashed, moved, removed, sha, stat

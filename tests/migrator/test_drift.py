@@ -16,8 +16,8 @@ from agents.migrator import agent as migrator
 from agents.watcher import agent as watcher
 from bus.client import Bus
 from bus.subjects import ASK_COMPARE, ASK_FILES, FILE_HASHED, TICK_AGENT
-from schemas.asks import Compare, Compared, FileList, ListedFile, ListFiles
-from schemas.files import Known
+from schemas.asks import Compare, Compared
+from schemas.files import FileList, Known, ListedFile, ListFiles
 from schemas.settings import HasherSettings, WatcherSettings
 from schemas.ticks import AgentTick
 from tests.catalog.facts import CHECKPOINT, at_path, key, sha, stat

@@ -15,8 +15,7 @@ from agents.migrator.imports import serve_imports
 from bus.client import Bus
 from bus.queues import enqueue
 from bus.subjects import ASK_IMPORT, IMPORT
-from schemas.asks import AskImport, ImportState
-from schemas.jobs import Import
+from schemas.imports import AskImport, Import, ImportState
 from tests.catalog.legacy_making import make, model, odd, sha
 from tests.conftest import running
 

@@ -13,7 +13,7 @@ from agents.catalog.descriptions import Waiting, add_picture
 from agents.catalog.facts import apply
 from agents.migrator.pictures import Portraits, job_id
 from bus.client import Bus
-from bus.queues import Fact
+from bus.followers import Fact
 from bus.subjects import DEAD, IMAGE_ENCODED, IMAGE_REFUSED, JOB_PLANNED, Subject
 from schemas.images import Encoded, Picture, PictureRefused
 from tests.catalog.conftest import clock

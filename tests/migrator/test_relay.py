@@ -23,8 +23,7 @@ from agents.migrator.replay import UNFORGOTTEN, prepare
 from bus.client import Bus
 from bus.subjects import CATALOG_CHANGED, MODEL_READY, PENDING_CONFLICT, PENDING_DROPPED
 from bus.wakeup import Bell
-from schemas.asks import Strategy
-from schemas.catalog import PutTag
+from schemas.catalog import PutTag, Strategy
 from schemas.files import Identity
 from tests.catalog.conftest import clock
 from tests.catalog.facts import hashed, sha

@@ -17,8 +17,8 @@ from bus.subjects import (
     HASH,
     row_of,
 )
-from schemas.asks import Compare, Compared, FileList, ListFiles, ListModels, ModelList, RootState, ScanRoot
-from schemas.files import FilePath, Hashed, HashFailed, Moved, Settled
+from schemas.asks import Compare, Compared, ListModels, ModelList
+from schemas.files import FileList, FilePath, Hashed, HashFailed, ListFiles, Moved, RootState, ScanRoot, Settled
 from schemas.models import Changed, Model, ModelMissing, ModelMoved, ModelReady
 from tests.pipeline.folders import At
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from agents.catalog.outbox import LARGEST_PAYLOAD
 from agents.catalog.outbox import fitted as said
 from agents.migrator.agent import listing
-from schemas.asks import ListedFile, ModelList, PendingRecord
-from schemas.catalog import Output
-from schemas.files import Details, FilePath, Identity, Known, Stat
+from schemas.asks import ModelList
+from schemas.catalog import Output, PendingRecord
+from schemas.files import Details, FilePath, Identity, Known, ListedFile, Stat
 from schemas.fitting import ANSWER_BYTES, ITEM_BYTES, MARK, cut, fitted
 from schemas.models import Model, ModelPromoted, ModelTagged
 from tests.catalog.facts import CHECKPOINT, sha

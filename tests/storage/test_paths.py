@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.ingest.errors import BadPath, OutsideRoot
 from agents.storage import paths
+from agents.storage.errors import BadPath, OutsideRoot
 from schemas.files import Stat
 
 NAMES = (

@@ -14,8 +14,7 @@ import pytest
 from agents.storage.paths import stat_of
 from bus.client import Bus
 from bus.subjects import ASK_ROOT
-from schemas.asks import RootState, ScanRoot
-from schemas.files import Described, Hashed, Moved, Refused, Removed, Settled
+from schemas.files import Described, Hashed, Moved, Refused, Removed, RootState, ScanRoot, Settled
 from tests.conftest import running
 from tests.ingest.dropping import Drop, dropping, sha256
 from tests.ingest.making import model, put

@@ -7,8 +7,9 @@ import msgspec
 from anyio import to_thread
 
 from agents.catalog.asks.pictures import pictures_of
-from agents.catalog.asks.replies import Impossible, NoSuchModel, told_in
+from agents.catalog.asks.replies import told_in
 from agents.catalog.database import Database
+from agents.catalog.errors import Impossible, NoSuchModel
 from agents.catalog.resolve import HASH_PREFIX, Candidate, meant_by, read_candidate
 from schemas.catalog import KnownPath, ModelReply, ShowModel, SidecarProblem, WholeModel
 from schemas.files import FilePath

@@ -3,17 +3,23 @@ file, with the records that wait for it."""
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import msgspec
+
+from agents.catalog import descriptions
 from agents.catalog.database import Database, Statements
+from agents.catalog.matching import RIVALS, Wanted, files_for
 from agents.catalog.names import file_name, fold, shown, stem
 from agents.catalog.outbox import say
-from agents.catalog.promotion import promote_placed
-from schemas.asks import Strategy
-from schemas.catalog import Adopted, AdoptFiles, FileReply, FileState
-from schemas.files import FilePath
+from agents.catalog.promotion import REASONS, promote, promote_placed, unknown_record
+from schemas.catalog import Adopted, AdoptFiles, FileReply, FileState, Outcome, PendingRecord, Strategy
+from schemas.files import Details, FilePath
 from schemas.models import PendingAdded
 
+_details = msgspec.json.Decoder(Details)
+
+LARGEST_ID = (1 << 63) - 1
 FIRST_ID = 1 << 40
 """Ids from here on are given to records that no legacy catalog has numbered."""
 AT_ONCE = 1000
@@ -80,3 +86,67 @@ async def _waiting(sql: Statements, place: FilePath, size: int) -> tuple[int, ..
     """The records that a file could be of, by its place or by its name and size."""
     file = [place.root, place.rel, fold(file_name(place.rel)), size, ""]
     return tuple(sorted({int(row[0]) for row in await sql.rows("pending_of_files", files=json.dumps([file]))}))
+
+
+async def promote_chosen(
+    db: Database, ids: Sequence[int], strategy: Strategy, at: float
+) -> tuple[tuple[Outcome, ...], list[str]]:
+    """Promote these records with the strategy that somebody chose, each for itself. What became of each, and originals
+    that may be done with."""
+    outcomes, originals = [], []
+    for id in ids:
+        if not 0 < id <= LARGEST_ID:
+            outcomes.append(unknown_record(id))
+            continue
+        async with db.atomic() as sql:
+            originals += [f"{descriptions.PENDING}{file}" for file, _ in await sql.rows("pictures_of_pending", id=id)]
+            outcomes.append(await _chosen(sql, id, strategy, at))
+    return tuple(outcomes), originals
+
+
+async def _chosen(sql: Statements, id: int, strategy: Strategy, at: float) -> Outcome:
+    for state, sha256 in await sql.rows("pending_state", id=id):
+        if state == "promoting":
+            return Outcome(id=id, outcome="promoted", sha256=sha256)
+        if sha256 is None:
+            [(root, rel, folded, size)] = await sql.rows("record_to_match", id=id)
+            record = _wanted(root, rel, folded, size)
+            sha256, why_not = (await files_for(sql, [record])).match(record)
+            if sha256 is None:
+                return Outcome(id=id, outcome="waiting", error=why_not)
+        return await promote(sql, id, str(sha256), strategy, at)
+    return unknown_record(id)
+
+
+async def list_pending(db: Database, *, after: int, limit: int) -> tuple[PendingRecord, ...]:
+    """Pending records by id, after one. Raises sqlite3.Error."""
+    rows = await db.committed.rows("pending", after=after, limit=limit)
+    wanted = {row[0]: _wanted(row[3], row[4], row[5], row[7]) for row in rows}
+    files = await files_for(db.committed, wanted.values())
+    found = []
+    for row in rows:
+        id, legacy_id, path, root, rel, _, name, size, details, origin, state, sha256, tags, images = row
+        reason = REASONS[state] or files.match(wanted[id]).why_not or RIVALS
+        found.append(
+            PendingRecord(
+                id=id,
+                legacy_id=legacy_id,
+                path=path,
+                place=FilePath(root=root, rel=rel) if rel is not None else None,
+                name=name,
+                size=size,
+                details=_details.decode(details),
+                origin=origin,
+                state=state,
+                sha256=sha256,
+                tags=tuple(json.loads(tags)),
+                images=images,
+                reason=reason,
+            )
+        )
+    return tuple(found)
+
+
+def _wanted(root: str | None, rel: str | None, folded: str, size: int | None) -> Wanted:
+    place = FilePath(root=root, rel=rel) if root is not None and rel is not None else None
+    return Wanted(place, folded, size)

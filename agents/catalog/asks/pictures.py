@@ -7,8 +7,9 @@ import re
 import uuid
 
 from agents.catalog import descriptions
-from agents.catalog.asks.replies import Impossible, NoSuchModel, told_in
+from agents.catalog.asks.replies import told_in
 from agents.catalog.database import Database, Statements
+from agents.catalog.errors import Impossible, NoSuchModel
 from agents.catalog.promotion import drop_promoted
 from schemas.catalog import AddPicture, DropPicture, ListPictures, ModelPicture, OrderPictures, Pictures
 

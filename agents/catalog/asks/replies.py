@@ -5,26 +5,11 @@ from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
 from agents.catalog.database import Database
-from bus.errors import DarkroomError
+from agents.catalog.errors import Impossible
 from schemas.asks import Problem
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class Impossible(DarkroomError):
-    """The catalog can't do that. `reason` is a stable word for programs."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-class NoSuchModel(Impossible):
-    """There is no model with this SHA-256."""
-
-    def __init__(self, sha256: str) -> None:
-        super().__init__("unknown-model", f"There is no model with the SHA-256 {sha256[:64]!r}.")
 
 
 def told_in(

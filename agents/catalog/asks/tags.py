@@ -6,9 +6,10 @@ import uuid
 from collections.abc import Iterable
 
 from agents.catalog import descriptions
-from agents.catalog.asks.replies import Impossible, NoSuchModel, told_in
+from agents.catalog.asks.replies import told_in
 from agents.catalog.database import Database, Statements
 from agents.catalog.descriptions import TAG_LENGTH
+from agents.catalog.errors import Impossible, NoSuchModel
 from agents.catalog.outbox import say
 from schemas.catalog import DropTag, ListTags, PutTag, Tagged, TagModels, TagPage, TagReply
 from schemas.fitting import fitted

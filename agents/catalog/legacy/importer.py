@@ -40,8 +40,8 @@ from agents.catalog.legacy.state import Cursor, cursor_of, import_state, put_sta
 from agents.catalog.legacy.tags import take_tags
 from agents.catalog.outbox import say
 from agents.storage.roots import Below
-from schemas.jobs import Import
-from schemas.models import ImportReport, PendingAdded
+from schemas.imports import Import, ImportReport
+from schemas.models import PendingAdded
 
 BATCH = 4000
 """Models, or tags, in one transaction at most."""

@@ -4,8 +4,8 @@ from collections import Counter
 from typing import Literal
 
 from agents.catalog.legacy.source import ODD
-from schemas.models import ImportReason, ImportReport
-from schemas.models import Tally as Counts
+from schemas.imports import ImportReason, ImportReport
+from schemas.imports import Tally as Counts
 
 REASONS = 200
 """Reasons that a report names; the others are only counted."""

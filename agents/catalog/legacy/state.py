@@ -5,9 +5,7 @@ from collections.abc import Callable
 import msgspec
 
 from agents.catalog.database import Database, Statements
-from schemas.asks import ImportState
-from schemas.jobs import Import
-from schemas.models import ImportReport
+from schemas.imports import Import, ImportReport, ImportState
 
 
 class Cursor(msgspec.Struct, frozen=True):

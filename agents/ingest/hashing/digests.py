@@ -27,8 +27,9 @@ from typing import Literal, Protocol, cast
 
 import msgspec
 
+from agents.headers.errors import BadHeader
 from agents.headers.safetensors import LENGTH_BYTES, read_length
-from agents.ingest.errors import BadHeader, ChangedWhileHashing, Gone, HashCancelled, MissingAlgorithm, Unreadable
+from agents.ingest.errors import ChangedWhileHashing, Gone, HashCancelled, MissingAlgorithm, Unreadable
 from agents.ingest.hashing.reading import Cores, read
 from agents.storage.paths import stat_of
 from schemas.files import Stat

@@ -9,7 +9,7 @@ from typing import Literal
 import anyio
 from anyio import to_thread
 
-from agents.ingest.errors import IngestError
+from agents.storage.errors import IngestError
 
 Rotational = Literal["auto", "yes", "no"]
 

@@ -26,11 +26,12 @@ from contextlib import closing
 
 import structlog
 
-from agents.ingest.errors import HashCancelled, IngestError
+from agents.ingest.errors import HashCancelled
 from agents.ingest.hashing.digests import Digests, Progress, new_blake3, sums_of
 from agents.ingest.hashing.reading import BUFFER_BYTES, Cores, plainly
 from agents.ingest.scanning.mounts import is_remote
 from agents.ingest.settling.observe import has_holes, opened
+from agents.storage.errors import IngestError
 from schemas.files import Stat
 
 log = structlog.get_logger()

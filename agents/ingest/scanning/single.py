@@ -7,11 +7,11 @@ import os
 import stat
 from collections.abc import Collection, Mapping
 
-from agents.ingest.errors import BadPath
 from agents.ingest.scanning.names import is_skipped_folder, why_ignored
 from agents.ingest.scanning.reconcile import Appeared
 from agents.ingest.scanning.scan import Candidate
 from agents.ingest.store import FilesDb
+from agents.storage.errors import BadPath
 from agents.storage.paths import join, stat_of
 from schemas.files import FilePath
 

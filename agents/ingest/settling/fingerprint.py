@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 
-from agents.ingest.errors import IngestError
 from agents.ingest.scanning.reconcile import Change, Linked, Moved, Touched, doubted
 from agents.ingest.settling.observe import GONE, opened
+from agents.storage.errors import IngestError
 from agents.storage.paths import resolve, stat_of
 from schemas.files import Stat
 

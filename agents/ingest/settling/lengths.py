@@ -8,7 +8,7 @@ import struct
 import msgspec
 
 from agents.headers import gguf, sandbox
-from agents.ingest.errors import BadHeader, HeaderUnread, Unfinished
+from agents.headers.errors import BadHeader, HeaderUnread, Unfinished
 from agents.ingest.settling.gate import Header
 
 _PICKLES = (b".ckpt", b".pt", b".pth", b".bin")

@@ -18,11 +18,12 @@ from typing import Any
 
 from msgspec import structs
 
+from agents.headers.errors import BadHeader
 from agents.headers.safetensors import LENGTH_BYTES, read_length
-from agents.ingest.errors import BadHeader, OutsideRoot
 from agents.ingest.scanning.names import control_names
 from agents.ingest.settling import gate
 from agents.ingest.settling.lengths import length_of
+from agents.storage.errors import OutsideRoot
 from agents.storage.paths import encode, join, resolve, stat_of
 from schemas.files import Stat
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 import msgspec
 
 from agents.ingest.store import FilesDb
-from schemas.asks import WaitingFile
+from schemas.files import WaitingFile
 
 _NOT_LOOKED_AT = "it has just come, or changed, and is looked at next"
 LISTED = 1000

@@ -19,8 +19,8 @@ from typing import Any
 
 import msgspec
 
-from agents.ingest.errors import OutsideRoot
 from agents.ingest.scanning.names import PREVIEW_SUFFIXES, WORD_SUFFIXES
+from agents.storage.errors import OutsideRoot
 from agents.storage.paths import is_inside
 
 JSON_BYTES = 1 << 20

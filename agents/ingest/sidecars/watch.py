@@ -17,13 +17,13 @@ import msgspec
 import structlog
 from anyio import to_thread
 
-from agents.ingest.errors import BadPath, IngestError, OutsideRoot
 from agents.ingest.scanning.names import why_ignored
 from agents.ingest.scanning.scan import Scan, marks_in, names_in
 from agents.ingest.sidecars.parse import Sidecars, opened, read_sidecars
 from agents.ingest.store import FilesDb, Told
 from agents.ingest.table import Table
 from agents.storage import blobs
+from agents.storage.errors import BadPath, IngestError, OutsideRoot
 from agents.storage.paths import is_inside, join
 from schemas.files import Described, Details, Preview
 from schemas.fitting import cut

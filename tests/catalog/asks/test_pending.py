@@ -4,16 +4,25 @@ from typing import get_args
 
 import pytest
 
-from agents.catalog.asks.pending import FIRST_ID, adopt_files, file_state
+from agents.catalog.asks.pending import FIRST_ID, adopt_files, file_state, list_pending
 from agents.catalog.asks.search import search_models
 from agents.catalog.asks.tags import tag_models
 from agents.catalog.database import Database
 from agents.catalog.editing import edit_model
 from agents.catalog.facts import apply
 from agents.catalog.outbox import outgoing
-from agents.catalog.promotion import list_pending
-from schemas.asks import PendingRecord, Strategy
-from schemas.catalog import Adopted, AdoptFiles, DetailsEdit, EditModel, FileReply, FileState, SearchModels, TagModels
+from schemas.catalog import (
+    Adopted,
+    AdoptFiles,
+    DetailsEdit,
+    EditModel,
+    FileReply,
+    FileState,
+    PendingRecord,
+    SearchModels,
+    Strategy,
+    TagModels,
+)
 from tests.catalog.conftest import Tell
 from tests.catalog.facts import at_path, hashed, removed, settled, sha, stat
 

@@ -5,9 +5,9 @@ import hashlib
 import pytest
 
 from agents.catalog.asks.pictures import add_picture, drop_picture, list_pictures, order_pictures
-from agents.catalog.asks.replies import Impossible
 from agents.catalog.database import Database
 from agents.catalog.descriptions import picture_encoded
+from agents.catalog.errors import Impossible
 from agents.catalog.outbox import outgoing
 from schemas.catalog import AddPicture, DropPicture, ListPictures, ModelPicture, OrderPictures
 from schemas.images import Encoded, Picture

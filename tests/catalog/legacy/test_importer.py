@@ -26,8 +26,8 @@ from agents.catalog.legacy.importer import import_legacy, sweep_imports
 from agents.catalog.legacy.state import end_import, import_state
 from agents.catalog.outbox import outgoing
 from agents.catalog.resolve import list_models
-from schemas.jobs import Import
-from schemas.models import ImportReport, Model, PendingAdded
+from schemas.imports import Import, ImportReport
+from schemas.models import Model, PendingAdded
 from tests.catalog.conftest import clock
 from tests.catalog.facts import hashed
 from tests.catalog.facts import sha as sha_of

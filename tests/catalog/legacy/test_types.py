@@ -13,7 +13,7 @@ from agents.catalog.legacy import tags as import_tags
 from agents.catalog.legacy.importer import BATCH
 from agents.catalog.legacy.rows import BAD_ID, BAD_SIZE, BAD_TIME, model_of, tag_of
 from agents.catalog.legacy.source import ODD, RawModel, RawTag, opened
-from schemas.models import ImportReport
+from schemas.imports import ImportReport
 from tests.catalog.legacy.test_importer import Take, counts, images, table, take
 from tests.catalog.legacy_making import LENIENT, SCHEMA, WHEN, make, model, sha
 

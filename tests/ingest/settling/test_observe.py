@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.ingest.errors import HeaderUnread
+from agents.headers.errors import HeaderUnread
 from agents.ingest.scanning import mounts
 from agents.ingest.settling import gate, lengths, observe
 from agents.storage.paths import encode
