@@ -23,9 +23,9 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
 from bus import trace
+from bus.clock import Clock
 from bus.connection import linked
 from bus.errors import Full, NoAnswer, NoBus, Retry, Taken, TooLarge, Undecodable, UserError
-from bus.ids import new_id
 from bus.streams import MAX_MESSAGE, make_streams
 from bus.subjects import PREFIX, Subject, row_of
 from schemas.settings import BusSettings
@@ -72,13 +72,14 @@ class Stored(Generic[T]):
 class Bus:
     """What agents do with the bus. Made by `connect`; every method is safe to call from many tasks."""
 
-    def __init__(self, nc: Client, settings: BusSettings, tasks: anyio.abc.TaskGroup, name: str) -> None:
+    def __init__(self, nc: Client, settings: BusSettings, tasks: anyio.abc.TaskGroup, name: str, clock: Clock) -> None:
         self.nc = nc
         self.js: JetStreamContext = nc.jetstream(timeout=_API_TIMEOUT)
         self.settings = settings
         self.tasks = tasks
         self.name = name
-        self.instance = f"{name}-{new_id()[-12:]}"
+        self.clock = clock
+        self.instance = f"{name}-{clock.new_id()[-12:]}"
         self.echo = nc.new_inbox()
         self.leases: dict[str, Msg] = {}
         self.on_reconnect: set[Callable[[], None]] = set()
@@ -121,7 +122,7 @@ class Bus:
             raise TooLarge(f"{len(data):,} bytes for {subject}: at most {MAX_MESSAGE:,} ride the bus")
         head = {trace.HEADER: trace.current(), "Content-Type": "application/json", **(headers or {})}
         if msg_id or not (first or subject.startswith(_FENCED)):
-            head["Nats-Msg-Id"] = msg_id or new_id()
+            head["Nats-Msg-Id"] = msg_id or self.clock.new_id()
         if first:
             head["Nats-Expected-Last-Subject-Sequence"] = "0"
         deadline, pause, unsure = anyio.current_time() + patience, 0.05, False
@@ -332,7 +333,9 @@ def _refusal(subject: str, error: APIError) -> Exception:
 
 
 @asynccontextmanager
-async def connect(url: str, settings: BusSettings, *, name: str, topology_too: bool = True) -> AsyncIterator[Bus]:
+async def connect(
+    url: str, settings: BusSettings, *, name: str, topology_too: bool = True, clock: Clock | None = None
+) -> AsyncIterator[Bus]:
     """A Bus on the server at `url`, with the streams reconciled. Raises NoBus when it can't be reached, UserError."""
     async with linked(url, f"darkroom-{name}") as link:
         if topology_too:
@@ -341,7 +344,7 @@ async def connect(url: str, settings: BusSettings, *, name: str, topology_too: b
             except (*NOT_NOW, APIError) as error:
                 raise NoBus(f"the NATS server at {url} has no JetStream: start it with `-js` ({error})") from error
         async with anyio.create_task_group() as tasks:
-            bus = Bus(link.nc, settings, tasks, name)
+            bus = Bus(link.nc, settings, tasks, name, clock or Clock())
             bus.on_reconnect = link.on_reconnect
             await bus.return_echo()
             tasks.start_soon(bus.keep_leases)
