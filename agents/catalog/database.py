@@ -68,7 +68,7 @@ class Database:
         now: Callable[[], float],
         changed: Callable[[], None],
     ) -> None:
-        queries = sections("queries.sql", "name")
+        queries = sections("agents.catalog", "queries.sql", "name")
         self._writer = writer
         self.path, self.now, self._changed = path, now, changed
         self._folder = path.parent / "history"
@@ -312,4 +312,4 @@ async def _migrate(writer: aiosqlite.Connection, applied: int, now: float) -> No
 
 
 def _migrations() -> dict[int, str]:
-    return {int(version): script for version, script in sections("schema.sql", "version").items()}
+    return {int(version): script for version, script in sections("agents.catalog", "schema.sql", "version").items()}

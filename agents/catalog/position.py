@@ -198,7 +198,7 @@ def _standing(file: sqlite3.Connection, path: Path) -> Standing | None:
     if _log_size(path) and (found := file.execute("PRAGMA integrity_check(1)").fetchone()) != ("ok",):
         # A log that a kill left beside a file which was put in its place meanwhile mixes both.
         raise sqlite3.DatabaseError(f"it is damaged: {found[0]}")
-    [found] = file.execute(sections("queries.sql", "name")["standing"]).fetchall()
+    [found] = file.execute(sections("agents.catalog", "queries.sql", "name")["standing"]).fetchall()
     return standing(*found)
 
 
@@ -216,7 +216,7 @@ def standing(position: str | None, unsent: str, queued: int | None, waiting: int
 
 def refuse_newer(path: Path, applied: int) -> None:
     """Raises CatalogTooNew for a catalog whose last migration is not known here."""
-    newest = max(map(int, sections("schema.sql", "version")))
+    newest = max(map(int, sections("agents.catalog", "schema.sql", "version")))
     if applied > newest:
         raise CatalogTooNew(
             f"The catalog {path} has version {applied}, and this Darkroom knows up to {newest}: update it, or restore "

@@ -110,7 +110,7 @@ class Rebuilt:
 
     def make_searchable(self) -> None:
         """Write the search anew, for every model and every picture of the gallery."""
-        queries = sections("queries.sql", "name")
+        queries = sections("agents.catalog", "queries.sql", "name")
         for name, function in functions().items():
             self._connection.create_function(name, 1, function, deterministic=True)
         with self._connection:

@@ -6,13 +6,13 @@ from importlib.resources import files
 _PART = re.compile(r"\{(\w+)\}")
 
 
-def sections(file: str, marker: str) -> dict[str, str]:
-    """The sections of one of this package's .sql files, in order, by what stands after `-- <marker>: `. A section after
+def sections(package: str, file: str, marker: str) -> dict[str, str]:
+    """The sections of a .sql file of a package, in order, by what stands after `-- <marker>: `. A section after
     `-- part: <name>` is none of them: what it says stands wherever another one says {name}.
 
     Raises ValueError for a section that comes twice, KeyError for a part that is not there.
     """
-    text = (files(__package__) / file).read_text(encoding="utf-8")
+    text = (files(package) / file).read_text(encoding="utf-8")
     parts = re.split(rf"^-- ({marker}|part): (\S+)$", text, flags=re.MULTILINE)
     found: dict[str, dict[str, str]] = {marker: {}, "part": {}}
     for kind, name, body in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
