@@ -42,9 +42,9 @@ async def test_the_reading_connection_cannot_write(db: Database):
 
 
 async def test_every_query_is_valid_and_used_and_every_name_used_exists(db: Database):
-    code = "\n".join(file.read_text() for file in (*CODE.glob("*.py"), *CODE.parent.glob("*.py")))
+    code = "\n".join(file.read_text() for file in CODE.parent.rglob("*.py"))
     used = set(re.findall(r'\.(?:rows|many)\(\s*"(\w+)"', code))
-    queries = sections("queries.sql", "name")
+    queries = sections("agents.catalog", "queries.sql", "name")
     assert used == set(queries)
     for query in queries.values():
         await db._writer.execute_fetchall(f"EXPLAIN {query}", dict.fromkeys(re.findall(r":(\w+)", query)))
@@ -52,7 +52,7 @@ async def test_every_query_is_valid_and_used_and_every_name_used_exists(db: Data
 
 async def test_lookups_of_a_large_catalog_scan_no_table(db: Database):
     for name in ("places", "places_of_models", "entries", "models_named", "applied_messages"):
-        query = sections("queries.sql", "name")[name]
+        query = sections("agents.catalog", "queries.sql", "name")[name]
         values = dict.fromkeys(re.findall(r":(\w+)", query), "[]")
         plan = await db._writer.execute_fetchall(f"EXPLAIN QUERY PLAN {query}", values)
         scans = [row[3] for row in plan if re.match(r"SCAN (?:models|paths|inbox|outbox)\b", row[3])]
@@ -112,11 +112,11 @@ async def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path, 
     path = tmp_path / "catalog.db"
     async with Database.open(path, now=clock):
         pass
-    known = sections("schema.sql", "version")
+    known = sections("agents.catalog", "schema.sql", "version")
 
-    def with_a_broken_one(file: str, marker: str) -> dict[str, str]:
+    def with_a_broken_one(package: str, file: str, marker: str) -> dict[str, str]:
         broken = "CREATE TABLE fresh (id INTEGER PRIMARY KEY) STRICT; CREATE TABLE models (again TEXT) STRICT;"
-        return {**known, "99": broken} if marker == "version" else sections(file, marker)
+        return {**known, "99": broken} if marker == "version" else sections(package, file, marker)
 
     monkeypatch.setattr(database, "sections", with_a_broken_one)
     with pytest.raises(CatalogUnusable, match="already exists"):

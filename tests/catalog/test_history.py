@@ -268,7 +268,7 @@ async def test_a_catalog_of_version_1_with_models_in_it_is_migrated_searched_and
     path, other = tmp_path / "catalog.db", tmp_path / "new.db"
     identity = msgspec.json.encode(CHECKPOINT).decode()
     with closing(sqlite3.connect(path)) as old:
-        old.executescript(sections("schema.sql", "version")["1"])
+        old.executescript(sections("agents.catalog", "schema.sql", "version")["1"])
         old.execute("INSERT INTO migrations VALUES (1, 1.0)")
         for n in range(5000):  # more than one piece of the history
             values = (sha(f"{n}"), f"dream {n}", f"dream {n}", n, identity, 0.1 + n / 7)

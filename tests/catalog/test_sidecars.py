@@ -429,7 +429,7 @@ def version_2(path: Path) -> None:
     changes = []
     with closing(sqlite3.connect(path)) as old:
         for version in ("1", "2"):
-            old.executescript(sections("schema.sql", "version")[version])
+            old.executescript(sections("agents.catalog", "schema.sql", "version")[version])
             old.execute("INSERT INTO migrations VALUES (?, 1.0)", (version,))
         old.execute("INSERT INTO db_meta VALUES ('history', 'begun')")
         for table, row in rows:
