@@ -25,7 +25,7 @@ from starlette.types import ASGIApp
 
 from agents.client import catalog, scans
 from agents.client import jobs as desk
-from agents.client.views import Check, JobEvent, JobView, R, UnknownJob, WaitingFiles
+from agents.client.views import Check, JobEvent, JobView, R, WaitingFiles
 from agents.diffusion.plan import check
 from agents.http import jobs as native
 from agents.http.security import Guard, is_loopback
@@ -181,7 +181,7 @@ class _Behind:
 
     async def state(self, id: str) -> JobView:
         if (view := await desk.state(self.bus, id)) is None:
-            raise UnknownJob
+            raise desk.unknown_job()
         return view
 
     async def jobs(self, limit: int) -> list[JobView]:

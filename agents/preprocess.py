@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 
 from agents.diffusion.plan import check, make_plan
 from bus.client import Bus
-from bus.errors import BadSubject, NoAnswer, Reject, Retry, Taken
+from bus.errors import INTERNAL, BadSubject, Declined, NoAnswer, Reject, Retry, Taken
 from bus.ids import day_of
 from bus.queues import Picker, enqueue
 from bus.results import ended, give_up
@@ -143,13 +143,13 @@ async def _planned(bus: Bus, limits: LimitSettings, request: Request, delivery: 
 
 async def _resolved(bus: Bus, name: str) -> Model:
     try:
-        reply = await bus.ask(ASK_RESOLVE, ResolveModel(name=name), ResolveReply)
+        return (await bus.ask(ASK_RESOLVE, ResolveModel(name=name), ResolveReply)).model
     except NoAnswer as error:
         raise Retry("the catalog does not answer: is the migrator running?") from error
-    if reply.problem is not None or reply.model is None:
-        problem = reply.problem
-        raise Reject(problem.reason if problem else "unknown-model", problem.error if problem else name)
-    return reply.model
+    except Declined as error:
+        if error.reason == INTERNAL:
+            raise Retry(str(error)) from error
+        raise Reject(error.reason, str(error)) from error
 
 
 async def refuse(bus: Bus, delivery: Delivery, status: str, reason: str, error: str) -> None:

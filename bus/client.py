@@ -1,6 +1,6 @@
 """One connection to the bus: publish, tick, ask, answer, listen, and look things up. Leases live here too.
 
-Consuming jobs and facts is consumer.py; how a job ends is results.py; the subjects are subjects.py.
+Consuming jobs is queues.py, facts followers.py; how a job ends is results.py; the subjects are subjects.py.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
+from urllib.parse import quote, unquote
 
 import anyio
 import anyio.abc
@@ -25,7 +26,7 @@ from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 from bus import trace
 from bus.clock import Clock
 from bus.connection import linked
-from bus.errors import Full, NoAnswer, NoBus, Retry, Taken, TooLarge, Undecodable, UserError
+from bus.errors import INTERNAL, Declined, Full, NoAnswer, NoBus, Retry, Taken, TooLarge, Undecodable, UserError
 from bus.streams import MAX_MESSAGE, make_streams
 from bus.subjects import PREFIX, Subject, row_of
 from schemas.settings import BusSettings
@@ -55,6 +56,12 @@ PIECE_BYTES = 512 * 1024
 """Of an answer, in one message at most: a server takes 1 MiB, unless it was set to less."""
 PIECES = "Darkroom-Pieces"
 """The header of each message of an answer that comes in several: how many there are."""
+ERROR, ERROR_CODE, REASON = "Nats-Service-Error", "Nats-Service-Error-Code", "Darkroom-Reason"
+"""The headers of an answer that is an error: a message and a code, as services of nats.micro send them, and our reason.
+What is not printable ASCII in them is percent-encoded."""
+_PRINTABLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+_LONGEST_ERROR = 4000
+"""Characters of a message in a header."""
 _NOBODY = "503"
 _MEND_EVERY = 1.0
 _API_TIMEOUT = 5.0
@@ -166,15 +173,18 @@ class Bus:
             self._mended = anyio.current_time()
 
     async def tick(self, subject: Subject[T], payload: T, **tokens: str) -> None:
-        """Say something nobody depends on; dropped while the connection is away."""
+        """Publish something nobody depends on; dropped while the connection is away."""
         full, data = subject(**tokens), encode(payload)
         if self.nc.is_connected:
             with contextlib.suppress(nats.errors.Error, OSError):
                 await self.nc.publish(full, data)
 
     async def ask(self, subject: Subject[T], payload: T, reply: type[R], *, timeout: float = 2.0, **tokens: str) -> R:
-        """Ask and wait for one answer, of any length: `timeout` seconds for each piece of it. Raises NoAnswer,
-        Undecodable, BadSubject, and TooLarge for a question that no message holds."""
+        """Ask and wait for one answer, of any length: `timeout` seconds for each piece of it.
+
+        Raises Declined as the one who was asked did (with the reason INTERNAL for a bug there), NoAnswer when there is
+        nobody, Undecodable for an answer of another form, BadSubject, and TooLarge for a question that no message
+        holds."""
         full = subject(**tokens)
         try:
             answer = await self._answer_to(full, encode(payload), timeout)
@@ -199,6 +209,8 @@ class Bus:
                 headers = message.headers or {}
                 if headers.get("Status") == _NOBODY:
                     raise nats.errors.NoRespondersError
+                if ERROR in headers:
+                    raise Declined(unquote(headers.get(REASON, INTERNAL)), unquote(headers[ERROR]))
                 pieces.append(message.data)
                 count = int(headers.get(PIECES, 1))
             return b"".join(pieces)
@@ -214,18 +226,39 @@ class Bus:
         pattern: str = "",
         task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Answer an ask (those on `pattern` only, where one is given), one after the other, until cancelled; where that
-        fails there is silence and a log line. What is too long for one message goes out in several."""
+        """Answer an ask (those on `pattern` only, where one is given), one after the other, until cancelled. What is
+        too long for one message goes out in several.
+
+        A handler that raises Declined, and a question that can't be decoded, are answered with that error; any other
+        exception is logged, and answered with the reason INTERNAL.
+        """
         async with self.listen(pattern or subject.filter()) as asked:
             task_status.started()
             async for message in asked:
                 with trace.continued(message.headers):
                     try:
-                        await self._reply(message.reply, encode(await handler(subject.decode(message.data))))
-                    except Exception:
-                        log.exception("ask not answered", ask=subject.template)
+                        await self._answer(subject, handler, message)
+                    except (nats.errors.Error, OSError) as error:
+                        log.warning("answer not sent", ask=subject.template, error=str(error))
 
-    async def _reply(self, inbox: str, data: bytes) -> None:
+    async def _answer(self, subject: Subject[T], handler: Callable[[T], Awaitable[Any]], asked: Msg) -> None:
+        try:
+            data = encode(await handler(subject.decode(asked.data)))
+        except Declined as error:
+            headers = _error_headers("400", error.reason, str(error))
+        except Undecodable as error:
+            headers = _error_headers("400", "undecodable", str(error))
+        except Exception:
+            log.exception("ask failed", ask=subject.template)
+            headers = _error_headers(
+                "500", INTERNAL, f"{self.name} failed at {subject.template}: its log has the reason"
+            )
+        else:
+            await self._publish_pieces(asked.reply, data)
+            return
+        await self.nc.publish(asked.reply, headers=headers)
+
+    async def _publish_pieces(self, inbox: str, data: bytes) -> None:
         length = min(PIECE_BYTES, self.nc.max_payload * 3 // 4)
         if len(data) <= length:
             await self.nc.publish(inbox, data)
@@ -236,10 +269,10 @@ class Bus:
 
     @asynccontextmanager
     async def listen(self, pattern: str, *, buffer: int = 1024) -> AsyncIterator[MemoryObjectReceiveStream[Msg]]:
-        """Hear what is said from now on (core NATS: lossy). A reader `buffer` behind loses the new ones."""
+        """What is published from now on (core NATS: lossy). A reader with `buffer` messages unread loses new ones."""
         send, receive = anyio.create_memory_object_stream[Msg](buffer)
 
-        async def heard(message: Msg) -> None:
+        async def received(message: Msg) -> None:
             try:
                 send.send_nowait(message)
             except anyio.WouldBlock:
@@ -248,7 +281,7 @@ class Bus:
                 return
 
         with send, receive:
-            subscription = await self.nc.subscribe(pattern, cb=heard)
+            subscription = await self.nc.subscribe(pattern, cb=received)
             try:
                 await self.flush()
                 yield receive
@@ -293,7 +326,7 @@ class Bus:
         return Retry(f"the bus did not answer about {stream}: {error}")
 
     async def flush(self) -> None:
-        """Everything said so far has reached the server. Raises Retry.
+        """Everything published so far has reached the server. Raises Retry.
 
         A message to ourselves, not the client's own flush: when that is cancelled, the late PONG ends its reading task.
         """
@@ -316,8 +349,14 @@ class Bus:
             await anyio.sleep(self.settings.heartbeat)
             for reply, message in tuple(self.leases.items()):
                 if reply in self.leases and self.nc.is_connected:
-                    with contextlib.suppress(nats.errors.Error, OSError):  # said again in a moment
+                    with contextlib.suppress(nats.errors.Error, OSError):  # sent again in a moment
                         await message.in_progress()
+
+
+def _error_headers(code: str, reason: str, message: str) -> dict[str, str]:
+    """The headers of an answer that is an error; `unquote` gives reason and message back."""
+    shown = {ERROR: message.strip()[:_LONGEST_ERROR], ERROR_CODE: code, REASON: reason}
+    return {name: quote(text, safe=_PRINTABLE, errors="replace") for name, text in shown.items()}
 
 
 def _refusal(subject: str, error: APIError) -> Exception:

@@ -1,7 +1,11 @@
-"""What the ack policy knows: a handler that returns is acknowledged, one that raises says what it means with these.
+"""Errors of the bus. The ack policy reads them: a handler that returns is acknowledged, one that raises says what it
+means with these. Declined is the one that crosses an ask.
 
 The docstring of an error is its default message.
 """
+
+INTERNAL = "internal"
+"""The reason of a Declined that stands for a bug: the log of the agent that was asked holds the traceback."""
 
 
 class DarkroomError(Exception):
@@ -35,6 +39,14 @@ class Fail(Reject):
     """Never, though the request was a good one: the job ends as failed. `reason` is a stable word for programs."""
 
 
+class Declined(DarkroomError):
+    """What was asked can't be done; the message says why. `reason` is a stable word for programs."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class Undecodable(DarkroomError):
     """The payload is not what its subject says; it goes to the dead letters."""
 
@@ -56,7 +68,7 @@ class TooLarge(DarkroomError):
 
 
 class NoAnswer(DarkroomError):
-    """Nobody answered in time: is the agent that should running? `darkroom doctor` tells."""
+    """Nobody answered in time: is the agent that should running? `darkroom doctor` looks."""
 
 
 class NoBus(UserError):

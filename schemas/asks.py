@@ -9,13 +9,6 @@ class Nothing(msgspec.Struct, frozen=True, kw_only=True):
     """An ask or a reply that carries nothing."""
 
 
-class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """An ask that was understood and can't be answered: a stable word, and a sentence that says what to do."""
-
-    reason: str
-    error: str
-
-
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
     """Who answers for the catalog."""
 

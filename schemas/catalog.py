@@ -1,11 +1,10 @@
-"""Asks about what the catalog holds, and to change it. A reply with a `problem` says why nothing was done."""
+"""Asks about what the catalog holds, and to change it."""
 
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from schemas.asks import Problem
 from schemas.files import Details, FilePath
 from schemas.models import Layer, Model, Tag
 
@@ -17,7 +16,7 @@ class SearchModels(msgspec.Struct, frozen=True, kw_only=True):
     """Models in whose name, tags, trigger words or description each word of `text` begins a word (empty: all).
 
     `type` is what a model is said to be or, where nobody says, its kind by its header. Of `tags` it has all, of
-    `without` none. A page of at most `limit`, from `cursor` (what the page before said as `next`).
+    `without` none. A page of at most `limit`, from `cursor` (the `next` of the page before).
     """
 
     text: str = ""
@@ -38,7 +37,6 @@ class ModelPage(msgspec.Struct, frozen=True, kw_only=True):
 
     models: tuple[Model, ...] = ()
     next: str = ""
-    problem: Problem | None = None
 
 
 class ShowModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,10 +89,9 @@ class WholeModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelReply(msgspec.Struct, frozen=True, kw_only=True):
-    """Exactly one of the two."""
+    """The model as it is now."""
 
-    model: WholeModel | None = None
-    problem: Problem | None = None
+    model: WholeModel
 
 
 Line = Annotated[str, Meta(max_length=500)]
@@ -156,8 +153,7 @@ class DropTag(msgspec.Struct, frozen=True, kw_only=True):
 class TagReply(msgspec.Struct, frozen=True, kw_only=True):
     """The tag as it is now, or was before it was deleted."""
 
-    tag: Tag | None = None
-    problem: Problem | None = None
+    tag: Tag
 
 
 class TagModels(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,7 +169,6 @@ class Tagged(msgspec.Struct, frozen=True, kw_only=True):
 
     changed: int = 0
     tags: tuple[tuple[str, ...], ...] = ()
-    problem: Problem | None = None
 
 
 class ListPictures(msgspec.Struct, frozen=True, kw_only=True):
@@ -210,7 +205,6 @@ class Pictures(msgspec.Struct, frozen=True, kw_only=True):
     pictures: tuple[ModelPicture, ...] = ()
     number: int | None = None
     added: bool = False
-    problem: Problem | None = None
 
 
 class ListOutputs(msgspec.Struct, frozen=True, kw_only=True):
@@ -246,7 +240,6 @@ class OutputPage(msgspec.Struct, frozen=True, kw_only=True):
 
     outputs: tuple[Output, ...] = ()
     next: str = ""
-    problem: Problem | None = None
 
 
 class AdoptFiles(msgspec.Struct, frozen=True, kw_only=True):
@@ -289,10 +282,9 @@ class ResolveModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResolveReply(msgspec.Struct, frozen=True, kw_only=True):
-    """Exactly one of the two."""
+    """The model that is meant; its file is there."""
 
-    model: Model | None = None
-    problem: Problem | None = None
+    model: Model
 
 
 Strategy = Literal["report", "override", "merge", "ignore", "delete"]

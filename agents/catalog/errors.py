@@ -2,7 +2,7 @@
 
 import sqlite3
 
-from bus.errors import BadSubject, DarkroomError, UserError
+from bus.errors import BadSubject, Declined, UserError
 
 
 class CatalogUnusable(UserError):
@@ -27,19 +27,9 @@ class LegacyUnusable(UserError):
 
 
 IMPOSSIBLE = (sqlite3.IntegrityError, OverflowError, BadSubject)
-"""What a fact raises that no row can hold, or that could never be told, however often it is tried."""
+"""What a fact raises that no row can hold, or that could never be published, however often it is tried."""
 
 
-class Impossible(DarkroomError):
-    """The catalog can't do that. `reason` is a stable word for programs."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-class NoSuchModel(Impossible):
-    """There is no model with this SHA-256."""
-
-    def __init__(self, sha256: str) -> None:
-        super().__init__("unknown-model", f"There is no model with the SHA-256 {sha256[:64]!r}.")
+def unknown_model(sha256: str) -> Declined:
+    """The refusal of a question about a model that is not there."""
+    return Declined("unknown-model", f"There is no model with the SHA-256 {sha256[:64]!r}.")

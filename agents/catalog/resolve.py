@@ -9,8 +9,7 @@ from anyio import to_thread
 
 from agents.catalog.database import Database, Row
 from agents.catalog.names import file_name, fold, loose, shown, stem
-from schemas.asks import Problem
-from schemas.catalog import ResolveReply
+from bus.errors import Declined
 from schemas.files import Details, FilePath, Identity
 from schemas.models import Model
 
@@ -35,27 +34,25 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     known_as: tuple[str, ...]
 
 
-async def resolve(db: Database, name: str) -> ResolveReply:
-    """The one usable checkpoint that `name` means, or why there is none.
+async def resolve(db: Database, name: str) -> Model:
+    """The one usable checkpoint that `name` means.
 
     A name is a model's name, a file's name with or without its extension, a path below a root, 8 or more hex digits
     from the start of a SHA-256, or what an infotext says ("name [hash]", where the hash decides). The exact spelling
     goes before one that differs in case, and that before one that differs in spaces. An empty name means the only
-    checkpoint there is. Problems: unknown-model, ambiguous-model, model-missing, unsafe-model, not-a-checkpoint.
-    Nothing is ever substituted.
+    checkpoint there is. Nothing is ever substituted. Raises Declined: unknown-model, ambiguous-model, model-missing,
+    unsafe-model, not-a-checkpoint.
     """
     if not (plain := name.strip()):
         return await _only(db)
     hashed = HASH_PREFIX.fullmatch(plain) or _INFOTEXT.search(plain)
     meant = await meant_by(db, name, hashed[1].lower() if hashed else "")
     if not meant:
-        return _problem("unknown-model", f'No model is called "{name}". {await _what_there_is(db)}')
+        raise Declined("unknown-model", f'No model is called "{name}". {await _what_there_is(db)}')
     usable = [candidate for candidate in meant if candidate.loadable and not candidate.model.missing]
     if len(usable) == 1:
-        return ResolveReply(model=usable[0].model)
-    if usable:
-        return _ambiguous(name, usable)
-    return _unusable(name, meant)
+        return usable[0].model
+    raise _ambiguous(name, usable) if usable else _unusable(name, meant)
 
 
 async def meant_by(db: Database, name: str, prefix: str) -> list[Candidate]:
@@ -103,12 +100,12 @@ async def list_models(
     return await to_thread.run_sync(lambda: tuple(read_candidate(row).model for row in rows))
 
 
-async def _only(db: Database) -> ResolveReply:
+async def _only(db: Database) -> Model:
     usable = [read_candidate(row) for row in await db.committed.rows("usable_models", limit=2)]
     if len(usable) == 1:
-        return ResolveReply(model=usable[0].model)
+        return usable[0].model
     reason = "ambiguous-model" if usable else "unknown-model"
-    return _problem(reason, f"No model was named. {await _what_there_is(db)}")
+    raise Declined(reason, f"No model was named. {await _what_there_is(db)}")
 
 
 async def _what_there_is(db: Database) -> str:
@@ -118,43 +115,39 @@ async def _what_there_is(db: Database) -> str:
     return f"Name one of these: {_listed(names)}."
 
 
-def _ambiguous(name: str, usable: list[Candidate]) -> ResolveReply:
+def _ambiguous(name: str, usable: list[Candidate]) -> Declined:
     which = [f"{shown(one.model.paths[0].rel)} [{one.model.sha256[:10]}]" for one in usable]
-    return _problem(
+    return Declined(
         "ambiguous-model",
         f'"{name}" means {len(usable)} models. Name one of these, hash and all: {_listed(which)}.',
     )
 
 
-def _unusable(name: str, meant: list[Candidate]) -> ResolveReply:
+def _unusable(name: str, meant: list[Candidate]) -> Declined:
     """Why none of the models that a name means can be used; of several, what is nearest to being usable counts."""
     gone = [one for one in meant if one.loadable]
     if gone:
         model = gone[0].model
         where = f" It was last seen at {shown(gone[0].known_as[0])}." if gone[0].known_as else ""
-        return _problem(
+        return Declined(
             "model-missing",
             f'"{name}" [{model.sha256[:10]}] is known, but its file is gone.{where} Put it back to use it.',
         )
     model = meant[0].model
     identity = model.identity
     if identity.unsafe:
-        return _problem(
+        return Declined(
             "unsafe-model",
             f'"{name}" is a pickle, which can run code when it is loaded, so it never is. Use it as .safetensors.',
         )
     if identity.problem:
-        return _problem("not-a-checkpoint", f'"{name}" is no usable checkpoint: {identity.problem}')
+        return Declined("not-a-checkpoint", f'"{name}" is no usable checkpoint: {identity.problem}')
     what = "of an unknown kind" if identity.kind == "unknown" else f"of kind {identity.kind}"
-    return _problem("not-a-checkpoint", f'"{name}" is no checkpoint: it is {what}.')
+    return Declined("not-a-checkpoint", f'"{name}" is no checkpoint: it is {what}.')
 
 
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:LISTED]) + (" and others" if len(names) > LISTED else "")
-
-
-def _problem(reason: str, error: str) -> ResolveReply:
-    return ResolveReply(problem=Problem(reason=reason, error=error))
 
 
 def read_candidate(row: Row) -> Candidate:

@@ -16,9 +16,8 @@ from agents.cli.console import counted, printable, table
 from agents.cli.jobs import CATALOGUING, running_bus, say
 from agents.client import catalog as catalogdesk
 from agents.client.catalog import ask
-from agents.client.views import Declined
 from bus.client import Bus
-from bus.errors import UserError
+from bus.errors import Declined, UserError
 from schemas import catalog
 from schemas.catalog import ModelReply, Outcome, Outcomes, Promote, SearchModels, Strategy, Tagged, TagReply, WholeModel
 from schemas.files import Identity
@@ -138,7 +137,6 @@ async def drop_tag(settings: Settings, name: str) -> int:
     """Delete a tag."""
     async with running_bus(settings, start=_START) as bus:
         reply = await ask(bus, catalog.DropTag(id=(await _tag(bus, name)).id), TagReply)
-    assert reply.tag is not None
     sys.stderr.write(f"{reply.tag.name} is off {counted(reply.tag.models, 'model')}\n")
     return 0
 
@@ -253,9 +251,7 @@ def _tell(report: ImportReport) -> None:
 
 
 async def _model(bus: Bus, name: str) -> WholeModel:
-    reply = await ask(bus, catalog.ShowModel(name=name), ModelReply)
-    assert reply.model is not None
-    return reply.model
+    return (await ask(bus, catalog.ShowModel(name=name), ModelReply)).model
 
 
 async def _tag(bus: Bus, name: str) -> Tag:

@@ -1,11 +1,10 @@
-"""The catalog's desk: what front doors, HTTP and the command line alike, do with the catalog. It keeps nothing.
+"""The catalog, as HTTP and the command line ask and change it. Nothing is kept here.
 
-Says ask.catalog.* and job.import; reads what is queued.
+Asks ask.catalog.*, publishes job.import; reads what is queued.
 """
 
 import os
 import stat
-import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,13 @@ import anyio
 import msgspec
 from anyio import to_thread
 
-from agents.client.views import Declined
 from agents.images.decode import picture
 from agents.ingest.scanning.names import why_ignored
 from agents.storage import blobs
 from agents.storage.paths import is_inside
 from agents.storage.roots import Below
 from bus.client import Bus
-from bus.ids import new_id
+from bus.errors import Declined
 from bus.subjects import ASK_IMPORT, IMPORT, OF_CATALOG
 from schemas.catalog import (
     AddPicture,
@@ -55,10 +53,7 @@ R = TypeVar("R", bound=msgspec.Struct)
 
 async def ask(bus: Bus, question: msgspec.Struct, reply: type[R]) -> R:
     """The catalog's answer to a question. Raises Declined for what can't be done, NoAnswer, Undecodable."""
-    answer = await bus.ask(OF_CATALOG[type(question)], question, reply, timeout=ANSWER_SECONDS)
-    if problem := getattr(answer, "problem", None):
-        raise Declined(problem.reason, problem.error)
-    return answer
+    return await bus.ask(OF_CATALOG[type(question)], question, reply, timeout=ANSWER_SECONDS)
 
 
 async def models(bus: Bus, search: SearchModels) -> AsyncGenerator[Model, None]:
@@ -114,7 +109,7 @@ async def add_picture(bus: Bus, data: Path, sha256: str, content: bytes) -> Pict
 
 async def submit_import(bus: Bus, job: Import) -> str:
     """Queue an import, under an id of its own. Raises Full when there are too many, and Retry."""
-    id = new_id()
+    id = bus.clock.new_id()
     job = msgspec.structs.replace(job, id=id)
     await bus.publish(IMPORT, job, patience=SUBMIT_SECONDS, id=id)
     return id
@@ -132,12 +127,12 @@ async def followed(
 ) -> ImportState:
     """An import as it is when it is over, or after `wait` seconds; `show` is called with each look. Raises NoAnswer,
     Retry."""
-    until = time.monotonic() + wait
+    until = bus.clock.steady() + wait
     pause, slowest = LOOK_SECONDS
     while True:
         state = await import_state(bus, id) or ImportState(id=id, state="unknown")
         show(state)
-        left = until - time.monotonic()
+        left = until - bus.clock.steady()
         if state.state in ("done", "failed") or left <= 0:
             return state
         await anyio.sleep(min(pause, left))
@@ -173,7 +168,7 @@ async def hash_of(bus: Bus, file: Place, *, promote: bool, wait: float) -> FileR
     """What a file holds, waited for up to `wait` seconds while it is settled and hashed; with `promote`, the records
     that wait for it are promoted, and all that were meanwhile are in the answer. Raises Declined (unknown-file),
     NoAnswer."""
-    until = time.monotonic() + wait
+    until = bus.clock.steady() + wait
     pause, slowest = LOOK_SECONDS
     waiting: tuple[int, ...] = ()
     while True:
@@ -183,7 +178,7 @@ async def hash_of(bus: Bus, file: Place, *, promote: bool, wait: float) -> FileR
         waiting = tuple(sorted({*waiting, *found.waiting}))
         if not found.known and size < 0:
             raise Declined("unknown-file", "There is no such file.")
-        left = until - time.monotonic()
+        left = until - bus.clock.steady()
         if found.sha256 is not None or left <= 0:
             return found
         await anyio.sleep(min(pause, left))

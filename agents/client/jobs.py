@@ -1,6 +1,6 @@
-"""The front desk: what every front door does with the bus, be it HTTP or the command line. It keeps nothing.
+"""Jobs, as HTTP and the command line handle them: submitted, looked up, followed, cancelled. Nothing is kept here.
 
-Says job.prepare and ask.catalog.models; reads stored facts and results; cancels by writing a result.
+Publishes job.prepare, asks ask.catalog.models; reads stored facts and results; cancels by writing a result.
 """
 
 import time
@@ -16,10 +16,10 @@ from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
 
-from agents.client.views import EventName, JobEvent, JobStatus, JobView, UnknownJob
+from agents.client.views import EventName, JobEvent, JobStatus, JobView
 from bus import results
 from bus.client import Bus, Stored
-from bus.errors import Retry, Taken, Undecodable
+from bus.errors import Declined, Retry, Taken, Undecodable
 from bus.ids import digest_id, new_id, time_of
 from bus.subjects import (
     ASK_MODELS,
@@ -56,6 +56,13 @@ _FACTS: tuple[tuple[EventName, Subject[Any]], ...] = (
     ("released", JOB_RELEASED),
     ("rejected", JOB_REJECTED),
 )
+
+
+def unknown_job(
+    message: str = "Nobody asked for a job with this id, or it was forgotten (results are kept for 7 days).",
+) -> Declined:
+    """The refusal of a question about a job that is not there."""
+    return Declined("unknown-job", message)
 
 
 def tenant_of(caller: str) -> str:
@@ -210,11 +217,11 @@ async def events(bus: Bus, id: str, after_seq: int = 0) -> AsyncGenerator[JobEve
 
     The stream is the truth and what is heard only wakes: facts come in order, none twice and none missed; ticks may be.
     The last event is always `finished` with the job as data; its `seq` is None where the fact was never said or is
-    forgotten. A bus that is away is waited for. Close it (contextlib.aclosing) when leaving early. Raises UnknownJob,
-    Retry when the bus is away at the start.
+    forgotten. A bus that is away is waited for. Close it (contextlib.aclosing) when leaving early. Raises Declined
+    (unknown-job), Retry when the bus is away at the start.
     """
     if await state(bus, id) is None:
-        raise UnknownJob
+        raise unknown_job()
     seq, over = after_seq, False
     async with _hear(bus, EVENTS_OF_A_JOB.format(id=id), TICK_STEP(id=id), TICK_PREVIEW(id=id)) as heard:
         while True:
@@ -294,10 +301,11 @@ async def heard_all(bus: Bus, id: str, seq: int) -> bool:
 
 
 async def cancel(bus: Bus, id: str) -> JobView:
-    """End a job as cancelled; one that has ended keeps its result. Returns the job. Raises UnknownJob, Retry."""
+    """End a job as cancelled; one that has ended keeps its result. Returns the job. Raises Declined (unknown-job),
+    Retry."""
     view = await state(bus, id)
     if view is None:
-        raise UnknownJob
+        raise unknown_job()
     if not view.ended:
         await results.cancel(bus, id)
         view = await state(bus, id) or view

@@ -5,7 +5,6 @@ being hashed further than before, and, until every root has been looked at, that
 """
 
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -36,8 +35,8 @@ _PAGE = 1000
 
 
 async def look(bus: Bus, settings: Settings, *, quiet: bool) -> list[RootState]:
-    """Have every root looked at, wait for what is found, and say how they are. Raises UserError without a watcher, and
-    for a folder that does not answer."""
+    """Have every root looked at, wait for what is found, and return how they are. Raises UserError without a watcher,
+    and for a folder that does not answer."""
     wanted = {root: (await _ask(bus, root, look=True)).look for root in settings.roots}
     hashing = settings.bus.ack_wait + _HASHING_SECONDS
     return await _followed(bus, wanted, settings.watcher.stable + 1, hashing, quiet=quiet)
@@ -105,7 +104,7 @@ async def _followed(
     """Ask until every root has been looked at and nothing in it is on the way. Files that do not settle within
     `patience` seconds of the last progress are left to the watcher, and those that are not hashed within `hashing`
     seconds of it to a hasher: they are named."""
-    seen, since = _Seen(), time.monotonic()
+    seen, since = _Seen(), bus.clock.steady()
     async with bus.listen(TICK_HASH.filter()) as ticks:
         with _bar(quiet) as show:
             while True:
@@ -115,8 +114,8 @@ async def _followed(
                 show(sum(state.files for state in states), left + fresh)
                 looked = all(state.looks >= wanted[state.root] for state in states)
                 if seen.progress(left + fresh, looked, sum(state.folders for state in states), _received(ticks)):
-                    since = time.monotonic()
-                silent = time.monotonic() - since
+                    since = bus.clock.steady()
+                silent = bus.clock.steady() - since
                 if looked and (not left + fresh or silent > (hashing if left else patience)):
                     return [await _named(bus, state) for state in states]
                 if not looked and silent > _LOOKING_SECONDS:
@@ -134,7 +133,7 @@ async def _asked_anew(bus: Bus, root: str, wanted: dict[str, int]) -> RootState:
 
 
 def _received(ticks: MemoryObjectReceiveStream[Msg]) -> Iterator[HashTick]:
-    """What was heard since the last call."""
+    """The ticks that came since the last call."""
     with suppress(anyio.WouldBlock):
         while True:
             message = ticks.receive_nowait()

@@ -1,12 +1,10 @@
-"""What goes between a front door and what stands behind it: a job as it can be told now, one event of its life, and the
-service that a front door is given (so that it need not know the bus)."""
+"""What clients show: a job as its stored messages have it, one event of its life, files that wait."""
 
 from collections.abc import AsyncGenerator
 from typing import Literal, Protocol, TypeVar
 
 import msgspec
 
-from bus.errors import DarkroomError
 from schemas.catalog import Adopted, FileReply, Pictures
 from schemas.files import WaitingFile
 from schemas.imports import Import, ImportState
@@ -19,24 +17,8 @@ JobStatus = Status | Literal["queued", "planned", "running"]
 EventName = Literal["planned", "started", "released", "rejected", "finished", "step", "preview"]
 
 
-class UnknownJob(DarkroomError):
-    """Nobody asked for a job with this id, or it was forgotten (results are kept for 7 days)."""
-
-
-class UnknownModel(DarkroomError):
-    """A model is known by its SHA-256: 64 hex digits, in small letters."""
-
-
-class Declined(DarkroomError):
-    """Understood, and can't be done; the message says why. `reason` is a stable word for programs."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
-    """A job as stored messages tell it. Times are Unix seconds; those nobody knows are None.
+    """A job as its stored messages have it. Times are Unix seconds; those nobody knows are None.
 
     `request` is known while the job waits to be planned, `plan` from then on. `attempts` are the starts of a generator,
     less those given back unharmed. A job whose result was forgotten before its facts has a final status, no `result`.
@@ -120,7 +102,7 @@ class Service(Protocol):
         """Queue a job; the same `caller` and `key` (unless empty) name the same job. Reject, Full, TooLarge."""
 
     async def state(self, id: str) -> JobView:
-        """The job. UnknownJob."""
+        """The job. Declined (unknown-job)."""
 
     async def jobs(self, limit: int) -> list[JobView]:
         """The newest jobs, newest first."""
@@ -128,13 +110,13 @@ class Service(Protocol):
     def events(self, id: str, after: int) -> AsyncGenerator[JobEvent, None]:
         """What happened since the fact with sequence `after`, then what happens, up to the end.
 
-        UnknownJob when the first is asked for."""
+        Declined (unknown-job) when the first is asked for."""
 
     async def heard_all(self, id: str, after: int) -> bool:
         """Did somebody who has heard all up to sequence `after` hear the job's end?"""
 
     async def cancel(self, id: str) -> JobView:
-        """End the job as cancelled, unless it has ended already. UnknownJob."""
+        """End the job as cancelled, unless it has ended already. Declined (unknown-job)."""
 
     async def metrics(self) -> str:
         """Prometheus text. NoAnswer."""

@@ -32,7 +32,7 @@ from agents.storage.atomic import place
 from agents.storage.errors import IngestError
 from agents.storage.paths import resolve
 from bus.client import Bus
-from bus.errors import Fail, NoAnswer, Retry, UserError
+from bus.errors import INTERNAL, Declined, Fail, NoAnswer, Retry, UserError
 from bus.queues import Picker, enqueue
 from bus.results import ended, give_up, watched
 from bus.subjects import ASK_RESOLVE, ENCODE, GENERATE
@@ -229,11 +229,15 @@ class Generator:
         """Where the plan's model lies now: where the plan says, else where the catalog says. Raises Fail, Retry."""
         if found := self._visible(plan.model.path):
             return found
+        places = [plan.model.path]
         try:
             reply = await self.bus.ask(ASK_RESOLVE, ResolveModel(name=plan.model.sha256), ResolveReply)
+            places += reply.model.paths
         except NoAnswer as error:
             raise Retry("the catalog does not answer: is the migrator running?") from error
-        places = (plan.model.path, *(reply.model.paths if reply.model else ()))
+        except Declined as error:  # it knows of no other place
+            if error.reason == INTERNAL:
+                raise Retry(str(error)) from error
         for path in places:
             if found := self._visible(path):
                 return found

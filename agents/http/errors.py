@@ -1,17 +1,17 @@
-"""What front doors answer when they can't do what was asked: one JSON form for every error."""
+"""Errors over HTTP: one JSON form for all of them."""
 
 from collections.abc import Mapping
 
 import msgspec
 from starlette.responses import Response
 
-from agents.client.views import Declined, UnknownJob, UnknownModel
-from bus.errors import DarkroomError, Full, NoAnswer, Reject, Retry, TooLarge
+from bus.errors import INTERNAL, DarkroomError, Declined, Full, NoAnswer, Reject, Retry, TooLarge
 
 RETRY_SECONDS = 2
 FULL_RETRY_SECONDS = 10
 
 _STATUS = {
+    "unknown-job": 404,
     "unknown-model": 404,
     "unknown-tag": 404,
     "unknown-picture": 404,
@@ -19,8 +19,9 @@ _STATUS = {
     "outside-roots": 403,
     "tag-exists": 409,
     "stale-order": 409,
+    INTERNAL: 500,
 }
-"""What the catalog's reasons are in HTTP; any other is 422."""
+"""What the reasons of Declined are in HTTP; any other is 422."""
 
 
 class BadRequest(DarkroomError):
@@ -41,17 +42,13 @@ def problem(
 
 
 def answer_to(error: DarkroomError) -> Response:
-    """The response that an error of the bus or of a front door becomes; 500 for one with no meaning to a caller."""
+    """The response that an error of the bus or of a route becomes; 500 for one with no meaning to a caller."""
     message = str(error)
     match error:
         case BadRequest():
             return problem(error.status, error.reason, message, path=error.path)
         case Reject():
             return problem(422, error.reason, message)
-        case UnknownJob():
-            return problem(404, "unknown-job", message)
-        case UnknownModel():
-            return problem(404, "unknown-model", message)
         case Declined():
             return problem(_STATUS.get(error.reason, 422), error.reason, message)
         case TooLarge():
@@ -66,4 +63,4 @@ def answer_to(error: DarkroomError) -> Response:
         case Retry():
             return problem(503, "bus-away", message, headers={"Retry-After": str(RETRY_SECONDS)})
         case _:
-            return problem(500, "internal", message)
+            return problem(500, INTERNAL, message)

@@ -33,7 +33,8 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Match, Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 
-from agents.client.views import JobView, Library, Service, UnknownJob
+from agents.client.jobs import unknown_job
+from agents.client.views import JobView, Library, Service
 from agents.diffusion.samplers import SAMPLERS, SCHEDULES
 from agents.http import files, imports, models, parsing, pictures
 from agents.http.errors import BadRequest, answer_to, problem
@@ -177,7 +178,7 @@ async def _frames(service: Service, id: str, after: int) -> AsyncGenerator[bytes
 def _id(request: Request) -> str:
     id: str = request.path_params["id"]
     if not _ID.fullmatch(id):
-        raise UnknownJob("A job's id has 32 hex digits, in small letters.")
+        raise unknown_job("A job's id has 32 hex digits, in small letters.")
     return id
 
 

@@ -21,10 +21,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from agents.client.views import Declined, Library
+from agents.client.views import Library
 from agents.http import parsing
 from agents.http.errors import BadRequest
 from agents.http.pictures import picture_document
+from bus.errors import Declined
 from schemas import catalog
 from schemas.catalog import ModelPage, ModelReply, Tagged, TagPage, TagReply
 from schemas.models import Model
@@ -139,7 +140,6 @@ class _Door:
     async def make_tag(self, request: Request) -> Response:
         body = await parsing.decoded(request, _new_tag)
         reply = await self.library.ask(catalog.PutTag(name=body.name, color=body.color), TagReply)
-        assert reply.tag is not None
         return parsing.json(reply.tag, 201, {"Location": f"/api/tags/{reply.tag.id}"})
 
     async def change_tag(self, request: Request) -> Response:
@@ -174,7 +174,6 @@ def _names(request: Request, name: str) -> tuple[str, ...]:
 
 
 def _whole(reply: ModelReply) -> Response:
-    assert reply.model is not None
     whole = reply.model
     made = {**_model(whole.model), "identity": whole.model.identity, "details": whole.model.details}
     made |= {"paths": [{"root": one.path.root, "rel": one.path.rel, "present": one.present} for one in whole.paths]}

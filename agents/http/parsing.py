@@ -9,8 +9,8 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from agents.client.views import UnknownModel
 from agents.http.errors import BadRequest
+from bus.errors import Declined
 
 BODY_SECONDS = 30.0
 MAX_WAIT = 300.0
@@ -76,8 +76,8 @@ def one_of(given: Mapping[str, str], name: str, *words: T) -> T:
 
 
 def sha_of(request: Request) -> str:
-    """The SHA-256 in a request's path. Raises UnknownModel for anything else."""
+    """The SHA-256 in a request's path. Raises Declined (unknown-model) for anything else."""
     sha: str = request.path_params["sha"]
     if not _SHA256.fullmatch(sha):
-        raise UnknownModel
+        raise Declined("unknown-model", "A model is known by its SHA-256: 64 hex digits, in small letters.")
     return sha

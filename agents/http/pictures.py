@@ -24,12 +24,13 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
-from agents.client.views import Declined, Library
+from agents.client.views import Library
 from agents.http import parsing
 from agents.http.errors import BadRequest
 from agents.http.uploads import uploaded
 from agents.images.decode import BadPicture, PictureTooLarge, UnknownFormat
 from agents.images.model_pictures import picture_names
+from bus.errors import Declined
 from schemas import catalog
 from schemas.catalog import ModelPicture, OutputPage, Pictures
 

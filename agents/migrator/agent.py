@@ -36,7 +36,7 @@ from agents.migrator.relay import relay
 from agents.migrator.replay import prepare
 from agents.runtime.instance import owned
 from bus.client import Bus, encode
-from bus.errors import NoAnswer, Undecodable
+from bus.errors import Declined, NoAnswer, Undecodable
 from bus.followers import Fact, bury, follow
 from bus.ids import digest_id, new_id
 from bus.subjects import (
@@ -182,7 +182,7 @@ async def _promote(db: Database, strategy: Strategy, clock: Callable[[], float])
 
 
 async def _which(db: Database, ask: ResolveModel) -> ResolveReply:
-    return cut(await resolve(db, ask.name), ITEM_BYTES)
+    return ResolveReply(model=cut(await resolve(db, ask.name), ITEM_BYTES))
 
 
 async def _models(db: Database, ask: ListModels) -> msgspec.Raw:
@@ -255,7 +255,7 @@ async def _refuse_to_be_second(bus: Bus) -> None:
             "A migrator is connected to this bus and does not answer: end it (or wait until the bus has noticed that "
             "it is gone), then start this one."
         ) from error
-    except Undecodable as error:
+    except (Declined, Undecodable) as error:
         raise CatalogTaken from error
     raise CatalogTaken(f"{CatalogTaken.__doc__} It is instance {other.instance}.")
 

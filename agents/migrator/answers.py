@@ -1,16 +1,15 @@
-"""Asked: what front doors ask of the catalog, and who answers."""
+"""What clients ask of the catalog, and which function answers."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
-from agents.catalog.asks.model import show_model
+from agents.catalog.asks.model import edit_model, show_model
 from agents.catalog.asks.pending import adopt_files, file_state
 from agents.catalog.asks.pictures import add_picture, list_pictures, order_pictures
 from agents.catalog.asks.search import list_outputs, search_models
 from agents.catalog.asks.tags import drop_tag, list_tags, put_tag, tag_models
 from agents.catalog.database import Database
-from agents.catalog.editing import edit_model
 from agents.migrator.pictures import Portraits
 from bus.subjects import (
     ASK_ADD_PICTURE,
@@ -35,8 +34,8 @@ from schemas.catalog import Strategy
 def answers(
     db: Database, images: Portraits, roots: Mapping[str, str], strategy: Strategy
 ) -> dict[Subject[Any], Callable[[Any], Awaitable[Any]]]:
-    """Who answers which question about this catalog. `roots` are the configured folders by name; `strategy` is for
-    pending records whose model is described already."""
+    """Which function answers which question about this catalog. `roots` are the configured folders by name;
+    `strategy` is for pending records whose model is described already."""
     return {
         ASK_SEARCH: partial(search_models, db),
         ASK_SHOW: partial(show_model, db),

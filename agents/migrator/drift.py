@@ -12,7 +12,7 @@ from agents.catalog.database import Database
 from agents.catalog.facts import apply, places_of, roots_of
 from agents.migrator.differences import differences
 from bus.client import Bus, encode
-from bus.errors import NoAnswer, Undecodable
+from bus.errors import Declined, NoAnswer, Undecodable
 from bus.ids import digest_id
 from bus.subjects import ASK_FILES, TICK_AGENT
 from schemas.asks import Compare, Compared
@@ -74,7 +74,7 @@ class Alike:
     async def _compare(self, root: str) -> None:
         try:
             mended = await self.compare(root)
-        except (NoAnswer, Undecodable) as error:
+        except (Declined, NoAnswer, Undecodable) as error:
             log.debug("not compared", root=root, why=str(error))
             if not isinstance(error.__cause__, nats.errors.NoRespondersError):
                 self.compared.clear()  # it was busy: again at its next tick

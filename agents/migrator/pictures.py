@@ -31,7 +31,7 @@ from agents.catalog.descriptions import (
     pictures_used,
     trash_originals,
 )
-from agents.catalog.errors import IMPOSSIBLE, Impossible
+from agents.catalog.errors import IMPOSSIBLE
 from agents.catalog.facts import note_cursor
 from agents.catalog.outputs import add_outputs
 from agents.catalog.position import judge
@@ -48,7 +48,6 @@ from bus.ids import digest_id
 from bus.queues import enqueue
 from bus.subjects import IMAGE_ENCODED, IMAGE_REFUSED, JOB_PLANNED, PICTURE, Subject
 from bus.wakeup import Bell
-from schemas.asks import Problem
 from schemas.catalog import DropPicture, Outcomes, Pictures, Promote
 from schemas.images import Encoded, EncodePicture, PictureRefused
 
@@ -138,11 +137,8 @@ class Portraits:
 
     async def drop(self, ask: DropPicture) -> Pictures:
         """Take a picture off a model, and then its files off the disk. One that is being encoded meanwhile leaves files
-        that nothing in the catalog needs; see `keep_tidy`."""
-        try:
-            reply, originals = await drop_picture(self.db, ask)
-        except Impossible as error:
-            return Pictures(problem=Problem(reason=error.reason, error=str(error)))
+        that nothing in the catalog needs; see `keep_tidy`. Raises Declined (unknown-model, unknown-picture)."""
+        reply, originals = await drop_picture(self.db, ask)
         assert reply.number is not None
         await self.forget(originals)
         await to_thread.run_sync(remove_picture, self.data, ask.sha256, reply.number)

@@ -83,11 +83,9 @@ async def imported(db: Database, source: Path, data: Path) -> tuple[float, float
     async def ask() -> None:
         while True:
             began = time.perf_counter()
-            found = await resolve(db, "dream.safetensors")
+            await resolve(db, "dream.safetensors")
             await list_models(db, missing=True, limit=20)
             asks.append(time.perf_counter() - began)
-            if found.model is None:
-                raise RuntimeError(f"no answer: {found.problem}")
             await asyncio.sleep(0.01)
 
     began = time.perf_counter()

@@ -5,9 +5,11 @@ import time
 
 import anyio
 import pytest
+from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
+from structlog.testing import capture_logs
 
-from bus.client import PIECE_BYTES, PIECES, Bus, connect
-from bus.errors import Fail, NoAnswer, NoBus, TooLarge
+from bus.client import ERROR, ERROR_CODE, PIECE_BYTES, PIECES, Bus, connect
+from bus.errors import INTERNAL, Declined, Fail, NoAnswer, NoBus, TooLarge
 from bus.followers import Fact, follow
 from bus.ids import new_id
 from bus.queues import Picker, serve
@@ -242,6 +244,54 @@ async def test_an_answer_that_stops_half_way_is_no_answer(bus: Bus):
             await bus.ask(ASK_METRICS, Nothing(), Metrics, timeout=0.2)
 
 
-async def test_a_question_that_no_message_holds_is_told_so(bus: Bus):
+@pytest.mark.parametrize(
+    "message",
+    [
+        "There is no tag 'a'.",
+        "two\r\nlines\tand a tab",
+        "a rötes 🦊, 100 % of %41",
+        "\0",
+        "x: y",
+        "Ω" * 10_000,
+        "\udcff",
+    ],
+    ids=ascii,
+)
+async def test_an_error_of_who_was_asked_is_raised_where_it_was_asked_without_waiting_for_the_time_out(
+    bus: Bus, message: str
+):
+    async def answer(_: Nothing) -> Metrics:
+        raise Declined("unknown-tag", message)
+
+    async with running(functools.partial(bus.answer, ASK_METRICS, answer)):
+        with anyio.fail_after(10), pytest.raises(Declined) as raised:
+            await bus.ask(ASK_METRICS, Nothing(), Metrics, timeout=60)
+    sent = message.encode("utf-8", "replace").decode()[:4000]
+    assert (raised.value.reason, str(raised.value)) == ("unknown-tag", sent)
+
+
+async def test_a_bug_in_who_was_asked_is_logged_there_and_is_neither_absence_nor_the_end_of_answering(bus: Bus):
+    async def answer(ask: AskImport) -> Metrics:
+        return Metrics(text={"known": "yes"}[ask.id])
+
+    async with running(functools.partial(bus.answer, ASK_IMPORT, answer)):
+        with capture_logs() as logs, anyio.fail_after(10), pytest.raises(Declined, match="its log") as raised:
+            await bus.ask(ASK_IMPORT, AskImport(id="other"), Metrics, timeout=60)
+        assert raised.value.reason == INTERNAL
+        assert [log["exc_info"] for log in logs if log["event"] == "ask failed"] == [True]
+        assert (await bus.ask(ASK_IMPORT, AskImport(id="known"), Metrics)).text == "yes"
+
+
+async def test_a_question_that_can_not_be_decoded_is_declined_in_the_headers_of_nats_services(bus: Bus):
+    async def answer(ask: AskImport) -> Metrics:
+        raise AssertionError
+
+    async with running(functools.partial(bus.answer, ASK_IMPORT, answer)):
+        reply = await bus.nc.request(ASK_IMPORT(), b"rubbish", timeout=10)
+    assert reply.headers[ERROR_CODE] == "400" and "JSON" in reply.headers[ERROR] and not reply.data
+    assert (ERROR, ERROR_CODE) == (ERROR_HEADER, ERROR_CODE_HEADER)
+
+
+async def test_a_question_that_no_message_holds_is_declined(bus: Bus):
     with pytest.raises(TooLarge):
         await bus.ask(ASK_IMPORT, AskImport(id="x" * (bus.nc.max_payload + 1)), Metrics)

@@ -1,6 +1,7 @@
 """A catalog in a real file, and what it said."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -10,6 +11,7 @@ from agents.catalog.database import Database
 from agents.catalog.facts import apply
 from agents.catalog.ledger import FileFact, ModelFact
 from agents.catalog.outbox import outgoing
+from bus.errors import Declined
 from schemas.models import ModelMissing, ModelMoved, ModelReady
 
 TYPES = {"model.ready": ModelReady, "model.missing": ModelMissing, "model.moved": ModelMoved}
@@ -23,6 +25,14 @@ def clock() -> float:
 async def db(tmp_path: Path) -> AsyncIterator[Database]:
     async with Database.open(tmp_path / "catalog.db", now=clock) as db:
         yield db
+
+
+@contextmanager
+def declined(reason: str, text: str = "") -> Iterator[None]:
+    """What is asked in the body is declined for this reason, with `text` in the message."""
+    with pytest.raises(Declined) as raised:
+        yield
+    assert raised.value.reason == reason and text in str(raised.value)
 
 
 async def said(db: Database) -> list[ModelFact]:

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from agents.catalog import history
 from agents.catalog.asks import pictures as picturing
+from agents.catalog.asks.model import edit_model
 from agents.catalog.asks.pending import adopt_files, file_state, promote_chosen
 from agents.catalog.asks.tags import drop_tag, put_tag, tag_models
 from agents.catalog.database import Database
 from agents.catalog.descriptions import picture_encoded, picture_refused
-from agents.catalog.editing import edit_model
 from agents.catalog.facts import apply
 from agents.catalog.legacy.importer import import_legacy
 from agents.catalog.outbox import outgoing
@@ -27,6 +27,7 @@ from agents.catalog.promotion import drop_promoted, promote_present
 from agents.catalog.rebuild import compare, read_only, rebuilt
 from agents.catalog.verify import database_problems
 from agents.storage.queries import sections
+from bus.errors import Declined
 from schemas.catalog import (
     AddPicture,
     AdoptFiles,
@@ -211,7 +212,7 @@ async def lived(db: Database, data: Path, life: list[tuple[str, str, str, int, f
         await doing.hash(name, "", 1, 2.0)
     for operation, name, text, n, at in life:
         do: Callable[..., Awaitable[None]] = getattr(doing, operation)
-        with suppress(sqlite3.IntegrityError, picturing.Impossible):  # nothing stays of what can't be
+        with suppress(sqlite3.IntegrityError, Declined):  # nothing stays of what can't be
             await do(name, text, n, at)
 
 

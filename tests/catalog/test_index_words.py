@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from agents.catalog.asks.search import list_outputs
+from agents.catalog.asks.search import expression, list_outputs
 from agents.catalog.asks.tags import tag_models
 from agents.catalog.database import Database
 from agents.catalog.descriptions import put_layer
 from agents.catalog.index_words import functions, searchable, searchable_json
-from agents.catalog.words import expression
 from schemas.catalog import ListOutputs, TagModels
 from tests.catalog.asks.test_search import draw, names
 from tests.catalog.conftest import Tell

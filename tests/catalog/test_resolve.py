@@ -5,6 +5,7 @@ import pytest
 from agents.catalog.asks.model import show_model
 from agents.catalog.database import Database
 from agents.catalog.resolve import list_models, resolve
+from bus.errors import Declined
 from schemas.catalog import ShowModel
 from tests.catalog.conftest import Tell
 from tests.catalog.facts import BROKEN, LORA, PICKLE, hashed, removed, sha, stat
@@ -12,15 +13,16 @@ from tests.catalog.facts import BROKEN, LORA, PICKLE, hashed, removed, sha, stat
 
 async def meant(db: Database, name: str) -> str:
     """The name of the model that is meant, or the reason why there is none."""
-    reply = await resolve(db, name)
-    assert (reply.model is None) != (reply.problem is None)
-    return reply.model.name if reply.model else f"{reply.problem.reason if reply.problem else ''}"
+    try:
+        return (await resolve(db, name)).name
+    except Declined as error:
+        return error.reason
 
 
 async def why(db: Database, name: str) -> str:
-    reply = await resolve(db, name)
-    assert reply.problem is not None
-    return reply.problem.error
+    with pytest.raises(Declined) as raised:
+        await resolve(db, name)
+    return str(raised.value)
 
 
 @pytest.fixture(autouse=True)
@@ -47,15 +49,14 @@ async def two_models(tell: Tell) -> None:
     ],
 )
 async def test_a_model_is_found_by_everything_it_is_called(db: Database, name: str):
-    reply = await resolve(db, name)
-    assert reply.model is not None and reply.model.sha256 == sha("dream")
+    assert (await resolve(db, name)).sha256 == sha("dream")
 
 
 @pytest.mark.parametrize("name", [" Dream.v1 ", "dream.v1\u00a0", "\ufeffDream.v1", "Dream.v1.safetensors\t"])
 async def test_spaces_around_a_name_change_nothing(db: Database, name: str):
     assert await meant(db, name) == "Dream.v1"
     shown = (await show_model(db, ShowModel(name=name))).model
-    assert shown is not None and shown.model.name == "Dream.v1"
+    assert shown.model.name == "Dream.v1"
 
 
 @pytest.mark.parametrize(
@@ -72,10 +73,9 @@ async def test_a_name_with_odd_spaces_in_it_is_found_as_it_is_written_and_as_it_
 ):
     await tell(hashed(f"sub/{file}", "odd"))
     for name in names:
-        reply = await resolve(db, name)
-        assert reply.model is not None and reply.model.sha256 == sha("odd"), name
+        assert (await resolve(db, name)).sha256 == sha("odd"), name
         shown = (await show_model(db, ShowModel(name=name))).model
-        assert shown is not None and shown.model.sha256 == sha("odd"), name
+        assert shown.model.sha256 == sha("odd"), name
 
 
 async def test_of_two_names_that_differ_in_spaces_alone_the_exact_one_is_meant(db: Database, tell: Tell):
@@ -129,14 +129,14 @@ async def test_two_models_of_one_name_are_listed_and_either_can_be_named_as_list
     listed = [f"other.safetensors [{sha('other')[:10]}]", f"sdxl/other.safetensors [{sha('another')[:10]}]"]
     told = await why(db, "other")
     assert all(one in told for one in listed)
-    assert [(await resolve(db, one)).model.sha256 for one in listed] == [sha("other"), sha("another")]  # type: ignore[union-attr]
+    assert [(await resolve(db, one)).sha256 for one in listed] == [sha("other"), sha("another")]
     assert await meant(db, "sdxl/other.safetensors") == "other"
 
 
 async def test_the_exact_spelling_goes_before_another_case(db: Database, tell: Tell):
     await tell(hashed("OTHER.safetensors", "loud"))
-    assert (await resolve(db, "OTHER")).model.sha256 == sha("loud")  # type: ignore[union-attr]
-    assert (await resolve(db, "other")).model.sha256 == sha("other")  # type: ignore[union-attr]
+    assert (await resolve(db, "OTHER")).sha256 == sha("loud")
+    assert (await resolve(db, "other")).sha256 == sha("other")
     assert await meant(db, "Other") == "ambiguous-model"
 
 
@@ -159,7 +159,7 @@ async def test_a_missing_model_is_never_replaced_by_one_of_a_similar_name(db: Da
 
 async def test_a_file_that_was_replaced_is_meant_by_its_name_and_the_old_content_by_its_hash(db: Database, tell: Tell):
     await tell(hashed("other.safetensors", "newer", 11.0, stat=stat("newer", version=2)))
-    assert (await resolve(db, "other")).model.sha256 == sha("newer")  # type: ignore[union-attr]
+    assert (await resolve(db, "other")).sha256 == sha("newer")
     assert await meant(db, sha("other")) == "model-missing"
 
 
@@ -188,7 +188,7 @@ async def test_what_is_no_checkpoint_says_what_it_is(db: Database, tell: Tell):
 
 async def test_a_checkpoint_goes_before_a_lora_of_the_same_name(db: Database, tell: Tell):
     await tell(hashed("lora/other.safetensors", "style", identity=LORA))
-    assert (await resolve(db, "other")).model.sha256 == sha("other")  # type: ignore[union-attr]
+    assert (await resolve(db, "other")).sha256 == sha("other")
 
 
 async def test_models_are_listed_by_name_and_kind_and_the_missing_only_when_asked_for(db: Database, tell: Tell):

@@ -12,13 +12,12 @@ import msgspec
 import pytest
 
 from agents.catalog import history
-from agents.catalog.asks.model import whole_model
+from agents.catalog.asks.model import edit_model, whole_model
 from agents.catalog.asks.pending import promote_chosen
 from agents.catalog.asks.pictures import add_picture, drop_picture, list_pictures, order_pictures
 from agents.catalog.asks.tags import drop_tag, list_tags, put_tag, tag_models
 from agents.catalog.database import Database
 from agents.catalog.descriptions import picture_encoded, picture_refused
-from agents.catalog.editing import edit_model
 from agents.catalog.facts import apply
 from agents.catalog.outbox import outgoing
 from agents.catalog.rebuild import compare, read_only, rebuilt

@@ -14,11 +14,10 @@ from structlog.testing import capture_logs
 from agents import hasher
 from agents.cli import catalog
 from agents.client import scans
-from agents.client.views import Declined
 from agents.migrator import agent as migrator
 from agents.watcher import agent as watcher
 from bus.client import Bus
-from bus.errors import UserError
+from bus.errors import Declined, UserError
 from bus.server import LocalServer
 from bus.worker import sole
 from schemas.catalog import SearchModels

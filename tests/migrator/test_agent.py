@@ -45,6 +45,7 @@ from schemas.asks import Hello, ListModels, ModelList, Nothing
 from schemas.catalog import ResolveModel, ResolveReply
 from schemas.files import Hashed, Identity, Moved, Removed, Settled
 from schemas.models import Model
+from tests.catalog.conftest import declined
 from tests.catalog.facts import CHECKPOINT, hashed, moved, removed, sha, stat
 from tests.conftest import QUICK, running
 
@@ -105,7 +106,8 @@ async def second_bus(server: LocalServer) -> AsyncIterator[Bus]:
 
 async def test_a_hashed_file_is_announced_listed_and_resolved(bus: Bus, path: Path):
     async with running(migrating(bus, path)):
-        assert (await resolved(bus, "dream")).problem is not None
+        with declined("unknown-model"):
+            await resolved(bus, "dream")
         await say(bus, hashed("sd/dream.safetensors", "dream", 12.0))
         assert await history(bus, 1) == [("ready", "dream")]
         ready = await bus.last(MODEL_READY, sha256=sha("dream"))
@@ -125,8 +127,8 @@ async def test_a_file_that_is_moved_and_removed_is_told_of_each_time(bus: Bus, p
             removed("b.safetensors", of),
         )
         assert await history(bus, 3) == [("ready", "a"), ("moved", "b"), ("missing", "b")]
-        problem = (await resolved(bus, "b")).problem
-        assert problem is not None and problem.reason == "model-missing"
+        with declined("model-missing"):
+            await resolved(bus, "b")
         assert [model.name for model in await listed(bus, missing=True)] == ["b"]
 
 

@@ -67,9 +67,7 @@ async def model_when(bus: Bus, is_so: Any) -> Model:
 
 
 async def shown(bus: Bus, sha256: str) -> WholeModel:
-    reply = await ask(bus, ShowModel(name=sha256), ModelReply)
-    assert reply.model is not None
-    return reply.model
+    return (await ask(bus, ShowModel(name=sha256), ModelReply)).model
 
 
 def images(data: Path) -> list[tuple[Any, ...]]:

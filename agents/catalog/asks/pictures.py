@@ -1,4 +1,4 @@
-"""Picturing: pictures of models listed, added, deleted and put into another order, by what users ask for.
+"""Pictures of models: listed, added, deleted and put into another order, by what users ask for.
 
 A place (`seq`) is counted without gaps and changes; a number is a picture's own for good, and is in its files' names.
 """
@@ -7,10 +7,10 @@ import re
 import uuid
 
 from agents.catalog import descriptions
-from agents.catalog.asks.replies import told_in
 from agents.catalog.database import Database, Statements
-from agents.catalog.errors import Impossible, NoSuchModel
+from agents.catalog.errors import unknown_model
 from agents.catalog.promotion import drop_promoted
+from bus.errors import Declined
 from schemas.catalog import AddPicture, DropPicture, ListPictures, ModelPicture, OrderPictures, Pictures
 
 PICTURES = 1000
@@ -40,38 +40,36 @@ async def pictures_of(sql: Statements, sha256: str) -> tuple[ModelPicture, ...]:
     )
 
 
-@told_in(Pictures)
 async def list_pictures(db: Database, ask: ListPictures) -> Pictures:
-    """A model's pictures. Problems: unknown-model."""
+    """A model's pictures. Raises Declined: unknown-model."""
     await _refuse_unknown(db.committed, ask.sha256)
     return Pictures(pictures=await pictures_of(db.committed, ask.sha256))
 
 
-@told_in(Pictures)
 async def add_picture(db: Database, ask: AddPicture) -> Pictures:
-    """Give a model a picture that lies in the blobs; it is encoded soon. Problems: unknown-model, bad-picture (its key
-    is none), too-many."""
+    """Give a model a picture that lies in the blobs; it is encoded soon. Raises Declined: unknown-model,
+    bad-picture (its key is none), too-many."""
     if not _KEY.fullmatch(ask.blob):
-        raise Impossible("bad-picture", "A blob's key is the SHA-256 of its bytes.")
+        raise Declined("bad-picture", "A blob's key is the SHA-256 of its bytes.")
     async with db.atomic() as sql:
         await _refuse_unknown(sql, ask.sha256)
         original = f"blobs/{ask.blob}"
         added = await descriptions.add_picture(sql, ask.sha256, ask.blob, original, "upload", db.now())
         pictures = await pictures_of(sql, ask.sha256)
         if added and len(pictures) > PICTURES:
-            raise Impossible("too-many", f"A model has {PICTURES} pictures at most.")
+            raise Declined("too-many", f"A model has {PICTURES} pictures at most.")
     number = next(one.number for one in pictures if one.source == ask.blob)
     return Pictures(pictures=pictures, number=number, added=added)
 
 
-@told_in(Pictures)
 async def order_pictures(db: Database, ask: OrderPictures) -> Pictures:
-    """Put a model's pictures into another order. Problems: unknown-model, stale-order (these are not its pictures)."""
+    """Put a model's pictures into another order. Raises Declined: unknown-model, stale-order (these are not its
+    pictures)."""
     async with db.atomic() as sql:
         await _refuse_unknown(sql, ask.sha256)
         before = await pictures_of(sql, ask.sha256)
         if sorted(ask.numbers) != sorted(one.number for one in before):
-            raise Impossible("stale-order", "An order names each of the model's pictures once, by number; look again.")
+            raise Declined("stale-order", "An order names each of the model's pictures once, by number; look again.")
         moved = [(seq, number) for seq, number in enumerate(ask.numbers) if before[seq].number != number]
         for seq, number in moved:
             await sql.rows("move_image", sha256=ask.sha256, number=number, seq=seq)
@@ -84,13 +82,13 @@ async def order_pictures(db: Database, ask: OrderPictures) -> Pictures:
 async def drop_picture(db: Database, ask: DropPicture) -> tuple[Pictures, list[str]]:
     """Delete a picture; those behind it move up, and no sidecar or import puts it back. The pictures left, and the
     originals (paths below the data directory) that may be done with; its files are left to the caller, who knows them
-    by the number. Raises Impossible (unknown-model, unknown-picture)."""
+    by the number. Raises Declined (unknown-model, unknown-picture)."""
     async with db.atomic() as sql:
         await _refuse_unknown(sql, ask.sha256)
         before = await pictures_of(sql, ask.sha256)
         if not 0 <= ask.seq < len(before):
             count = f"it has {len(before)}, counted from 0" if before else "it has none"
-            raise Impossible("unknown-picture", f"The model has no picture {ask.seq}: {count}.")
+            raise Declined("unknown-picture", f"The model has no picture {ask.seq}: {count}.")
         gone = before[ask.seq]
         originals = [str(path) for _, path in await sql.rows("image_state", sha256=ask.sha256, number=gone.number)]
         await sql.rows("refuse_picture", sha256=ask.sha256, source=gone.source)
@@ -105,4 +103,4 @@ async def drop_picture(db: Database, ask: DropPicture) -> tuple[Pictures, list[s
 
 async def _refuse_unknown(sql: Statements, sha256: str) -> None:
     if await descriptions.model_name(sql, sha256) is None:
-        raise NoSuchModel(sha256)
+        raise unknown_model(sha256)

@@ -6,11 +6,11 @@ import uuid
 from collections.abc import Iterable
 
 from agents.catalog import descriptions
-from agents.catalog.asks.replies import told_in
 from agents.catalog.database import Database, Statements
 from agents.catalog.descriptions import TAG_LENGTH
-from agents.catalog.errors import Impossible, NoSuchModel
+from agents.catalog.errors import unknown_model
 from agents.catalog.outbox import say
+from bus.errors import Declined
 from schemas.catalog import DropTag, ListTags, PutTag, Tagged, TagModels, TagPage, TagReply
 from schemas.fitting import fitted
 from schemas.models import Tag, TagDropped, TagPut
@@ -31,13 +31,13 @@ async def list_tags(db: Database, ask: ListTags) -> TagPage:
     return TagPage(tags=tags, more=len(tags) < len(rows))
 
 
-@told_in(TagReply)
 async def put_tag(db: Database, ask: PutTag) -> TagReply:
-    """Make a tag, or change one. Problems: bad-tag (a name or colour that can't be one), tag-exists, unknown-tag."""
+    """Make a tag, or change one. Raises Declined: bad-tag (a name or colour that can't be one), tag-exists,
+    unknown-tag."""
     name = None if ask.name is None else kept_name(ask.name)
     color = None if ask.color is None else ask.color.lower()
     if color is not None and not _COLOR.fullmatch(color):
-        raise Impossible("bad-tag", f"A tag's colour is #rrggbb, or empty for none; {color[:50]!r} is neither.")
+        raise Declined("bad-tag", f"A tag's colour is #rrggbb, or empty for none; {color[:50]!r} is neither.")
     async with db.atomic() as sql:
         if name is not None:
             await _refuse_taken(sql, name, ask.id)
@@ -48,10 +48,9 @@ async def put_tag(db: Database, ask: PutTag) -> TagReply:
     return TagReply(tag=tag)
 
 
-@told_in(TagReply)
 async def drop_tag(db: Database, ask: DropTag) -> TagReply:
     """Delete a tag, off every model that has it. No sidecar makes it anew: only the user does, and even then no sidecar
-    puts it on those models. Problems: unknown-tag."""
+    puts it on those models. Raises Declined: unknown-tag."""
     async with db.atomic() as sql:
         tag = await _tag(sql, ask.id)
         await sql.rows("refuse_tag_everywhere", id=ask.id, name=tag.name)
@@ -62,19 +61,18 @@ async def drop_tag(db: Database, ask: DropTag) -> TagReply:
     return TagReply(tag=tag)
 
 
-@told_in(Tagged)
 async def tag_models(db: Database, ask: TagModels) -> Tagged:
-    """Put tags on models and take others off. Problems: unknown-model, unknown-tag (of one to take off), bad-tag,
-    too-many."""
+    """Put tags on models and take others off. Raises Declined: unknown-model, unknown-tag (of one to take off),
+    bad-tag, too-many."""
     put, take = _kept_names(ask.put), _kept_names(ask.take)
     models = list(dict.fromkeys(ask.models))
     if len(models) > AT_ONCE or max(len(put), len(take)) > TAGS_OF_A_MODEL:
-        raise Impossible("too-many", f"At most {AT_ONCE} models and {TAGS_OF_A_MODEL} tags can be changed at once.")
+        raise Declined("too-many", f"At most {AT_ONCE} models and {TAGS_OF_A_MODEL} tags can be changed at once.")
     changed, after = 0, []
     async with db.atomic() as sql:
         known = {name for _, name in await sql.rows("tags_named", names=json.dumps(take))}
         if unknown := [name for name in take if name not in known]:
-            raise Impossible("unknown-tag", f"There is no tag {unknown[0]!r}.")
+            raise Declined("unknown-tag", f"There is no tag {unknown[0]!r}.")
         ids = await descriptions.tag_ids(sql, put, uuid.uuid4().hex, db.now())
         await sql.rows("names_again", names=json.dumps(put))
         for sha256 in models:
@@ -87,12 +85,12 @@ async def tag_models(db: Database, ask: TagModels) -> Tagged:
 
 
 def kept_name(text: str) -> str:
-    """A tag's name as it is kept (see describing.tag_name). Raises Impossible for one that says nothing, and for one
-    that would have to be cut."""
+    """A tag's name as it is kept (see descriptions.tag_name). Raises Declined for an empty one, and for one that
+    would have to be cut."""
     if len(descriptions.spelled(text)) > TAG_LENGTH:
-        raise Impossible("bad-tag", f"A tag's name has {TAG_LENGTH} characters at most.")
+        raise Declined("bad-tag", f"A tag's name has {TAG_LENGTH} characters at most.")
     if not (name := descriptions.tag_name(text)):
-        raise Impossible("bad-tag", "A tag's name has at least one character besides spaces.")
+        raise Declined("bad-tag", "A tag's name has at least one character besides spaces.")
     return name
 
 
@@ -103,10 +101,10 @@ def _kept_names(texts: Iterable[str]) -> list[str]:
 async def _retag(
     sql: Statements, sha256: str, put: dict[str, int], take: list[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """One model's tags before and after. What is taken off stays off, whatever sidecars say, until it is put on again:
-    also what is not on at this moment, when a sidecar is just being written, say. Raises Impossible."""
+    """One model's tags before and after. What is taken off stays off, whatever sidecars hold, until it is put on again:
+    also what is not on at this moment, when a sidecar is just being written. Raises Declined."""
     if await descriptions.model_name(sql, sha256) is None:
-        raise NoSuchModel(sha256)
+        raise unknown_model(sha256)
     before = await _tags_of(sql, sha256)
     await sql.rows("take_tags", sha256=sha256, names=json.dumps(take))
     await sql.many("refuse_tag", [{"sha256": sha256, "name": name} for name in take])
@@ -114,7 +112,7 @@ async def _retag(
     await sql.rows("allow_tags", sha256=sha256, names=json.dumps([*put]))
     after = await _tags_of(sql, sha256)
     if len(after) > max(TAGS_OF_A_MODEL, len(before)):
-        raise Impossible("too-many", f"A model has {TAGS_OF_A_MODEL} tags at most.")
+        raise Declined("too-many", f"A model has {TAGS_OF_A_MODEL} tags at most.")
     return before, after
 
 
@@ -125,12 +123,12 @@ async def _tags_of(sql: Statements, sha256: str) -> tuple[str, ...]:
 async def _refuse_taken(sql: Statements, name: str, id: int | None) -> None:
     for other, _ in await sql.rows("tags_named", names=json.dumps([name])):
         if other != id:
-            raise Impossible("tag-exists", f"There is a tag {name!r} already: it has the id {other}.")
+            raise Declined("tag-exists", f"There is a tag {name!r} already: it has the id {other}.")
 
 
 async def _made(sql: Statements, name: str | None, color: str, at: float) -> Tag:
     if name is None:
-        raise Impossible("bad-tag", "A new tag needs a name.")
+        raise Declined("bad-tag", "A new tag needs a name.")
     [(id,)] = await sql.rows("add_tag", id=None, name=name, color=color, created_at=at)
     await sql.rows("names_again", names=json.dumps([name]))
     await say(sql, TagPut(id=int(id), name=name, color=color, at=at), uuid.uuid4().hex)
@@ -157,4 +155,4 @@ async def _tag(sql: Statements, id: int) -> Tag:
     if 0 < id < 2**63:
         for name, color, models in await sql.rows("tag", id=id):
             return Tag(id=id, name=name, color=color, models=models)
-    raise Impossible("unknown-tag", f"There is no tag with the id {id}.")
+    raise Declined("unknown-tag", f"There is no tag with the id {id}.")

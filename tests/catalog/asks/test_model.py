@@ -3,14 +3,14 @@
 import msgspec
 import pytest
 
+from agents.catalog.asks.model import edit_model
 from agents.catalog.asks.search import search_models
 from agents.catalog.database import Database
 from agents.catalog.descriptions import put_layer
-from agents.catalog.editing import edit_model
 from agents.catalog.outbox import outgoing
 from schemas.catalog import DetailsEdit, EditModel, SearchModels, WholeModel
 from schemas.files import Details
-from tests.catalog.conftest import Tell
+from tests.catalog.conftest import Tell, declined
 from tests.catalog.facts import hashed, sha
 
 A = sha("a")
@@ -66,8 +66,8 @@ async def test_an_edit_is_found_at_once(db: Database):
 
 
 async def test_a_model_nobody_knows_can_not_be_edited(db: Database):
-    reply = await edit_model(db, EditModel(sha256="0" * 64, edit=DetailsEdit(title="x")))
-    assert reply.model is None and reply.problem is not None and reply.problem.reason == "unknown-model"
+    with declined("unknown-model"):
+        await edit_model(db, EditModel(sha256="0" * 64, edit=DetailsEdit(title="x")))
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ from typing import get_args
 
 import pytest
 
+from agents.catalog.asks.model import edit_model
 from agents.catalog.asks.pending import FIRST_ID, adopt_files, file_state, list_pending
 from agents.catalog.asks.search import search_models
 from agents.catalog.asks.tags import tag_models
 from agents.catalog.database import Database
-from agents.catalog.editing import edit_model
 from agents.catalog.facts import apply
 from agents.catalog.outbox import outgoing
 from schemas.catalog import (
