@@ -185,7 +185,7 @@ class AddPicture(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DropPicture(msgspec.Struct, frozen=True, kw_only=True):
-    """Take the picture at a place off a model; those behind it move up."""
+    """Take the picture at a place off a model; those after it move up."""
 
     sha256: str
     seq: int

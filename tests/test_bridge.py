@@ -2,7 +2,6 @@
 
 import functools
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -12,10 +11,10 @@ import httpx
 import pytest
 
 from agents import bridge
+from agents.http.server import GRACE_SECONDS
 from bus.client import Bus
-from bus.errors import UserError
 from schemas.settings import HttpSettings, Settings
-from tests.http.door import serving
+from tests.http.serving import serving
 
 
 async def test_ready_means_that_connections_are_accepted(bus: Bus, tmp_path: Path):
@@ -35,32 +34,6 @@ async def test_it_leaves_signals_to_the_program_it_runs_in(bus: Bus, tmp_path: P
         assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-async def test_a_port_in_use_is_an_error_that_says_what_to_do(bus: Bus, tmp_path: Path):
-    with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        settings = Settings(data_dir=str(tmp_path), http=HttpSettings(port=port))
-        with pytest.raises(UserError, match=rf"port {port} on 127.0.0.1 is in use: .*--port N.*--port 0"):
-            await bridge.run(bus, settings)
-    first = bridge.bound(HttpSettings(port=0))
-    with first, pytest.raises(UserError, match="in use"):
-        bridge.bound(HttpSettings(port=first.getsockname()[1]))
-
-
-def test_an_address_that_others_can_reach_needs_a_key():
-    for host in ("0.0.0.0", "::", "192.0.2.1", "example.org"):
-        with pytest.raises(UserError, match="key"):
-            bridge.bound(HttpSettings(host=host, port=0))
-    with bridge.bound(HttpSettings(host="0.0.0.0", port=0, api_key="k")) as listener:
-        assert bridge.base_url(listener).startswith("http://127.0.0.1:")
-    with pytest.raises(UserError, match=r"192\.0\.2\.1"):
-        bridge.bound(HttpSettings(host="192.0.2.1", port=0, api_key="k"))
-    with pytest.raises(UserError, match=r"no-such-host\.invalid"):
-        bridge.bound(HttpSettings(host="no-such-host.invalid", port=0, api_key="k"))
-
-
 async def test_a_request_under_way_is_answered_before_it_stops_and_a_stuck_one_does_not_hold_it(
     bus: Bus, tmp_path: Path
 ):
@@ -71,7 +44,7 @@ async def test_a_request_under_way_is_answered_before_it_stops_and_a_stuck_one_d
             await stuck.send(b"Content-Length: 100\r\n\r\n{")
             assert (await client.get("/livez")).status_code == 200
             leaving = time.monotonic()
-    assert time.monotonic() - leaving < bridge.GRACE_SECONDS + 2
+    assert time.monotonic() - leaving < GRACE_SECONDS + 2
 
 
 async def test_the_bridge_imports_no_torch():

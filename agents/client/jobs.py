@@ -42,13 +42,13 @@ log = structlog.get_logger()
 
 SUBMIT_SECONDS = 5.0
 LOOK_SECONDS = 2.0
-"""How often stored facts are looked up when nothing was heard: hearing is lossy."""
+"""How often stored facts are looked up when no message came: core NATS is lossy."""
 END_SECONDS = 0.5
-"""How long the finished fact may stay behind its result before the end is told without it."""
+"""How long the finished fact may come after its result before the end is sent without it."""
 _FACTS_PER_JOB = 8
 _PATIENCE = 5.0
 _AT_ONCE = 32
-_BEHIND = 32
+_UNREAD = 32
 
 _FACTS: tuple[tuple[EventName, Subject[Any]], ...] = (
     ("planned", JOB_PLANNED),
@@ -91,7 +91,7 @@ async def submit(
 
 
 async def state(bus: Bus, id: str) -> JobView | None:
-    """A job as its stored messages tell it now; None for an id nobody asked for. Raises BadSubject, Retry.
+    """A job as its stored messages have it now; None for an id nobody asked for. Raises BadSubject, Retry.
 
     Looked up from the first stage to the last: a job that moves on meanwhile is met again further on, never missed.
     """
@@ -215,20 +215,20 @@ async def _subjects_since(bus: Bus, seq: int) -> AsyncGenerator[tuple[str, float
 async def events(bus: Bus, id: str, after_seq: int = 0) -> AsyncGenerator[JobEvent, None]:
     """What happened to a job since the fact with sequence `after_seq`, then what happens, until its end.
 
-    The stream is the truth and what is heard only wakes: facts come in order, none twice and none missed; ticks may be.
-    The last event is always `finished` with the job as data; its `seq` is None where the fact was never said or is
+    The stream is the truth and messages only wake: facts come in order, none twice and none missed; ticks may be.
+    The last event is always `finished` with the job as data; its `seq` is None where the fact was never published or is
     forgotten. A bus that is away is waited for. Close it (contextlib.aclosing) when leaving early. Raises Declined
     (unknown-job), Retry when the bus is away at the start.
     """
     if await state(bus, id) is None:
         raise unknown_job()
     seq, over = after_seq, False
-    async with _hear(bus, EVENTS_OF_A_JOB.format(id=id), TICK_STEP(id=id), TICK_PREVIEW(id=id)) as heard:
+    async with _listening(bus, EVENTS_OF_A_JOB.format(id=id), TICK_STEP(id=id), TICK_PREVIEW(id=id)) as live:
         while True:
             try:
                 while (stored := await bus.raw("EVENTS", EVENTS_OF_A_JOB.format(id=id), seq=seq + 1)) is not None:
                     seq = stored.seq
-                    if (event := await _told(bus, id, stored)) is None:
+                    if (event := await _event(bus, id, stored)) is None:
                         continue
                     yield event
                     if event.name == "finished":
@@ -239,11 +239,11 @@ async def events(bus: Bus, id: str, after_seq: int = 0) -> AsyncGenerator[JobEve
                 over = bool(await results.result_of(bus, id) or await bus.last(JOB_FINISHED, id=id))
             except Retry as error:
                 log.info("event stream waits for the bus", job=id, why=str(error))
-            async for tick in _ticks(heard, END_SECONDS if over else LOOK_SECONDS):
+            async for tick in _ticks(live, END_SECONDS if over else LOOK_SECONDS):
                 yield tick
 
 
-async def _told(bus: Bus, id: str, stored: Stored[bytes]) -> JobEvent | None:
+async def _event(bus: Bus, id: str, stored: Stored[bytes]) -> JobEvent | None:
     """The event that a stored fact is, or None for one that can't be read."""
     if JOB_FINISHED.matches(stored.subject):
         view = await state(bus, id)
@@ -252,16 +252,16 @@ async def _told(bus: Bus, id: str, stored: Stored[bytes]) -> JobEvent | None:
         if row.matches(stored.subject):
             with suppress(Undecodable):
                 return JobEvent(name=name, seq=stored.seq, data=row.decode(stored.payload))
-    log.warning("fact not told", subject=stored.subject)
+    log.warning("fact not shown", subject=stored.subject)
     return None
 
 
-async def _ticks(heard: MemoryObjectReceiveStream[Msg], seconds: float) -> AsyncGenerator[JobEvent, None]:
-    """Ticks as they are heard, until a fact is heard or the time is over."""
+async def _ticks(live: MemoryObjectReceiveStream[Msg], seconds: float) -> AsyncGenerator[JobEvent, None]:
+    """Ticks as they come, until a fact comes or the time is over."""
     until = anyio.current_time() + seconds
     while (left := until - anyio.current_time()) > 0:
         with anyio.move_on_after(left) as scope:
-            message = await heard.receive()
+            message = await live.receive()
         if scope.cancelled_caught:
             return
         with suppress(Undecodable):
@@ -274,15 +274,15 @@ async def _ticks(heard: MemoryObjectReceiveStream[Msg], seconds: float) -> Async
 
 
 @asynccontextmanager
-async def _hear(bus: Bus, *patterns: str) -> AsyncIterator[MemoryObjectReceiveStream[Msg]]:
+async def _listening(bus: Bus, *patterns: str) -> AsyncIterator[MemoryObjectReceiveStream[Msg]]:
     """`Bus.listen` on several patterns at once."""
-    send, receive = anyio.create_memory_object_stream[Msg](_BEHIND)
+    send, receive = anyio.create_memory_object_stream[Msg](_UNREAD)
 
-    async def heard(message: Msg) -> None:
+    async def received(message: Msg) -> None:
         with suppress(anyio.WouldBlock, anyio.BrokenResourceError, anyio.ClosedResourceError):
             send.send_nowait(message)
 
-    subscriptions = [await bus.nc.subscribe(pattern, cb=heard) for pattern in patterns]
+    subscriptions = [await bus.nc.subscribe(pattern, cb=received) for pattern in patterns]
     try:
         await bus.flush()
         with send, receive:
@@ -294,8 +294,8 @@ async def _hear(bus: Bus, *patterns: str) -> AsyncIterator[MemoryObjectReceiveSt
                     await subscription.unsubscribe()
 
 
-async def heard_all(bus: Bus, id: str, seq: int) -> bool:
-    """Did somebody who has all facts up to `seq` get the job's finished fact? Raises Retry."""
+async def ended_by(bus: Bus, id: str, seq: int) -> bool:
+    """Is the job's finished fact among those up to the sequence `seq`? Raises Retry."""
     finished = await bus.last(JOB_FINISHED, id=id)
     return finished is not None and finished.seq <= seq
 

@@ -10,7 +10,7 @@ POST /api/models/sha256                 {path, pending_status, wait} → {sha256
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -21,9 +21,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from agents.client.views import Library
+from agents.client import catalog as client
 from agents.http import parsing
 from agents.http.errors import RETRY_SECONDS, BadRequest
+from bus.client import Bus
 from schemas.catalog import ListPending, Outcome, Outcomes, PendingList, Promote, Strategy
 from schemas.imports import Import, ImportState
 
@@ -72,22 +73,24 @@ _file = msgspec.json.Decoder(FileBody)
 _nothing = msgspec.json.Decoder(NoBody)
 
 
-def routes(library: Library, import_roots: Sequence[str]) -> list[Route]:
-    """The routes of migration, below /api. Legacy catalogs and their pictures are taken from `import_roots` only."""
-    door = _Door(library, tuple(import_roots))
+def routes(bus: Bus, roots: Mapping[str, str], import_roots: Sequence[str]) -> list[Route]:
+    """The routes of migration, below /api. `roots` are the configured folders by name; legacy catalogs and their
+    pictures are taken from `import_roots` only."""
+    here = _Imports(bus, roots, tuple(import_roots))
     return [
-        Route("/migration/migrate_legacy_db", door.take_over, methods=["POST"]),
-        Route("/migration/imports/{id}", door.state),
-        Route("/migration/pending", door.pending),
-        Route("/migration/import_models", door.promote, methods=["POST"]),
-        Route("/migration/scan", door.scan, methods=["POST"]),
-        Route("/models/sha256", door.sha256, methods=["POST"]),
+        Route("/migration/migrate_legacy_db", here.take_over, methods=["POST"]),
+        Route("/migration/imports/{id}", here.state),
+        Route("/migration/pending", here.pending),
+        Route("/migration/import_models", here.promote, methods=["POST"]),
+        Route("/migration/scan", here.scan, methods=["POST"]),
+        Route("/models/sha256", here.sha256, methods=["POST"]),
     ]
 
 
 @dataclass(frozen=True)
-class _Door:
-    library: Library
+class _Imports:
+    bus: Bus
+    roots: Mapping[str, str]
     import_roots: tuple[str, ...]
 
     async def take_over(self, request: Request) -> Response:
@@ -97,7 +100,8 @@ class _Door:
         if body.legacy_images_dir:
             images = await to_thread.run_sync(self._allowed, body.legacy_images_dir, "legacy_images_dir")
         job = Import(id="", database=database, images=images, dry_run=body.dry_run)
-        id, state = await self.library.take_over(job, body.wait)
+        id = await client.submit_import(self.bus, job)
+        state = await client.followed(self.bus, id, body.wait)
         here = {"Location": f"/api/migration/imports/{id}"}
         if state.state == "failed":
             raise BadRequest(422, "import-failed", state.report.error or "The import failed.")
@@ -107,7 +111,7 @@ class _Door:
 
     def _allowed(self, path: str, field: str) -> str:
         """The real path, if it lies below a folder that imports are allowed from. Raises BadRequest, whatever is there
-        or not: who may not read a folder is not told what is in it."""
+        or not: who may not read a folder does not learn what is in it."""
         real = os.path.realpath(path)
         for root in self.import_roots:
             if os.path.commonpath([real, folder := os.path.realpath(root)]) == folder:
@@ -123,7 +127,7 @@ class _Door:
     async def state(self, request: Request) -> Response:
         parsing.query(request)
         id: str = request.path_params["id"]
-        state = await self.library.import_state(id) if _ID.fullmatch(id) else None
+        state = await client.import_state(self.bus, id) if _ID.fullmatch(id) else None
         if state is None:
             raise BadRequest(404, "unknown-import", "Nobody asked for an import with this id.")
         return parsing.json(_document(state))
@@ -132,7 +136,7 @@ class _Door:
         given = parsing.query(request, "after", "limit")
         limit = parsing.number(given, "limit", 200, least=1, most=MAX_LISTED)
         after = parsing.number(given, "after", 0)
-        page = await self.library.ask(ListPending(after=after, limit=limit), PendingList)
+        page = await client.ask(self.bus, ListPending(after=after, limit=limit), PendingList)
         return parsing.json({"pending": page.records, "next": page.records[-1].id if page.more else None})
 
     async def promote(self, request: Request) -> Response:
@@ -141,19 +145,20 @@ class _Door:
         outcomes: list[Outcome] = []
         for first in range(0, len(ids), PROMOTED_AT_ONCE):
             chosen = Promote(ids=ids[first : first + PROMOTED_AT_ONCE], strategy=body.conflict_strategy)
-            outcomes += (await self.library.ask(chosen, Outcomes)).outcomes
+            outcomes += (await client.ask(self.bus, chosen, Outcomes)).outcomes
         return parsing.json({"outcomes": outcomes})
 
     async def scan(self, request: Request) -> Response:
         if await parsing.body(request):
             await parsing.decoded(request, _nothing)
-        found = await self.library.adopt()
+        found = await client.adopt(self.bus)
         return parsing.json({"added": found.added, "pending": found.pending})
 
     async def sha256(self, request: Request) -> Response:
         body = await parsing.decoded(request, _file)
         promote = body.pending_status == "pending"
-        found = await self.library.hash_of(body.path, promote=promote, wait=body.wait)
+        file = await to_thread.run_sync(client.placed, body.path, self.roots)
+        found = await client.hash_of(self.bus, file, promote=promote, wait=body.wait)
         answer = {"sha256": found.sha256, "migrated": promote and bool(found.promoted)}
         if found.sha256 is None:
             return parsing.json(answer, 202, {"Retry-After": str(RETRY_SECONDS)})

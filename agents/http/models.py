@@ -3,7 +3,7 @@
 GET    /api/models                a page of models: ?q= words, kind, type, family, tag (all of them), not_tag (none of
                                   them), missing=yes|no|only, sort=name|newest, limit, cursor
 GET    /api/models/{sha}          one model with all that hangs on it
-PATCH  /api/models/{sha}          what you say of it (schemas.catalog.DetailsEdit); null takes your word back
+PATCH  /api/models/{sha}          what you set of it (schemas.catalog.DetailsEdit); null gives a field back
 POST   /api/models/{sha}/tags     {"tags": […]} are put on it
 DELETE /api/models/{sha}/tags     ?tag= are taken off it
 GET    /api/tags                  tags by name: ?after=&limit=
@@ -21,10 +21,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from agents.client.views import Library
+from agents.client import catalog as client
 from agents.http import parsing
 from agents.http.errors import BadRequest
 from agents.http.pictures import picture_document
+from bus.client import Bus
 from bus.errors import Declined
 from schemas import catalog
 from schemas.catalog import ModelPage, ModelReply, Tagged, TagPage, TagReply
@@ -69,25 +70,25 @@ _new_tag = msgspec.json.Decoder(NewTag)
 _tag_edit = msgspec.json.Decoder(TagEdit)
 
 
-def routes(library: Library) -> list[Route]:
+def routes(bus: Bus) -> list[Route]:
     """The routes of models and tags, below /api."""
-    door = _Door(library)
+    here = _Models(bus)
     return [
-        Route("/models", door.models),
-        Route("/models/{sha}", door.show),
-        Route("/models/{sha}", door.edit, methods=["PATCH"]),
-        Route("/models/{sha}/tags", door.put_tags, methods=["POST"]),
-        Route("/models/{sha}/tags", door.take_tags, methods=["DELETE"]),
-        Route("/tags", door.tags),
-        Route("/tags", door.make_tag, methods=["POST"]),
-        Route("/tags/{id}", door.change_tag, methods=["PATCH"]),
-        Route("/tags/{id}", door.drop_tag, methods=["DELETE"]),
+        Route("/models", here.models),
+        Route("/models/{sha}", here.show),
+        Route("/models/{sha}", here.edit, methods=["PATCH"]),
+        Route("/models/{sha}/tags", here.put_tags, methods=["POST"]),
+        Route("/models/{sha}/tags", here.take_tags, methods=["DELETE"]),
+        Route("/tags", here.tags),
+        Route("/tags", here.make_tag, methods=["POST"]),
+        Route("/tags/{id}", here.change_tag, methods=["PATCH"]),
+        Route("/tags/{id}", here.drop_tag, methods=["DELETE"]),
     ]
 
 
 @dataclass(frozen=True)
-class _Door:
-    library: Library
+class _Models:
+    bus: Bus
 
     async def models(self, request: Request) -> Response:
         given = parsing.query(request, *_FILTERS)
@@ -103,18 +104,18 @@ class _Door:
             cursor=given.get("cursor", ""),
             limit=parsing.number(given, "limit", MAX_LISTED, least=1, most=MAX_LISTED),
         )
-        page = await self.library.ask(search, ModelPage)
+        page = await client.ask(self.bus, search, ModelPage)
         found = [_model(model) | ({"cut": model.cut} if model.cut else {}) for model in page.models]
         return parsing.json({"models": found, "next": page.next})
 
     async def show(self, request: Request) -> Response:
         parsing.query(request)
-        return _whole(await self.library.ask(catalog.ShowModel(name=parsing.sha_of(request)), ModelReply))
+        return _whole(await client.ask(self.bus, catalog.ShowModel(name=parsing.sha_of(request)), ModelReply))
 
     async def edit(self, request: Request) -> Response:
         sha256, body = parsing.sha_of(request), await parsing.decoded(request, _edit)
         edit = catalog.DetailsEdit(**msgspec.structs.asdict(body))
-        return _whole(await self.library.ask(catalog.EditModel(sha256=sha256, edit=edit), ModelReply))
+        return _whole(await client.ask(self.bus, catalog.EditModel(sha256=sha256, edit=edit), ModelReply))
 
     async def put_tags(self, request: Request) -> Response:
         sha256, body = parsing.sha_of(request), await parsing.decoded(request, _tags)
@@ -128,27 +129,27 @@ class _Door:
         return await self._tagged(catalog.TagModels(models=(parsing.sha_of(request),), take=names))
 
     async def _tagged(self, change: catalog.TagModels) -> Response:
-        reply = await self.library.ask(change, Tagged)
+        reply = await client.ask(self.bus, change, Tagged)
         return parsing.json({"tags": reply.tags[0], "changed": bool(reply.changed)})
 
     async def tags(self, request: Request) -> Response:
         given = parsing.query(request, "after", "limit")
         limit = parsing.number(given, "limit", MAX_LISTED, least=1, most=MAX_LISTED)
-        page = await self.library.ask(catalog.ListTags(after=_short(given, "after"), limit=limit), TagPage)
+        page = await client.ask(self.bus, catalog.ListTags(after=_short(given, "after"), limit=limit), TagPage)
         return parsing.json({"tags": page.tags, "next": page.tags[-1].name if page.more else ""})
 
     async def make_tag(self, request: Request) -> Response:
         body = await parsing.decoded(request, _new_tag)
-        reply = await self.library.ask(catalog.PutTag(name=body.name, color=body.color), TagReply)
+        reply = await client.ask(self.bus, catalog.PutTag(name=body.name, color=body.color), TagReply)
         return parsing.json(reply.tag, 201, {"Location": f"/api/tags/{reply.tag.id}"})
 
     async def change_tag(self, request: Request) -> Response:
         id, body = _id(request), await parsing.decoded(request, _tag_edit)
-        reply = await self.library.ask(catalog.PutTag(id=id, name=body.name, color=body.color), TagReply)
+        reply = await client.ask(self.bus, catalog.PutTag(id=id, name=body.name, color=body.color), TagReply)
         return parsing.json(reply.tag)
 
     async def drop_tag(self, request: Request) -> Response:
-        reply = await self.library.ask(catalog.DropTag(id=_id(request)), TagReply)
+        reply = await client.ask(self.bus, catalog.DropTag(id=_id(request)), TagReply)
         return parsing.json(reply.tag)
 
 

@@ -1,12 +1,13 @@
-"""Pictures of models, and the gallery, over HTTP.
+"""Pictures of models, the gallery, and the files of finished pictures, over HTTP.
 
 GET    /api/images/{sha}          a model's pictures in order
 POST   /api/images/{sha}          one more: the picture itself as body, or a form with one file
-DELETE /api/images/{sha}?seq=     one less; those behind it move up
+DELETE /api/images/{sha}?seq=     one less; those after it move up
 PUT    /api/images/{sha}/order    {"numbers": […]}: all of them, in the order they shall have
 GET    /api/images/{sha}.webp     the file: ?quality=high|medium|low of the one at the place ?seq=, or with the number
                                   ?number= (whose file never changes), else of the first that is finished
 GET    /api/outputs               generated pictures, newest first: ?q= words of what made them, model, limit, cursor
+GET    /images/{path}             the file of one
 """
 
 import os
@@ -20,16 +21,18 @@ from urllib.parse import quote
 import anyio
 import msgspec
 from anyio import to_thread
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
-from agents.client.views import Library
+from agents.client import catalog as client
 from agents.http import parsing
 from agents.http.errors import BadRequest
 from agents.http.uploads import uploaded
 from agents.images.decode import BadPicture, PictureTooLarge, UnknownFormat
 from agents.images.model_pictures import picture_names
+from bus.client import Bus
 from bus.errors import Declined
 from schemas import catalog
 from schemas.catalog import ModelPicture, OutputPage, Pictures
@@ -40,6 +43,7 @@ UPLOADS_AT_ONCE = 4
 MAX_LISTED = 500
 MAX_WORDS = 500
 
+_FINISHED = (".webp", ".png", ".jpg")
 TIERS = ("high", "medium", "low")
 _DIGITS = re.compile(r"[0-9a-fA-F]{0,64}")
 
@@ -53,17 +57,29 @@ class OrderBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 _order = msgspec.json.Decoder(OrderBody)
 
 
-def routes(library: Library, data: Path) -> list[Route]:
+def routes(bus: Bus, data: Path) -> list[Route]:
     """The routes of pictures, below /api. Their files are below the data directory `data`."""
-    door = _Door(library, data, anyio.Semaphore(UPLOADS_AT_ONCE))
+    here = _Pictures(bus, data, anyio.Semaphore(UPLOADS_AT_ONCE))
     return [
-        Route("/images/{sha}.webp", door.file),
-        Route("/images/{sha}", door.list),
-        Route("/images/{sha}", door.add, methods=["POST"]),
-        Route("/images/{sha}", door.drop, methods=["DELETE"]),
-        Route("/images/{sha}/order", door.order, methods=["PUT"]),
-        Route("/outputs", door.outputs),
+        Route("/images/{sha}.webp", here.file),
+        Route("/images/{sha}", here.list),
+        Route("/images/{sha}", here.add, methods=["POST"]),
+        Route("/images/{sha}", here.drop, methods=["DELETE"]),
+        Route("/images/{sha}/order", here.order, methods=["PUT"]),
+        Route("/outputs", here.outputs),
     ]
+
+
+def finished(outputs: Path) -> Route:
+    """The route of finished pictures, which lie below `outputs`. Their files never change."""
+
+    async def picture(request: Request) -> Response:
+        found = await to_thread.run_sync(_inside, outputs, request.path_params["path"])
+        if found is None:
+            raise HTTPException(404)
+        return FileResponse(found, headers={"Cache-Control": "private, max-age=31536000, immutable"})
+
+    return Route("/images/{path:path}", picture)
 
 
 def picture_document(sha256: str, picture: ModelPicture) -> dict[str, Any]:
@@ -74,8 +90,8 @@ def picture_document(sha256: str, picture: ModelPicture) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Door:
-    library: Library
+class _Pictures:
+    bus: Bus
     data: Path
     uploads: anyio.Semaphore
 
@@ -85,7 +101,7 @@ class _Door:
         return _listed(sha256, await self._pictures(sha256))
 
     async def _pictures(self, sha256: str) -> Pictures:
-        return await self.library.ask(catalog.ListPictures(sha256=sha256), Pictures)
+        return await client.ask(self.bus, catalog.ListPictures(sha256=sha256), Pictures)
 
     async def add(self, request: Request) -> Response:
         parsing.query(request)
@@ -93,7 +109,7 @@ class _Door:
         async with self.uploads:
             data = uploaded(request.headers["content-type"], await parsing.body(request, UPLOAD_SECONDS))
             try:
-                reply = await self.library.add_picture(sha256, data)
+                reply = await client.add_picture(self.bus, self.data, sha256, data)
             except BadPicture as error:
                 raise _bad(error) from error
         picture = next(one for one in reply.pictures if one.number == reply.number)
@@ -104,12 +120,12 @@ class _Door:
         if "seq" not in given:
             raise BadRequest(422, "invalid", "say which picture: ?seq=0 is the first", "seq")
         sha256, seq = parsing.sha_of(request), parsing.number(given, "seq", 0)
-        return _listed(sha256, await self.library.ask(catalog.DropPicture(sha256=sha256, seq=seq), Pictures))
+        return _listed(sha256, await client.ask(self.bus, catalog.DropPicture(sha256=sha256, seq=seq), Pictures))
 
     async def order(self, request: Request) -> Response:
         sha256, body = parsing.sha_of(request), await parsing.decoded(request, _order)
         order = catalog.OrderPictures(sha256=sha256, numbers=body.numbers)
-        return _listed(sha256, await self.library.ask(order, Pictures))
+        return _listed(sha256, await client.ask(self.bus, order, Pictures))
 
     async def file(self, request: Request) -> Response:
         given = parsing.query(request, "seq", "number", "quality")
@@ -127,7 +143,7 @@ class _Door:
             return Response(status_code=304, headers=headers)
         file = self.data / picture_names(sha256, picture.number)[tier]
         if not await to_thread.run_sync(_is_file, file):
-            raise Declined("unknown-picture", "The picture's file is gone; `darkroom verify` tells of such.")
+            raise Declined("unknown-picture", "The picture's file is gone; `darkroom verify` lists such.")
         return FileResponse(file, media_type="image/webp", headers=headers)
 
     async def _first(self, sha256: str) -> ModelPicture:
@@ -158,7 +174,7 @@ class _Door:
             raise BadRequest(422, "invalid", "model is a SHA-256, or its beginning", "model")
         limit = parsing.number(given, "limit", 100, least=1, most=MAX_LISTED)
         ask = catalog.ListOutputs(text=text, model=model, limit=limit, cursor=given.get("cursor", ""))
-        page = await self.library.ask(ask, OutputPage)
+        page = await client.ask(self.bus, ask, OutputPage)
         outputs = [{**msgspec.to_builtins(one), "url": _address(one.file)} for one in page.outputs]
         return parsing.json({"outputs": outputs, "next": page.next})
 
@@ -188,6 +204,18 @@ def _none_match(request: Request) -> str:
 
 def _address(file: str) -> str:
     return "/images/" + quote(file.removeprefix("outputs/"))
+
+
+def _inside(outputs: Path, path: str) -> Path | None:
+    """The real path of a finished picture, or None for anything else."""
+    if not path.endswith(_FINISHED) or any(part.startswith(".") for part in path.split("/")):
+        return None
+    try:
+        root, found = outputs.resolve(strict=True), (outputs / path.lstrip("/")).resolve(strict=True)
+        regular = stat.S_ISREG(os.lstat(found).st_mode)
+    except (OSError, ValueError, RuntimeError):
+        return None
+    return found if regular and found.is_relative_to(root) and found.suffix in _FINISHED else None
 
 
 def _is_file(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The guard in front of every front door: who may ask, from where, and how much. Pure ASGI, so that event streams and
+"""The guard in front of the whole API: who may ask, from where, and how much. Pure ASGI, so that event streams and
 files pass through untouched.
 
 Host names against DNS rebinding (421), Origin against other people's pages (403), the API key (401), JSON bodies alone,

@@ -16,7 +16,7 @@ from bus.subjects import JOB_FINISHED, JOB_REJECTED, PREFIX, PREPARE, RESULT, TI
 from schemas.jobs import Finished, Rejected, Result
 from schemas.settings import BusSettings
 from schemas.ticks import StepTick
-from tests.http.door import request, say_planned, say_released, say_started, succeed
+from tests.http.serving import request, say_planned, say_released, say_started, succeed
 
 
 async def test_the_same_id_submitted_again_is_the_same_job_even_on_another_lane(bus: Bus):
@@ -150,7 +150,7 @@ async def test_events_after_a_sequence_of_a_job_that_ended_still_tell_the_end(bu
     after = [event.name async for event in jobs.events(bus, id, planned)]
     beyond = [(event.name, event.seq) async for event in jobs.events(bus, id, planned + 1000)]
     assert after == ["finished"] and beyond == [("finished", None)]
-    assert await jobs.heard_all(bus, id, planned + 1) and not await jobs.heard_all(bus, id, planned)
+    assert await jobs.ended_by(bus, id, planned + 1) and not await jobs.ended_by(bus, id, planned)
 
 
 async def test_cancelling_a_queued_job_writes_its_one_result(bus: Bus):

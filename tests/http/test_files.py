@@ -7,13 +7,13 @@ from pathlib import Path
 import anyio
 
 from bus.client import Bus
-from tests.http.door import reason, serving
-from tests.http.shelf import shelf
+from tests.http.catalogued import catalogued
+from tests.http.serving import reason, serving
 from tests.ingest.making import model, put
 
 
 async def test_files_that_wait_are_named_with_why_and_since_when_in_pages(bus: Bus, tmp_path: Path):
-    async with shelf(bus, tmp_path) as here:
+    async with catalogued(bus, tmp_path) as here:
         then = time.time() - 30 * 24 * 3600
         for number in range(3):
             os.utime(put(here.models / f"{number}.safetensors.aria2", b""), (then, then))

@@ -11,8 +11,8 @@ from bus.client import Bus
 from bus.subjects import ASK_FILE
 from tests.catalog import legacy_making
 from tests.catalog.legacy_making import said
-from tests.http.door import reason
-from tests.http.shelf import shelf
+from tests.http.catalogued import catalogued
+from tests.http.serving import reason
 from tests.ingest.making import model, put
 
 LEGACY = "/api/migration/migrate_legacy_db"
@@ -38,7 +38,7 @@ def asked(legacy: Path, **more: object) -> dict[str, object]:
 async def test_a_legacy_catalog_is_taken_over_and_a_record_promoted_when_its_file_comes(
     bus: Bus, tmp_path: Path, legacy: Path
 ):
-    async with shelf(bus, tmp_path / "data", drawing=True, import_roots=(str(tmp_path / "old"),)) as here:
+    async with catalogued(bus, tmp_path / "data", drawing=True, import_roots=(str(tmp_path / "old"),)) as here:
         tried = (await here.client.post(LEGACY, json=asked(legacy, dry_run=True))).json()
         assert tried["state"] == "done" and (await here.get("/api/migration/pending"))["pending"] == []
         answer = await here.client.post(LEGACY, json=asked(legacy))
@@ -74,7 +74,7 @@ async def test_a_legacy_catalog_is_taken_over_and_a_record_promoted_when_its_fil
 
 async def test_an_import_that_can_not_be_done_or_is_not_done_in_time_says_so(bus: Bus, tmp_path: Path, legacy: Path):
     put(tmp_path / "old" / "notes.txt", b"not a database")
-    async with shelf(bus, tmp_path / "data", import_roots=(str(tmp_path / "old"),)) as here:
+    async with catalogued(bus, tmp_path / "data", import_roots=(str(tmp_path / "old"),)) as here:
         body = {"legacy_db_path": str(legacy / "notes.txt")}
         failed = await here.client.post(LEGACY, json=body)
         assert (failed.status_code, reason(failed)) == (422, "import-failed")
@@ -93,7 +93,7 @@ async def test_legacy_catalogs_come_from_allowed_folders_only(bus: Bus, tmp_path
     put(inside / "catalog.db", b"")
     outside = [str(legacy / "catalog.db"), "/etc/passwd", f"{inside}/../old/catalog.db", f"{inside}/link.db"]
     outside += [f"{inside}/folder/catalog.db", f"{inside}x/catalog.db", str(tmp_path), f"{inside}/no/../../nothing"]
-    async with shelf(bus, tmp_path / "data", import_roots=(str(inside),)) as here:
+    async with catalogued(bus, tmp_path / "data", import_roots=(str(inside),)) as here:
         for path in outside:
             answer = await here.client.post(LEGACY, json={"legacy_db_path": path})
             assert (answer.status_code, reason(answer)) == (403, "outside-import-roots"), path
@@ -115,13 +115,13 @@ async def test_legacy_catalogs_come_from_allowed_folders_only(bus: Bus, tmp_path
 
 
 async def test_without_allowed_folders_nothing_is_imported_over_http(bus: Bus, tmp_path: Path, legacy: Path):
-    async with shelf(bus, tmp_path / "data") as here:
+    async with catalogued(bus, tmp_path / "data") as here:
         answer = await here.client.post(LEGACY, json=asked(legacy))
         assert (answer.status_code, reason(answer)) == (403, "outside-import-roots")
 
 
 async def test_the_hash_of_a_file_is_told_for_files_in_the_roots_only(bus: Bus, tmp_path: Path):
-    async with shelf(bus, tmp_path) as here:
+    async with catalogued(bus, tmp_path) as here:
         sha256 = await here.drop("sub/a.safetensors")
         put(tmp_path / "secret.safetensors", b"secret")
         (here.models / "link.safetensors").symlink_to(tmp_path / "secret.safetensors")
@@ -155,7 +155,7 @@ async def test_the_hash_of_a_file_is_told_for_files_in_the_roots_only(bus: Bus, 
 
 
 async def test_what_lies_in_the_roots_unhashed_becomes_pending(bus: Bus, tmp_path: Path):
-    async with shelf(bus, tmp_path) as here:
+    async with catalogued(bus, tmp_path) as here:
         await here.drop("a.safetensors")
         for body in (b"", b"{}"):
             answer = await here.client.post(
@@ -167,7 +167,7 @@ async def test_what_lies_in_the_roots_unhashed_becomes_pending(bus: Bus, tmp_pat
 
 
 async def test_a_choice_that_is_none_is_refused(bus: Bus, tmp_path: Path):
-    async with shelf(bus, tmp_path) as here:
+    async with catalogued(bus, tmp_path) as here:
         for bad in (
             {},
             {"id": 7},

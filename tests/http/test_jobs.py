@@ -1,13 +1,8 @@
 """The native front door: what it takes, what it refuses, and what it shows."""
 
-import os
 import re
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import anyio
 import msgspec
 import pytest
 
@@ -17,26 +12,10 @@ from bus.client import Bus, connect
 from bus.ids import new_id
 from bus.results import result_of
 from bus.server import LocalServer
-from bus.subjects import ASK_HELLO, ASK_SEARCH, PREPARE
-from schemas.asks import Hello, Nothing
-from schemas.catalog import ModelPage, SearchModels
-from schemas.files import FilePath, Identity
+from bus.subjects import PREPARE
 from schemas.jobs import Request
-from schemas.models import Model
 from schemas.settings import BusSettings
-from tests.http.door import raw, reason, request, say_planned, say_released, say_started, serving, succeed
-
-
-@contextmanager
-def frozen(server: LocalServer) -> Iterator[None]:
-    """The server hears nothing and says nothing while the body runs."""
-    server.process.send_signal(signal.SIGSTOP)
-    os.waitpid(server.process.pid, os.WUNTRACED)  # it stops a moment later
-    try:
-        yield
-    finally:
-        server.process.send_signal(signal.SIGCONT)
-
+from tests.http.serving import frozen, reason, request, say_planned, say_released, say_started, serving, succeed
 
 JSON = {"Content-Type": "application/json"}
 
@@ -197,135 +176,11 @@ async def test_the_list_is_newest_first_and_bounded(bus: Bus, tmp_path: Path):
             assert (answer.status_code, reason(answer)) == (422, "invalid"), limit
 
 
-async def test_models_come_from_the_catalog_and_say_what_is_wrong_with_them(bus: Bus, tmp_path: Path):
-    paths = (FilePath(root="models", rel="a/b.ckpt"),)
-    known = Identity(kind="checkpoint", family="sd15", unsafe=True)
-    model = Model(sha256="c" * 64, name="b", size=9, identity=known, paths=paths, missing=False, created_at=1.0)
-
-    async def answer(asked: SearchModels) -> ModelPage:
-        assert asked == SearchModels(limit=1000), "all of them, those without a file too"
-        return ModelPage(models=(model,))
-
-    async with serving(bus, tmp_path) as client:
-        nobody = await client.get("/api/models")
-        assert (nobody.status_code, reason(nobody)) == (503, "no-answer") and "agent" in nobody.text
-        await bus.tasks.start(bus.answer, ASK_SEARCH, answer)
-        [shown] = (await client.get("/api/models")).json()["models"]
-        assert shown == {
-            "sha256": "c" * 64, "name": "b", "kind": "checkpoint", "family": "sd15", "variant": "", "size": 9,
-            "missing": False, "unsafe": True, "problem": "", "paths": [{"root": "models", "rel": "a/b.ckpt"}],
-            "created_at": 1.0, "title": "", "type": "", "tags": [], "pictures": 0,
-        }  # fmt: skip
-
-
-async def test_a_family_that_no_key_tells_comes_with_its_guess(bus: Bus, tmp_path: Path):
-    known = Identity(kind="lora", family="flux2", edition="klein-4b", guess="its keys could be those of flux too")
-    model = Model(sha256="c" * 64, name="b", size=9, identity=known, paths=(), missing=True, created_at=1.0)
-
-    async def answer(asked: SearchModels) -> ModelPage:
-        return ModelPage(models=(model,))
-
-    async with serving(bus, tmp_path) as client:
-        await bus.tasks.start(bus.answer, ASK_SEARCH, answer)
-        [shown] = (await client.get("/api/models")).json()["models"]
-        assert (shown["family"], shown["edition"], shown["guess"]) == (known.family, known.edition, known.guess)
-
-
 async def test_samplers_are_the_table(bus: Bus, tmp_path: Path):
     async with serving(bus, tmp_path) as client:
         told = (await client.get("/api/samplers")).json()
         assert {"id": "euler", "label": "Euler"}.items() <= told["samplers"][0].items()
         assert {"id": "karras", "label": "Karras"} in told["schedulers"]
-
-
-TRAVERSALS = [
-    b"/images/../secret.png", b"/images/%2e%2e/secret.png", b"/images/..%2fsecret.png", b"/images/%2e%2e%2fsecret.png",
-    b"/images/..%5csecret.png", b"/images/....//secret.png", b"/images//../secret.png", b"/images/./../secret.png",
-    b"/images/day/../../secret.png", b"/images/day/%2e%2e/%2e%2e/secret.png", b"/images/%252e%252e/secret.png",
-    b"/images//etc/hostname.png", b"/images/%2fetc/passwd", b"/images/secret.png%00.webp", b"/images/%00.png",
-    b"/images/link.png", b"/images/out/secret.png", b"/images/day", b"/images/day/", b"/images/", b"/images",
-    b"/images/day/.tmp.png", b"/images/.hidden/x.png", b"/images/day/notes.txt", b"/images/day/x.PNG",
-    b"/images/dir.png", b"/images/pipe.png", b"/images/loop.png", b"/images/renamed.png", b"/images/%ff%fe.png",
-    b"/images/" + b"a" * 5000 + b".png", b"/images/" + b"../" * 30 + b"etc/hosts.png",
-    b"/images/%c0%ae%c0%ae/secret.png",
-]  # fmt: skip
-
-
-async def test_nothing_but_finished_pictures_can_be_had_from_the_picture_route(bus: Bus, tmp_path: Path):
-    outputs = tmp_path / "data" / "outputs"
-    (outputs / "day").mkdir(parents=True)
-    (outputs / ".hidden").mkdir()
-    (outputs / "dir.png").mkdir()
-    secret = tmp_path / "data" / "secret.png"
-    for file in (secret, outputs / "day" / ".tmp.png", outputs / ".hidden" / "x.png", outputs / "day" / "x.PNG"):
-        file.write_bytes(b"SECRET")
-    (outputs / "day" / "notes.txt").write_bytes(b"SECRET")
-    (outputs / "link.png").symlink_to(secret)
-    (outputs / "out").symlink_to(tmp_path / "data")
-    (outputs / "loop.png").symlink_to("loop.png")
-    (outputs / "renamed.png").symlink_to(outputs / "day" / "notes.txt")
-    os.mkfifo(outputs / "pipe.png")
-    (outputs / "day" / "x.png").write_bytes(b"0123456789")
-    async with serving(bus, tmp_path / "data") as client:
-        for path in TRAVERSALS:
-            status, answer = await raw(
-                client, b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-            )
-            assert status == 404 and b"SECRET" not in answer and b'{"error"' in answer, path
-        good = await client.get("/images/day/x.png")
-        assert (good.status_code, good.content, good.headers["content-type"]) == (200, b"0123456789", "image/png")
-        assert "immutable" in good.headers["cache-control"] and good.headers["x-content-type-options"] == "nosniff"
-        part = await client.get("/images/day/x.png", headers={"Range": "bytes=2-4"})
-        assert (part.status_code, part.content) == (206, b"234")
-        assert (await client.head("/images/day/x.png")).headers["content-length"] == "10"
-        assert (await client.post("/images/day/x.png")).status_code == 405
-
-
-async def test_errors_are_json_everywhere(bus: Bus, tmp_path: Path):
-    async with serving(bus, tmp_path) as client:
-        for method, path, code in (
-            ("GET", "/nope", 404), ("GET", "/api/nope", 404), ("GET", "/api/", 404), ("DELETE", "/api/jobs", 405),
-            ("PUT", "/api/models", 405), ("POST", "/livez", 405), ("POST", "/", 405), ("GET", "/../bus/client.py", 404),
-            ("GET", "/%2e%2e/bridge.py", 404), ("GET", "/..%2fbridge.py", 404),
-        ):  # fmt: skip
-            answer = await client.request(method, path)
-            assert answer.status_code == code and reason(answer), (method, path)
-        assert set((await client.delete("/api/jobs")).headers["allow"].split(", ")) == {"GET", "HEAD", "POST"}
-        assert (await client.post("/livez", json={})).headers["allow"] in ("GET, HEAD", "HEAD, GET")
-
-
-async def test_a_method_refused_at_one_of_several_routes_of_an_address_is_told_the_methods_of_all(
-    bus: Bus, tmp_path: Path
-):
-    async with serving(bus, tmp_path) as client:
-        for path, methods in (
-            ("/api/models/x", "GET, HEAD, PATCH"),
-            ("/api/models/x/tags", "DELETE, POST"),
-            ("/api/tags", "GET, HEAD, POST"),
-            ("/api/tags/1", "DELETE, PATCH"),
-            ("/api/images/x", "DELETE, GET, HEAD, POST"),
-        ):
-            assert (await client.put(path, json={})).headers["allow"] == methods, path
-
-
-async def test_ready_says_what_is_missing_and_alive_does_not_care(bus: Bus, nats_server: LocalServer, tmp_path: Path):
-    async def hello(_: Nothing) -> Hello:
-        return Hello(instance="migrator-1")
-
-    async with serving(bus, tmp_path) as client:
-        answer = await client.get("/readyz")
-        checks = answer.json()["checks"]
-        assert answer.status_code == 503 and not answer.json()["ready"]
-        assert {name for name, check in checks.items() if not check["ok"]} == {"catalog"}
-        await bus.tasks.start(bus.answer, ASK_HELLO, hello)
-        answer = await client.get("/readyz")
-        assert (answer.status_code, answer.json()["ready"]) == (200, True), answer.text
-        assert set(checks) == {"bus", "catalog", "disk", "jetstream"}
-        with frozen(nats_server), anyio.fail_after(5):
-            answer = await client.get("/readyz")
-            assert (await client.get("/livez")).status_code == 200
-        assert answer.status_code == 503
-        assert {name for name, check in answer.json()["checks"].items() if not check["ok"]} == {"catalog", "jetstream"}
 
 
 async def test_with_the_bus_away_a_job_is_refused_with_a_time_to_come_back(

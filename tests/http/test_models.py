@@ -3,15 +3,19 @@
 from pathlib import Path
 
 from bus.client import Bus
+from bus.subjects import ASK_SEARCH
+from schemas.catalog import ModelPage, SearchModels
+from schemas.files import FilePath, Identity
+from schemas.models import Model
 from tests.catalog import legacy_making
-from tests.http.door import reason, serving
-from tests.http.shelf import shelf
+from tests.http.catalogued import catalogued
+from tests.http.serving import reason, serving
 
 NOBODY = "0" * 64
 
 
 async def test_models_are_found_by_words_filters_and_in_pages(bus: Bus, tmp_path: Path):
-    async with shelf(bus, tmp_path) as here:
+    async with catalogued(bus, tmp_path) as here:
         golden = await here.drop("Golden Hour.safetensors", 1)
         await here.drop("red fox.safetensors", 2)
         await here.drop("old.safetensors", 3)
@@ -30,7 +34,7 @@ async def test_models_are_found_by_words_filters_and_in_pages(bus: Bus, tmp_path
 
 
 async def test_one_model_is_shown_with_all_that_hangs_on_it(bus: Bus, tmp_path: Path):
-    async with shelf(bus, tmp_path) as here:
+    async with catalogued(bus, tmp_path) as here:
         sha256 = await here.drop("a.safetensors")
         edit = {"title": "A", "trigger_words": ["x"], "nsfw": True, "description": ""}
         edited = await here.client.patch(f"/api/models/{sha256}", json=edit)
@@ -57,7 +61,7 @@ async def test_one_model_is_shown_with_all_that_hangs_on_it(bus: Bus, tmp_path: 
 
 
 async def test_tags_are_made_renamed_coloured_deleted_and_put_on_models(bus: Bus, tmp_path: Path):
-    async with shelf(bus, tmp_path) as here:
+    async with catalogued(bus, tmp_path) as here:
         client, sha256 = here.client, await here.drop("a.safetensors")
         made = await client.post("/api/tags", json={"name": "Photo", "color": "#FF0000"})
         assert made.status_code == 201 and made.headers["location"] == "/api/tags/1"
@@ -88,7 +92,7 @@ async def test_an_unknown_parameter_where_none_is_taken_is_refused_in_a_whole_se
 
 
 async def test_what_is_not_understood_is_refused_in_one_form(bus: Bus, tmp_path: Path):
-    async with shelf(bus, tmp_path) as here:
+    async with catalogued(bus, tmp_path) as here:
         sha256 = await here.drop("a.safetensors")
         for method, path, body, expected in (
             ("GET", "/api/models?knd=lora", None, (422, "invalid")),
@@ -130,7 +134,7 @@ async def test_a_description_as_long_as_an_import_allows_is_found_shown_and_edit
         for n, (said, more) in enumerate(zip(extra, (None, None, f'{{"rest": "{longer}"}}'), strict=True))
     ]
     legacy = legacy_making.make(tmp_path / "legacy.db", rows)
-    async with shelf(bus, tmp_path / "data", import_roots=(str(tmp_path),)) as here:
+    async with catalogued(bus, tmp_path / "data", import_roots=(str(tmp_path),)) as here:
         done = await here.client.post("/api/migration/migrate_legacy_db", json={"legacy_db_path": str(legacy)})
         assert done.status_code == 200, done.text
         listed = (await here.get("/api/models"))["models"]
@@ -144,3 +148,37 @@ async def test_a_description_as_long_as_an_import_allows_is_found_shown_and_edit
             edited = await here.client.patch(address, json={"title": "T"})
             assert edited.status_code == 200 and edited.json()["details"]["description"] == text
             assert (await here.get(address))["title"] == "T"
+
+
+async def test_models_come_from_the_catalog_and_say_what_is_wrong_with_them(bus: Bus, tmp_path: Path):
+    paths = (FilePath(root="models", rel="a/b.ckpt"),)
+    known = Identity(kind="checkpoint", family="sd15", unsafe=True)
+    model = Model(sha256="c" * 64, name="b", size=9, identity=known, paths=paths, missing=False, created_at=1.0)
+
+    async def answer(asked: SearchModels) -> ModelPage:
+        assert asked == SearchModels(limit=1000), "all of them, those without a file too"
+        return ModelPage(models=(model,))
+
+    async with serving(bus, tmp_path) as client:
+        nobody = await client.get("/api/models")
+        assert (nobody.status_code, reason(nobody)) == (503, "no-answer") and "agent" in nobody.text
+        await bus.tasks.start(bus.answer, ASK_SEARCH, answer)
+        [shown] = (await client.get("/api/models")).json()["models"]
+        assert shown == {
+            "sha256": "c" * 64, "name": "b", "kind": "checkpoint", "family": "sd15", "variant": "", "size": 9,
+            "missing": False, "unsafe": True, "problem": "", "paths": [{"root": "models", "rel": "a/b.ckpt"}],
+            "created_at": 1.0, "title": "", "type": "", "tags": [], "pictures": 0,
+        }  # fmt: skip
+
+
+async def test_a_family_that_no_key_tells_comes_with_its_guess(bus: Bus, tmp_path: Path):
+    known = Identity(kind="lora", family="flux2", edition="klein-4b", guess="its keys could be those of flux too")
+    model = Model(sha256="c" * 64, name="b", size=9, identity=known, paths=(), missing=True, created_at=1.0)
+
+    async def answer(asked: SearchModels) -> ModelPage:
+        return ModelPage(models=(model,))
+
+    async with serving(bus, tmp_path) as client:
+        await bus.tasks.start(bus.answer, ASK_SEARCH, answer)
+        [shown] = (await client.get("/api/models")).json()["models"]
+        assert (shown["family"], shown["edition"], shown["guess"]) == (known.family, known.edition, known.guess)

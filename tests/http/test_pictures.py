@@ -10,8 +10,8 @@ from PIL import Image
 from bus.client import Bus
 from bus.subjects import IMAGE_ENCODED
 from schemas.images import Encoded, Picture
-from tests.http.door import raw, reason, say_planned
-from tests.http.shelf import Shelf, shelf
+from tests.http.catalogued import Catalogued, catalogued
+from tests.http.serving import raw, reason, say_planned
 from tests.ingest.making import put
 
 NOBODY = "0" * 64
@@ -49,12 +49,12 @@ def picture(colour: str = "red", size: tuple[int, int] = (300, 200), form: str =
     return file.getvalue()
 
 
-async def upload(here: Shelf, sha256: str, content: bytes, kind: str = "image/png") -> httpx.Response:
+async def upload(here: Catalogued, sha256: str, content: bytes, kind: str = "image/png") -> httpx.Response:
     return await here.client.post(f"/api/images/{sha256}", content=content, headers={"Content-Type": kind})
 
 
 async def test_a_picture_is_uploaded_encoded_served_in_three_tiers_and_not_sent_twice(bus: Bus, tmp_path: Path):
-    async with shelf(bus, tmp_path, drawing=True) as here:
+    async with catalogued(bus, tmp_path, drawing=True) as here:
         sha256 = await here.drop("a.safetensors")
         made = await upload(here, sha256, picture())
         assert made.status_code == 201 and (made.json()["seq"], made.json()["number"]) == (0, 0)
@@ -83,7 +83,7 @@ async def test_a_picture_is_uploaded_encoded_served_in_three_tiers_and_not_sent_
 
 
 async def test_deleting_and_ordering_move_places_and_remove_files(bus: Bus, tmp_path: Path):
-    async with shelf(bus, tmp_path, drawing=True) as here:
+    async with catalogued(bus, tmp_path, drawing=True) as here:
         sha256 = await here.drop("a.safetensors")
         for colour in ("red", "green", "blue"):
             await upload(here, sha256, picture(colour))
@@ -107,7 +107,7 @@ async def test_deleting_and_ordering_move_places_and_remove_files(bus: Bus, tmp_
 
 
 async def test_a_picture_that_waits_is_not_there_yet_and_says_so(bus: Bus, tmp_path: Path):
-    async with shelf(bus, tmp_path) as here:
+    async with catalogued(bus, tmp_path) as here:
         sha256 = await here.drop("a.safetensors")
         assert (await upload(here, sha256, picture())).json()["state"] == "waiting"
         answer = await here.client.get(f"/api/images/{sha256}.webp")
@@ -115,7 +115,7 @@ async def test_a_picture_that_waits_is_not_there_yet_and_says_so(bus: Bus, tmp_p
 
 
 async def test_a_preview_that_is_no_picture_hides_no_good_one_and_goes_when_it_is_replaced(bus: Bus, tmp_path: Path):
-    async with shelf(bus, tmp_path, drawing=True) as here:
+    async with catalogued(bus, tmp_path, drawing=True) as here:
         put(here.models / "a.preview.png", b"<html>404</html>")
         put(here.models / "a.png", picture("blue"))
         sha256 = await here.drop("a.safetensors")
@@ -133,7 +133,7 @@ async def test_a_preview_that_is_no_picture_hides_no_good_one_and_goes_when_it_i
 
 
 async def test_what_is_no_picture_is_refused_and_nothing_of_it_is_kept(bus: Bus, tmp_path: Path):
-    async with shelf(bus, tmp_path) as here:
+    async with catalogued(bus, tmp_path) as here:
         sha256 = await here.drop("a.safetensors")
         form = b'--B\r\nContent-Disposition: form-data; name="f"; filename="x.png"\r\n\r\n'
         twice = form + b"x\r\n" + form + b"x\r\n--B--\r\n"
@@ -161,7 +161,7 @@ async def test_what_is_no_picture_is_refused_and_nothing_of_it_is_kept(bus: Bus,
 
 
 async def test_no_name_leads_out_of_the_pictures(bus: Bus, tmp_path: Path):
-    async with shelf(bus, tmp_path) as here:
+    async with catalogued(bus, tmp_path) as here:
         secret = (here.data / "catalog.db").read_bytes()[:16]
         for name in NAMES:
             for method, path in (
@@ -187,7 +187,7 @@ async def test_no_name_leads_out_of_the_pictures(bus: Bus, tmp_path: Path):
 
 
 async def test_generated_pictures_are_in_the_gallery_with_the_text_that_made_them(bus: Bus, tmp_path: Path):
-    async with shelf(bus, tmp_path) as here:
+    async with catalogued(bus, tmp_path) as here:
         id = "a" * 32
         await say_planned(bus, id)
         one = Picture(index=0, seed=1, width=8, height=8, file="outputs/d/a b.webp", bytes=1, sha256="b" * 64, tiers={})

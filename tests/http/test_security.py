@@ -6,7 +6,7 @@ from pathlib import Path
 
 from agents.http.security import MAX_BODY_BYTES, host_of, is_loopback
 from bus.client import Bus
-from tests.http.door import payload, raw, reason, serving
+from tests.http.serving import payload, raw, reason, serving
 
 
 def basic(user: str, password: str) -> dict[str, str]:

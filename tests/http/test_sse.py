@@ -8,8 +8,8 @@ import anyio
 import httpx
 import pytest
 
-from agents.bridge import GRACE_SECONDS
 from agents.http import sse
+from agents.http.server import GRACE_SECONDS
 from agents.http.sse import EventStream, frame
 from bus.client import Bus, connect
 from bus.ids import new_id
@@ -18,7 +18,7 @@ from bus.subjects import PREPARE, RESULT, TICK_PREVIEW, TICK_STEP
 from schemas.jobs import Result
 from schemas.ticks import PreviewTick, StepTick
 from tests.conftest import QUICK
-from tests.http.door import listening, request, say_planned, say_released, say_started, serving, succeed
+from tests.http.serving import listening, request, say_planned, say_released, say_started, serving, succeed
 
 
 def test_a_frame_is_what_the_standard_says():

@@ -32,7 +32,7 @@ from schemas.jobs import Finished
 from schemas.settings import Settings
 from schemas.ticks import AgentTick
 from tests.conftest import running
-from tests.http.door import picture, plan, request, say_planned, serving, succeed
+from tests.http.serving import picture, plan, request, say_planned, serving, succeed
 
 KEY = "0" * 32
 

@@ -80,7 +80,7 @@ async def order_pictures(db: Database, ask: OrderPictures) -> Pictures:
 
 
 async def drop_picture(db: Database, ask: DropPicture) -> tuple[Pictures, list[str]]:
-    """Delete a picture; those behind it move up, and no sidecar or import puts it back. The pictures left, and the
+    """Delete a picture; those after it move up, and no sidecar or import puts it back. The pictures left, and the
     originals (paths below the data directory) that may be done with; its files are left to the caller, who knows them
     by the number. Raises Declined (unknown-model, unknown-picture)."""
     async with db.atomic() as sql:

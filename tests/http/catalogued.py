@@ -1,4 +1,4 @@
-"""A bridge with a real catalog behind it: files dropped into a folder are models, pictures are encoded."""
+"""A bridge and a real catalog: files dropped into a folder are models, pictures are encoded."""
 
 import functools
 from collections.abc import AsyncIterator
@@ -16,12 +16,12 @@ from agents.watcher import agent as watcher
 from bus.client import Bus
 from schemas.settings import EncoderSettings, HasherSettings, WatcherSettings
 from tests.conftest import running
-from tests.http.door import serving
+from tests.http.serving import serving
 from tests.ingest.making import model, put
 
 
 @dataclass
-class Shelf:
+class Catalogued:
     """The service's client, and its data directory."""
 
     client: httpx.AsyncClient
@@ -59,7 +59,7 @@ class Shelf:
 
 
 @asynccontextmanager
-async def shelf(bus: Bus, data: Path, *, drawing: bool = False, **http: Any) -> AsyncIterator[Shelf]:
+async def catalogued(bus: Bus, data: Path, *, drawing: bool = False, **http: Any) -> AsyncIterator[Catalogued]:
     """The service on a data directory; with `drawing`, the encoder too."""
     roots = {"models": str(data / "models")}
     (data / "models").mkdir(parents=True, exist_ok=True)
@@ -71,4 +71,4 @@ async def shelf(bus: Bus, data: Path, *, drawing: bool = False, **http: Any) -> 
     if drawing:
         agents.append(functools.partial(encoder.run, bus, data, EncoderSettings()))
     async with running(*agents), serving(bus, data, roots=roots, **http) as client:
-        yield Shelf(client, data)
+        yield Catalogued(client, data)

@@ -1,10 +1,12 @@
-"""A bridge to knock at: the real one on a real bus, jobs played by publishing what the other agents would say."""
+"""The real bridge on a real bus; jobs are played by publishing what the other agents would."""
 
 import functools
 import json
+import os
+import signal
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import msgspec
 from agents import bridge
 from bus.client import Bus
 from bus.results import finish
+from bus.server import LocalServer
 from bus.subjects import JOB_PLANNED, JOB_RELEASED, JOB_STARTED
 from schemas.files import FilePath
 from schemas.images import Picture
@@ -35,6 +38,17 @@ async def serving(
         async with httpx.AsyncClient(base_url=url, timeout=20) as client:
             yield client
         tasks.cancel_scope.cancel()
+
+
+@contextmanager
+def frozen(server: LocalServer) -> Iterator[None]:
+    """The NATS server does nothing while the body runs."""
+    server.process.send_signal(signal.SIGSTOP)
+    os.waitpid(server.process.pid, os.WUNTRACED)  # it stops a moment later
+    try:
+        yield
+    finally:
+        server.process.send_signal(signal.SIGCONT)
 
 
 def plan(id: str, prompt: str = "a cat", created_at: float = 1_800_000_000.0) -> Plan:

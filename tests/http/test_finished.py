@@ -1,0 +1,49 @@
+"""The files of finished pictures: they, and nothing else."""
+
+import os
+from pathlib import Path
+
+from bus.client import Bus
+from tests.http.serving import raw, serving
+
+TRAVERSALS = [
+    b"/images/../secret.png", b"/images/%2e%2e/secret.png", b"/images/..%2fsecret.png", b"/images/%2e%2e%2fsecret.png",
+    b"/images/..%5csecret.png", b"/images/....//secret.png", b"/images//../secret.png", b"/images/./../secret.png",
+    b"/images/day/../../secret.png", b"/images/day/%2e%2e/%2e%2e/secret.png", b"/images/%252e%252e/secret.png",
+    b"/images//etc/hostname.png", b"/images/%2fetc/passwd", b"/images/secret.png%00.webp", b"/images/%00.png",
+    b"/images/link.png", b"/images/out/secret.png", b"/images/day", b"/images/day/", b"/images/", b"/images",
+    b"/images/day/.tmp.png", b"/images/.hidden/x.png", b"/images/day/notes.txt", b"/images/day/x.PNG",
+    b"/images/dir.png", b"/images/pipe.png", b"/images/loop.png", b"/images/renamed.png", b"/images/%ff%fe.png",
+    b"/images/" + b"a" * 5000 + b".png", b"/images/" + b"../" * 30 + b"etc/hosts.png",
+    b"/images/%c0%ae%c0%ae/secret.png",
+]  # fmt: skip
+
+
+async def test_nothing_but_finished_pictures_can_be_had_from_the_picture_route(bus: Bus, tmp_path: Path):
+    outputs = tmp_path / "data" / "outputs"
+    (outputs / "day").mkdir(parents=True)
+    (outputs / ".hidden").mkdir()
+    (outputs / "dir.png").mkdir()
+    secret = tmp_path / "data" / "secret.png"
+    for file in (secret, outputs / "day" / ".tmp.png", outputs / ".hidden" / "x.png", outputs / "day" / "x.PNG"):
+        file.write_bytes(b"SECRET")
+    (outputs / "day" / "notes.txt").write_bytes(b"SECRET")
+    (outputs / "link.png").symlink_to(secret)
+    (outputs / "out").symlink_to(tmp_path / "data")
+    (outputs / "loop.png").symlink_to("loop.png")
+    (outputs / "renamed.png").symlink_to(outputs / "day" / "notes.txt")
+    os.mkfifo(outputs / "pipe.png")
+    (outputs / "day" / "x.png").write_bytes(b"0123456789")
+    async with serving(bus, tmp_path / "data") as client:
+        for path in TRAVERSALS:
+            status, answer = await raw(
+                client, b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            )
+            assert status == 404 and b"SECRET" not in answer and b'{"error"' in answer, path
+        good = await client.get("/images/day/x.png")
+        assert (good.status_code, good.content, good.headers["content-type"]) == (200, b"0123456789", "image/png")
+        assert "immutable" in good.headers["cache-control"] and good.headers["x-content-type-options"] == "nosniff"
+        part = await client.get("/images/day/x.png", headers={"Range": "bytes=2-4"})
+        assert (part.status_code, part.content) == (206, b"234")
+        assert (await client.head("/images/day/x.png")).headers["content-length"] == "10"
+        assert (await client.post("/images/day/x.png")).status_code == 405
