@@ -81,13 +81,15 @@ def opened(path: str | Path) -> Iterator["FilesDb"]:
 
 class FilesDb:
     """Every method is one transaction; within `atomic`, all of them together are one. `attempts` is what was let in
-    lately: it limits how often a file is."""
+    lately: it limits how often a file is. `written` are the ids of the rows that the gate decided on, or an event
+    brought, since a scan began: they are newer than what it saw."""
 
     def __init__(self, connection: sqlite3.Connection, queries: dict[str, str], instance: str) -> None:
         self.connection = connection
         self.queries = queries
         self.instance = instance
         self.attempts = Attempts()
+        self.written: set[int] = set()
 
     @contextmanager
     def atomic(self) -> Iterator[None]:
@@ -102,6 +104,10 @@ class FilesDb:
             self.connection.execute("ROLLBACK")
             raise
         self.connection.execute("COMMIT")
+
+    def begin_scan(self) -> None:
+        """Whatever is written from now on, the scan may not have seen."""
+        self.written.clear()
 
     def rows(self) -> list[Row]:
         """Every path ever seen and not pruned, gone ones too, by root and rel."""

@@ -16,8 +16,10 @@ import pytest
 
 from agents.ingest import store, table
 from agents.ingest.scanning import events
+from agents.ingest.scanning.events import Events
 from agents.ingest.scanning.reconcile import Row
-from agents.ingest.settling import gate
+from agents.ingest.settling import gate, waiting
+from agents.ingest.store import FilesDb
 from agents.watcher import agent as watcher
 from bus.client import Bus
 from bus.errors import UserError
@@ -69,25 +71,26 @@ async def judged_while_away(bus: Bus, base: Path) -> AsyncIterator[tuple[watcher
     put(folder / "a.ckpt", b"pickle")
     async with table.opened(base / "files.sqlite3") as rows:
         watching = watcher.Watcher(bus, rows, {"models": str(folder)}, settings, base)
-        await watching.look()
-        await watching._read_waiting()
-        [row] = watching.waiting.values()
+        await watching.scan()
+        await watching.list_waiting()
+        [one] = watching.state.files.values()
         folder.rename(base / "away")
-        await watching._judge([row])
-        yield watching, row
+        await watching.judge([one.row])
+        yield watching, one.row
 
 
 async def test_a_waiting_file_that_is_back_before_a_scan_missed_it_is_judged_soon(bus: Bus, tmp_path: Path) -> None:
     async with judged_while_away(bus, tmp_path) as (watching, row):
         (tmp_path / "away").rename(tmp_path / "models")
-        await watching.look()
-        assert watching.due[row.id] <= time.monotonic() + gate.LOOK_AGAIN
+        await watching.scan()
+        assert watching.state.files[row.id].due <= time.monotonic() + gate.LOOK_AGAIN
 
 
 async def test_a_waiting_file_that_no_scan_sees_either_is_left_to_the_next_one(bus: Bus, tmp_path: Path) -> None:
     async with judged_while_away(bus, tmp_path) as (watching, row):
-        watching._look_soon_at(watching.unexplained, [])
-        assert watching.due[row.id] > time.monotonic() + 3000
+        watching.see(waiting.Scanning())
+        watching.see(waiting.Scanned([], changes=0, left=0))
+        assert watching.state.files[row.id].due > time.monotonic() + 3000
 
 
 async def test_a_file_left_to_the_scan_does_not_keep_the_scan_from_it(bus: Bus, tmp_path: Path) -> None:
@@ -96,15 +99,15 @@ async def test_a_file_left_to_the_scan_does_not_keep_the_scan_from_it(bus: Bus, 
     known, waits = put(folder / "a.safetensors", model()), put(folder / "b.safetensors", b"waits")
     async with table.opened(tmp_path / "files.sqlite3") as rows:
         watching = watcher.Watcher(bus, rows, {"models": str(folder)}, WatcherSettings(), tmp_path)
-        await watching.look()
-        await watching._read_waiting()
-        await watching._judge([row for row in watching.waiting.values() if row.path.rel == "a.safetensors"])
-        watching.judged.clear()
+        await watching.scan()
+        await watching.list_waiting()
+        await watching.judge([one.row for one in watching.state.files.values() if one.row.path.rel == "a.safetensors"])
+        await rows.do(FilesDb.begin_scan)
         known.rename(waits)
-        await watching._judge([*watching.waiting.values()])
-        assert watching.judged == set()
-        await watching.look()
-        assert watching.left == 0
+        await watching.judge([one.row for one in watching.state.files.values()])
+        assert rows.db.written == set()
+        await watching.scan()
+        assert watching.state.left == 0
         found = await rows.do(lambda db: [row for row in db.rows() if not row.gone])
         assert [(row.path.rel, row.state) for row in found] == [("b.safetensors", "settled")]
 
@@ -114,13 +117,13 @@ async def test_a_file_that_came_after_a_scan_went_by_is_not_gone(bus: Bus, tmp_p
     folder.mkdir()
     async with table.opened(tmp_path / "files.sqlite3") as rows:
         watching = watcher.Watcher(bus, rows, {"models": str(folder)}, WatcherSettings(), tmp_path)
-        scans = watching._scan()
+        scans = watching.scanner.scan()
         put(folder / "a.ckpt", b"pickle")
-        watching.fresh.add(("models", "a.ckpt"))
-        await watching._glance()
-        await rows.do(lambda db: watching._compare(scans, time.time(), True, db))
-        assert [row.gone for row in await rows.do(lambda db: db.rows())] == [False]
-        assert watching.left == 1
+        watching.see(waiting.Noticed("models", Events(rels=frozenset({"a.ckpt"}))))
+        await watching.admit()
+        changes, left = await rows.do(lambda db: watching._apply(scans, time.time(), True, db)) or (0, 0)
+        assert [row.gone for row in await rows.do(FilesDb.rows)] == [False]
+        assert (changes, left) == (0, 1)
 
 
 async def test_a_root_that_is_not_there_at_start_is_taken_up_when_it_comes(drop: Drop) -> None:
@@ -191,7 +194,8 @@ async def test_a_hash_that_came_while_no_watcher_ran_is_not_asked_for_again(drop
 async def test_a_watcher_killed_between_commit_and_publish_loses_nothing(drop: Drop, nats_server: LocalServer) -> None:
     """Its outbox is held back by a server that does not answer: the kill finds everything written, nothing said."""
     program = (
-        "import asyncio, sys; from pathlib import Path; from agents import watcher; from bus.client import connect\n"
+        "import asyncio, sys; from pathlib import Path; from bus.client import connect\n"
+        "from agents.watcher import agent as watcher\n"
         "from tests.conftest import QUICK; from tests.ingest.dropping import QUICK_WATCH\n"
         "async def main():\n"
         "    async with connect(sys.argv[1], QUICK, name='watcher') as bus:\n"

@@ -6,11 +6,13 @@
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 import msgspec
+from msgspec import structs
 
+from agents.ingest.scanning.mounts import is_remote
 from agents.ingest.scanning.names import controlled_by, described_by, is_skipped_folder, why_ignored
 from agents.storage.paths import decode, encode, is_inside, join, stat_of
 from schemas.files import Stat
@@ -31,7 +33,7 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     links: int
 
 
-class Problem(msgspec.Struct, frozen=True):
+class ScanProblem(msgspec.Struct, frozen=True):
     """Something that could not be looked at, and what its owner can do."""
 
     rel: str
@@ -47,7 +49,7 @@ class Scan(msgspec.Struct, frozen=True, kw_only=True):
     unfinished. `unread` are the rels (folders, or files) of which nothing is known this time, so nothing below them
     may be called gone. `devices` are the device numbers of the folders walked: a file of another device is not gone,
     its disk is. `has_links`: some of the models, or files beside them, are links; of what those lead to, events name
-    another path.
+    another path. `remote`: others may write there unseen (see `mounts.is_remote`).
     """
 
     root: str
@@ -57,29 +59,56 @@ class Scan(msgspec.Struct, frozen=True, kw_only=True):
     controlled: frozenset[str] = frozenset()
     unread: tuple[str, ...] = ()
     devices: frozenset[int] = frozenset()
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[ScanProblem, ...] = ()
     has_links: bool = False
+    remote: bool = False
+
+
+class Scanner:
+    """Scans the roots, folders by name. `folders` counts those that were entered so far, for people who wait."""
+
+    def __init__(self, roots: Mapping[str, str]) -> None:
+        self.roots = roots
+        self.folders = 0
+
+    def scan(self) -> list[Scan]:
+        """What lies in every root now. Never raises for what it finds."""
+        return [
+            structs.replace(scan(root, folder, self.inner_roots(root), self._entered), remote=is_remote(folder))
+            for root, folder in self.roots.items()
+        ]
+
+    def inner_roots(self, root: str) -> frozenset[bytes]:
+        """The folders of the other roots that lie in this one: their files are counted there, and only there."""
+        top = os.path.realpath(os.fsencode(self.roots[root]))
+        others = (os.path.realpath(os.fsencode(folder)) for folder in self.roots.values())
+        return frozenset(other for other in others if is_inside(other, top))
+
+    def _entered(self) -> None:
+        self.folders += 1
 
 
 def scan(
     root: str,
     folder: str | bytes,
-    besides: frozenset[bytes] = frozenset(),
+    excluded: frozenset[bytes] = frozenset(),
     entered: Callable[[], object] = lambda: None,
 ) -> Scan:
-    """Walks the folder of the root named `root`, but not the folders `besides` (real paths): other roots that lie in
+    """Walks the folder of the root named `root`, but not the folders `excluded` (real paths): other roots that lie in
     it. What can't be read is reported, never raised. `entered` is called for each folder.
 
     Links to files are followed, links to folders are not: below the root they would count everything twice, and what
     lies outside it is a root of its own.
     """
     top = os.path.realpath(os.fsencode(folder))
-    walk = _Walk(top, besides)
+    walk = _Walk(top, excluded)
     try:
         walk.enter(top, "")
     except OSError as error:
         state: Literal["gone", "unreadable"] = "gone" if error.errno in _ROOT_GONE else "unreadable"
-        return Scan(root=root, state=state, problems=(Problem("", f"The folder can't be read ({error.strerror})."),))
+        return Scan(
+            root=root, state=state, problems=(ScanProblem("", f"The folder can't be read ({error.strerror})."),)
+        )
     while walk.folders:
         entered()
         path, rel = walk.folders.pop()
@@ -151,15 +180,15 @@ def names_in(mark: str) -> list[bytes]:
 class _Walk:
     """What has been found so far, and the folders still to enter."""
 
-    def __init__(self, top: bytes, besides: frozenset[bytes]) -> None:
-        self.top, self.besides = top, besides
+    def __init__(self, top: bytes, excluded: frozenset[bytes]) -> None:
+        self.top, self.excluded = top, excluded
         self.folders: list[tuple[bytes, str]] = []
         self.candidates: dict[str, Candidate] = {}
         self.marks: dict[str, str] = {}
         self.controlled: set[str] = set()
         self.unread: list[str] = []
         self.devices: set[int] = set()
-        self.problems: list[Problem] = []
+        self.problems: list[ScanProblem] = []
         self.has_links = False
 
     def enter(self, path: bytes, rel: str) -> None:
@@ -172,7 +201,7 @@ class _Walk:
             for entry in entries:
                 name = entry.name
                 if entry.is_dir(follow_symlinks=False):
-                    if not is_skipped_folder(name) and entry.path not in self.besides:
+                    if not is_skipped_folder(name) and entry.path not in self.excluded:
                         self.folders.append((entry.path, prefix + encode(name)))
                     continue
                 if target := controlled_by(name):
@@ -211,7 +240,7 @@ class _Walk:
             real = os.path.realpath(entry.path)
             if real != self.top and not is_inside(real, self.top):
                 self.problems.append(
-                    Problem(rel, f"This link leads to a folder outside, {encode(real)!r}; make that folder a root.")
+                    ScanProblem(rel, f"This link leads to a folder outside, {encode(real)!r}; make that folder a root.")
                 )
 
     def failed(self, rel: str, error: OSError) -> None:
@@ -219,5 +248,5 @@ class _Walk:
         if error.errno not in _VANISHED:
             self.unread.append(rel)
             self.problems.append(
-                Problem(rel, f"This can't be read ({error.strerror}); check its permissions and the disk.")
+                ScanProblem(rel, f"This can't be read ({error.strerror}); check its permissions and the disk.")
             )

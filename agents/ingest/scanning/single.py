@@ -1,4 +1,4 @@
-"""Glances: a path that an event named, taken up at once when nothing whatever is known of it; the rest needs a scan.
+"""Single paths: what an event named is admitted at once when nothing is known of it; the rest needs a scan.
 
 In a folder of 20,000 models a scan takes a third of a second, and a new file should not wait for the next one.
 """
@@ -16,21 +16,24 @@ from agents.storage.paths import join, stat_of
 from schemas.files import FilePath
 
 
-def take_up(fresh: Collection[tuple[str, str]], folders: Mapping[str, str], db: FilesDb, now: float) -> bool:
-    """Put those of the paths (root, rel) before the gate that are new; False when a scan has to explain the others."""
+def admit_new(fresh: Collection[tuple[str, str]], folders: Mapping[str, str], db: FilesDb, now: float) -> bool:
+    """Put those of the paths (root, rel) before the gate that are new; False when a scan has to explain the others. A
+    scan under way did not see what waits there now."""
     new: list[Appeared] = []
-    explained = 0
+    known = 0
     for root, rel in fresh:
         path = FilePath(root=root, rel=rel)
         row = db.row_at(path)
         if row is not None and not row.gone and row.state == "waiting":
-            explained += 1
+            known += 1
+            db.written.add(row.id)
         elif row is None:
             candidate = candidate_at(folders[root], rel)
             if candidate is not None and not db.has_inode(candidate.stat):
                 new.append(Appeared(path=path, candidate=candidate))
     db.apply(new, roots=(), looked_at=now, now=now)
-    return explained + len(new) == len(fresh)
+    db.written.update(row.id for one in new if (row := db.row_at(one.path)))
+    return known + len(new) == len(fresh)
 
 
 def candidate_at(folder: str, rel: str) -> Candidate | None:

@@ -121,8 +121,7 @@ def write(judged: Sequence[Judged], db: FilesDb, now: float) -> frozenset[int]:
                         log.warning("file refused", rel=row.path.rel, reason=reason, error=error)
                 case _:
                     continue
-            if not done:
-                overtaken.add(row.id)
+            (db.written if done else overtaken).add(row.id)
     return frozenset(overtaken)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from agents.ingest import store
 from agents.ingest.scanning.scan import scan
-from agents.ingest.scanning.single import candidate_at, take_up
+from agents.ingest.scanning.single import admit_new, candidate_at
 from agents.ingest.store import FilesDb
 from tests.ingest.making import model, put
 
@@ -17,32 +17,32 @@ def db(tmp_path: Path) -> Iterator[FilesDb]:
         yield db
 
 
-def glance(db: FilesDb, root: Path, *rels: str) -> bool:
-    return take_up([("models", rel) for rel in rels], {"models": str(root)}, db, 1.0)
+def admitted(db: FilesDb, root: Path, *rels: str) -> bool:
+    return admit_new([("models", rel) for rel in rels], {"models": str(root)}, db, 1.0)
 
 
 def test_a_new_file_is_put_before_the_gate_as_a_scan_would_do_it(tmp_path: Path, db: FilesDb) -> None:
     root = tmp_path / "models"
     put(root / "sub" / "a.safetensors", model())
-    assert glance(db, root, "sub/a.safetensors")
+    assert admitted(db, root, "sub/a.safetensors")
     [row] = db.waiting()
     found = scan("models", str(root)).candidates["sub/a.safetensors"]
     assert (row.path.rel, row.stat, row.links) == (found.rel, found.stat, found.links)
-    assert glance(db, root, "sub/a.safetensors")
+    assert admitted(db, root, "sub/a.safetensors")
     assert len(db.rows()) == 1
 
 
 def test_what_may_have_a_history_is_left_to_the_scan(tmp_path: Path, db: FilesDb) -> None:
     root = tmp_path / "models"
     path = put(root / "a.safetensors", model())
-    assert glance(db, root, "a.safetensors")
+    assert admitted(db, root, "a.safetensors")
     path.rename(root / "b.safetensors")
-    assert not glance(db, root, "b.safetensors", "a.safetensors")
-    assert not glance(db, root, "nowhere.safetensors")
+    assert not admitted(db, root, "b.safetensors", "a.safetensors")
+    assert not admitted(db, root, "nowhere.safetensors")
     assert [row.path.rel for row in db.rows()] == ["a.safetensors"]
 
 
-def test_what_a_scan_would_not_find_is_not_taken_up(tmp_path: Path) -> None:
+def test_what_a_scan_would_not_find_is_not_admitted(tmp_path: Path) -> None:
     root = tmp_path / "models"
     (root / "real").mkdir(parents=True)
     (root / "linked").symlink_to(root / "real")

@@ -40,7 +40,7 @@ def test_a_file_whose_header_a_busy_machine_cannot_read_has_to_hold_still_instea
         raise HeaderUnread
 
     put(tmp_path / "a.safetensors", model())
-    monkeypatch.setattr(lengths.headers, "expected_size", busy)
+    monkeypatch.setattr(lengths.sandbox, "expected_size", busy)
     seen = look(tmp_path, "a.safetensors")
     assert (seen.header, seen.expected) == ("none", None)
     assert isinstance(verdict(seen), gate.Wait)
