@@ -21,13 +21,14 @@ from agents.cli.console import counted, printable
 from agents.cli.jobs import running_bus, say
 from agents.cli.rebuild import rebuild as make_anew
 from agents.ingest.hashing.digests import hash_file
-from agents.migrator.relay import relay
+from agents.migrator.relay import CatalogOutbox
 from agents.migrator.replay import put_in_place, set_aside, stream_of
 from agents.runtime.instance import find, locked, owned
 from agents.storage.errors import IngestError
 from agents.storage.paths import resolve, stat_of
 from bus.client import Bus, connect
 from bus.errors import UserError
+from bus.relay import relay
 from bus.server import local_server
 from bus.wakeup import Bell
 from schemas.settings import Settings
@@ -188,7 +189,7 @@ async def new_history(settings: Settings, empty: bool) -> None:
             after = (await stream_of(bus)).last
             opened = Database.open(live, now=time.time, begin=True, after=after)
             async with opened as db, anyio.create_task_group() as tasks:
-                tasks.start_soon(relay, bus, db, Bell())
+                tasks.start_soon(relay, bus, CatalogOutbox(bus, db), Bell())
                 await _until_published(db)
                 tasks.cancel_scope.cancel()
     say(f"{live}: a new history begins{'' if empty else ' with all that it holds'}")

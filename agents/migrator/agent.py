@@ -32,13 +32,14 @@ from agents.migrator import pictures
 from agents.migrator.drift import Alike
 from agents.migrator.imports import serve_imports
 from agents.migrator.pictures import Portraits
-from agents.migrator.relay import relay
+from agents.migrator.relay import CatalogOutbox
 from agents.migrator.replay import prepare
 from agents.runtime.instance import owned
 from bus.client import Bus, encode
 from bus.errors import Declined, NoAnswer, Undecodable
 from bus.followers import Fact, bury, follow
 from bus.ids import digest_id, new_id
+from bus.relay import relay
 from bus.subjects import (
     ASK_COMPARE,
     ASK_HELLO,
@@ -133,7 +134,7 @@ async def _keep(
         async with opened as db, anyio.create_task_group() as tasks:
             await forget_messages(db, before=clock() - REMEMBERED_SECONDS)
             files_from, images_from = await _starts(db)
-            tasks.start_soon(relay, bus, db, to_say)
+            tasks.start_soon(relay, bus, CatalogOutbox(bus, db), to_say)
             files = partial(_hear_files, bus, db, clock, settings.conflicts)
             images = Portraits(bus, db, path.parent, clock, settings.trash_days)
             await tasks.start(partial(follow, bus, FILES, HEARD, NAME, files, pattern=EVERYTHING, afresh=files_from))

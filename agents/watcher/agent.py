@@ -28,11 +28,12 @@ from agents.ingest.settling.fingerprint import verified
 from agents.ingest.sidecars.watch import Describer
 from agents.ingest.store import FilesDb
 from agents.runtime.instance import owned
-from agents.watcher.outbox import Saying
+from agents.watcher.outbox import WatcherOutbox
 from bus.client import Bus
 from bus.errors import UserError
 from bus.followers import Fact, follow
 from bus.ids import digest_id
+from bus.relay import relay
 from bus.subjects import (
     ASK_FILES,
     ASK_ROOT,
@@ -74,7 +75,7 @@ async def run(
             for event in watched.values():
                 await event.wait()
             await watcher.scan()
-            await rows.do(watcher.saying.ask_again)
+            await watcher.outbox.find_lost()
             # Each watcher has a place of its own in FILES.
             mine = digest_id(os.uname().nodename, data_dir.absolute())[:12]
             for follower, row, handle in (
@@ -91,7 +92,7 @@ async def run(
                 await tasks.start(functools.partial(bus.answer, ASK_ROOT, state, pattern=ASK_ROOT(root=root)))
             tasks.start_soon(watcher.keep_scanning)
             tasks.start_soon(watcher.keep_judging)
-            tasks.start_soon(watcher.saying.keep_saying)
+            tasks.start_soon(relay, bus, watcher.outbox, watcher.outbox.wakeup)
             tasks.start_soon(watcher.describer.keep)
             task_status.started()
 
@@ -112,8 +113,8 @@ class Watcher:
     ) -> None:
         self.bus, self.table, self.roots, self.settings = bus, table, dict(roots), settings
         self.scanner = Scanner(self.roots)
-        self.saying = Saying(bus, table, settings.scan_interval)
-        self.describer = Describer(table, self.roots, data, settings.stable, self.saying.bell.ring)
+        self.outbox = WatcherOutbox(bus, table)
+        self.describer = Describer(table, self.roots, data, settings.stable, self.outbox.wakeup.ring)
         self.state = waiting.State()
         self.scan_now, self.judge_now = anyio.Event(), anyio.Event()
 
@@ -199,7 +200,7 @@ class Watcher:
         self.see(waiting.Scanned(scans, changes, left))
         if changes:
             log.debug("changes", count=changes)
-            self.saying.bell.ring()
+            self.outbox.wakeup.ring()
             self.describer.hashed()  # what came as a link, say, has a hash already
         self.describer.looked(scans, began)
         return self.bus.clock.steady() - began
@@ -234,7 +235,7 @@ class Watcher:
             due = waiting.due(self.state, steady())
             while due:
                 due = due[await self.judge(due[:_BATCH]) :]
-                self.saying.bell.ring()
+                self.outbox.wakeup.ring()
             if not self.state.stale:
                 with anyio.move_on_after(max(waiting.next_due(self.state) - steady(), _SHORTEST_REST)):
                     await self.judge_now.wait()
@@ -317,4 +318,4 @@ class Watcher:
 
         await self.table.do(write)
         self.see(waiting.Unhashed())
-        self.saying.bell.ring()
+        self.outbox.wakeup.ring()

@@ -1,16 +1,13 @@
-"""Saying: the watcher's outbox on its way to the bus, in order, and the jobs to hash that may have got lost."""
+"""The watcher's outbox: its facts and jobs to hash, and the jobs of an earlier run that may have got lost."""
 
-import functools
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-import anyio
-import structlog
-
-from agents.ingest.store import ALL, FilesDb, Unsent, job_for
+from agents.ingest.store import ALL, Unsent, job_for
 from agents.ingest.table import Table
 from bus.client import Bus, encode
-from bus.errors import Full, Retry, Undecodable
+from bus.errors import Undecodable
 from bus.queues import enqueue
 from bus.subjects import (
     FILE_DESCRIBED,
@@ -25,9 +22,7 @@ from bus.subjects import (
 from bus.wakeup import Bell
 from schemas.files import Hash
 
-log = structlog.get_logger()
-
-_SAID: dict[str, Subject[Any]] = {
+_SUBJECTS: dict[str, Subject[Any]] = {
     "settled": FILE_SETTLED,
     "moved": FILE_MOVED,
     "removed": FILE_REMOVED,
@@ -37,59 +32,52 @@ _SAID: dict[str, Subject[Any]] = {
 _BATCH = 256
 
 
-class Saying:
-    """What one watcher has still to say. `bell` rings when there is more of it."""
+class WatcherOutbox:
+    """What one watcher has still to publish. `wakeup` is for whoever puts more into it. See `bus.relay.Outbox`."""
 
-    def __init__(self, bus: Bus, table: Table, interval: float) -> None:
-        self.bus, self.table, self.interval = bus, table, interval
-        self.bell = Bell()
+    def __init__(self, bus: Bus, table: Table) -> None:
+        self.bus, self.table = bus, table
+        self.wakeup = Bell()
         self.lost: list[Hash] = []
         self.unsure: set[str] = set()
 
-    def ask_again(self, db: FilesDb) -> None:
-        """At start: jobs for settled files whose hash never came. Those in the outbox are said as all else there is,
-        unless they were before the last end; one that is queued already is taken for the same."""
-        self.unsure = {one.message.id for one in db.unsent(ALL) if isinstance(one.message, Hash)}
-        self.lost += [job for job in map(job_for, db.unhashed()) if job.id not in self.unsure]
+    async def find_lost(self) -> None:
+        """At start: jobs for settled files whose hash never came. Those in the outbox are published as all else there
+        is, unless they were before the last end; one that is queued already is taken for the same."""
+        unsent, unhashed = await self.table.do(lambda db: (db.unsent(ALL), db.unhashed()))
+        self.unsure = {one.message.id for one in unsent if isinstance(one.message, Hash)}
+        self.lost = [job for job in map(job_for, unhashed) if job.id not in self.unsure]
 
-    async def keep_saying(self) -> None:
-        """Publish what is in the outbox, in order; what the server has acknowledged is forgotten."""
-        while True:
-            unsent = _side_by_side(await self.table.do(lambda db: db.unsent(_BATCH)))
-            again = self.lost[-_BATCH:] if not unsent else []
-            if not unsent and not again:
-                with anyio.move_on_after(self.interval):
-                    await self.bell.wait()
-                continue
-            try:
-                async with anyio.create_task_group() as tasks:
-                    for one in unsent:  # tasks begin in this order, so the messages leave in it
-                        tasks.start_soon(self._say, one)
-                    for job in again:
-                        tasks.start_soon(self._ask_again, job)
-            except* (Retry, Full) as errors:
-                log.warning("not said yet", error=str(errors.exceptions[0]))
-                await anyio.sleep(1)
-            else:
-                await self.table.do(functools.partial(_forget, [one.id for one in unsent]))
-                del self.lost[len(self.lost) - len(again) :]
+    async def resume(self) -> bool:
+        """A repeat does no harm: facts have their message ids, jobs their subjects."""
+        return True
 
-    async def _say(self, one: Unsent) -> None:
-        message = one.message
+    async def unsent(self) -> Sequence[Unsent | Hash]:
+        """The oldest of the table; when there are none, jobs that may have got lost."""
+        return _side_by_side(await self.table.do(lambda db: db.unsent(_BATCH))) or self.lost[-_BATCH:]
+
+    async def publish(self, message: Unsent | Hash) -> None:
+        """Have the bus store a message. Raises Retry, Full, TooLarge."""
         if isinstance(message, Hash):
-            if message.id not in self.unsure or not await self._is_answered(message):
-                await self._ask(message)
+            # The hash may have come while no watcher ran: it is on its way here.
+            if not await self._is_answered(message, same_version=True):
+                await self._enqueue(message)
+        elif isinstance(job := message.message, Hash):
+            if job.id not in self.unsure or not await self._is_answered(job):
+                await self._enqueue(job)
         else:
-            subject = _SAID[one.kind](key=message.key)
-            await self.bus.publish_raw(subject, encode(message), msg_id=one.message_id)
+            subject = _SUBJECTS[message.kind](key=message.message.key)
+            await self.bus.publish_raw(subject, encode(message.message), msg_id=message.message_id)
 
-    async def _ask(self, job: Hash) -> None:
+    async def sent(self, messages: Sequence[Unsent | Hash]) -> None:
+        """What the server has stored is forgotten."""
+        if ids := [one.id for one in messages if isinstance(one, Unsent)]:
+            await self.table.do(lambda db: db.sent(ids))
+        else:
+            del self.lost[-len(messages) :]
+
+    async def _enqueue(self, job: Hash) -> None:
         await enqueue(self.bus, HASH, job, root=job.path.root, id=job.id)
-
-    async def _ask_again(self, job: Hash) -> None:
-        """Unless the hash came while no watcher ran: it is heard soon."""
-        if not await self._is_answered(job, same_version=True):
-            await self._ask(job)
 
     async def _is_answered(self, job: Hash, *, same_version: bool = False) -> bool:
         """Whether the last hash of the file is the answer to this very job; with `same_version`, to any for the same
@@ -98,10 +86,6 @@ class Saying:
             if stored := await self.bus.last(FILE_HASHED, key=job.key):
                 return stored.payload.job == job.id or (same_version and stored.payload.stat == job.stat)
         return False
-
-
-def _forget(said: list[int], db: FilesDb) -> None:
-    db.sent(said)
 
 
 def _side_by_side(unsent: list[Unsent]) -> list[Unsent]:

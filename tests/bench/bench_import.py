@@ -21,9 +21,10 @@ from agents.catalog.facts import apply
 from agents.catalog.legacy.importer import import_legacy
 from agents.catalog.outbox import outgoing
 from agents.catalog.resolve import list_models, resolve
-from agents.migrator.relay import relay
+from agents.migrator.relay import CatalogOutbox
 from agents.migrator.replay import prepare, stream_of
 from bus.client import connect
+from bus.relay import relay
 from bus.server import local_server
 from bus.wakeup import Bell
 from schemas.imports import Import, ImportReport
@@ -110,7 +111,7 @@ async def drain(db: Database, bell: Bell, folder: Path) -> tuple[float, int]:
     with local_server(folder / "nats", port=0, store_bytes=1024**3) as server:
         async with connect(server.url, QUICK, name="bench") as bus, anyio.create_task_group() as tasks:
             began = time.perf_counter()
-            tasks.start_soon(relay, bus, db, bell)
+            tasks.start_soon(relay, bus, CatalogOutbox(bus, db), bell)
             while await outgoing(db, limit=1):  # noqa: ASYNC110 (nothing tells when an outbox is empty)
                 await asyncio.sleep(0.005)
             took = time.perf_counter() - began

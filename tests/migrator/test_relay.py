@@ -18,9 +18,10 @@ from agents.catalog.facts import apply
 from agents.catalog.outbox import outgoing
 from agents.catalog.promotion import promote_present
 from agents.cli.rebuild import rebuild
-from agents.migrator.relay import SAID, relay
+from agents.migrator.relay import SUBJECTS, CatalogOutbox
 from agents.migrator.replay import UNFORGOTTEN, prepare
 from bus.client import Bus
+from bus.relay import relay
 from bus.subjects import CATALOG_CHANGED, MODEL_READY, PENDING_CONFLICT, PENDING_DROPPED
 from bus.wakeup import Bell
 from schemas.catalog import PutTag, Strategy
@@ -43,7 +44,7 @@ async def relayed(bus: Bus, db: Database) -> None:
     """Run a relay until it has said everything."""
     with anyio.fail_after(20):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(functools.partial(relay, bus, db, Bell()))
+            tasks.start_soon(functools.partial(relay, bus, CatalogOutbox(bus, db), Bell()))
             while await outgoing(db) or (await db.standing()).unsent:
                 await anyio.lowlevel.checkpoint()
             tasks.cancel_scope.cancel()
@@ -59,7 +60,7 @@ async def stored(bus: Bus) -> list[str]:
 async def said_before(bus: Bus, db: Database, count: int) -> None:
     """The first of them, stored by a relay that died before it could write that down."""
     for row in (await outgoing(db))[:count]:
-        await bus.publish_raw(SAID[row.kind](**row.tokens), row.payload, msg_id=row.msg_id)
+        await bus.publish_raw(SUBJECTS[row.kind](**row.tokens), row.payload, msg_id=row.msg_id)
 
 
 async def ids(db: Database) -> list[str]:
@@ -79,7 +80,7 @@ async def test_a_stranger_between_two_of_ours_stops_nothing(bus: Bus, db: Databa
     await said_before(bus, db, 3)
     await bus.js.publish(CATALOG_CHANGED(), b"{}")  # without an id, too
     for row in (await outgoing(db))[3:5]:
-        await bus.publish_raw(SAID[row.kind](**row.tokens), row.payload, msg_id=row.msg_id)
+        await bus.publish_raw(SUBJECTS[row.kind](**row.tokens), row.payload, msg_id=row.msg_id)
     await relayed(bus, db)
     assert await stored(bus) == [*ours[:3], "", *ours[3:]]
 
@@ -87,7 +88,7 @@ async def test_a_stranger_between_two_of_ours_stops_nothing(bus: Bus, db: Databa
 async def test_messages_whose_ids_the_server_knows_already_are_no_bug_in_the_log(bus: Bus, db: Database):
     """A catalog begun anew gives what follows from the same facts the same ids."""
     for row in [row for row in await outgoing(db) if row.kind == "model.ready"][:5]:
-        await bus.publish_raw(SAID[row.kind](**row.tokens), row.payload, msg_id=row.msg_id)
+        await bus.publish_raw(SUBJECTS[row.kind](**row.tokens), row.payload, msg_id=row.msg_id)
     with capture_logs() as logs:
         await relayed(bus, db)
     levels = {one["log_level"] for one in logs if "not published" in one["event"]}
@@ -135,7 +136,7 @@ async def test_a_relay_never_publishes_behind_another_catalogs_history(bus: Bus,
     async with Database.open(tmp_path / "other.db", now=clock) as other:
         await apply(other, [("other", hashed("other.safetensors", "other"))], now=1.0)
         with pytest.raises(CatalogApart, match=r"rebuild --replace.*new-history"):
-            await relay(bus, other, Bell())
+            await relay(bus, CatalogOutbox(bus, other), Bell())
     assert await stored(bus) == before
 
 

@@ -23,11 +23,12 @@ from agents.catalog.outbox import outgoing
 from agents.catalog.position import standing_of
 from agents.images.model_pictures import picture_names
 from agents.migrator import agent as migrator
-from agents.migrator.relay import relay
+from agents.migrator.relay import CatalogOutbox
 from agents.migrator.replay import UNDER_WAY, prepare, transactions
 from agents.storage import blobs, trash
 from bus.client import Bus
 from bus.errors import Retry
+from bus.relay import relay
 from bus.subjects import CATALOG_CHANGED
 from bus.wakeup import Bell
 from schemas.catalog import AddPicture
@@ -54,7 +55,7 @@ LIFE = (
 async def published(bus: Bus, db: Database) -> None:
     with anyio.fail_after(20):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(relay, bus, db, Bell())
+            tasks.start_soon(relay, bus, CatalogOutbox(bus, db), Bell())
             while await outgoing(db) or (await db.standing()).unsent:
                 await anyio.lowlevel.checkpoint()
             tasks.cancel_scope.cancel()
