@@ -8,10 +8,10 @@ import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
-import aiosqlite
 import anyio
 import anyio.to_thread
 import msgspec
@@ -20,10 +20,10 @@ from agents.catalog import history
 from agents.catalog.errors import CatalogUnusable
 from agents.catalog.index_words import SEARCH_VERSION, functions
 from agents.catalog.position import KEY, PASSED, REMEMBERED, Position, Standing, refuse_newer, standing
-from agents.storage.queries import sections
+from agents.storage.database import Sql, Threaded, in_thread, opened
+from agents.storage.queries import migrations, sections
 from schemas.models import Changed
 
-BUSY_TIMEOUT_MS = 5000
 CACHE_KIB = 64 * 1024
 """Of the writing connection: contents are random numbers, so that a large transaction changes pages all over the file,
 and each that does not fit is written and read again."""
@@ -42,19 +42,16 @@ Row = tuple[Any, ...]
 class Statements:
     """The named queries of queries.sql on one connection. Values go in by name, lists as JSON text."""
 
-    def __init__(self, connection: aiosqlite.Connection, queries: Mapping[str, str]) -> None:
+    def __init__(self, connection: Threaded[Sql]) -> None:
         self._connection = connection
-        self._queries = queries
 
     async def rows(self, name: str, /, **values: Any) -> list[Row]:
         """Run one query; all its rows (none for one that returns nothing). Raises sqlite3.Error."""
-        found = await self._connection.execute_fetchall(self._queries[name], values)
-        return cast(list[Row], found)  # without a row factory they are tuples, in a list
+        return await self._connection.do(lambda sql: sql.rows(name, **values))
 
     async def many(self, name: str, values: Iterable[Mapping[str, Any]]) -> None:
         """Run one writing query once per mapping, in order. Raises sqlite3.Error."""
-        cursor = await self._connection.executemany(self._queries[name], values)
-        await cursor.close()
+        await self._connection.do(lambda sql: sql.many(name, values))
 
 
 class Database:
@@ -62,19 +59,19 @@ class Database:
 
     def __init__(
         self,
-        writer: aiosqlite.Connection,
-        reader: aiosqlite.Connection,
+        writer: Threaded[Sql],
+        reader: Threaded[Sql],
         path: Path,
         now: Callable[[], float],
         changed: Callable[[], None],
     ) -> None:
-        queries = sections("agents.catalog", "queries.sql", "name")
         self._writer = writer
         self.path, self.now, self._changed = path, now, changed
         self._folder = path.parent / "history"
-        self._statements = Statements(writer, queries)
+        self._statements = Statements(writer)
         self._lock = anyio.Lock()
-        self.committed = Statements(reader, queries)
+        self._owner: int | None = None
+        self.committed = Statements(reader)
 
     @classmethod
     @asynccontextmanager
@@ -98,19 +95,16 @@ class Database:
         """
         async with AsyncExitStack() as stack:
             try:
-                writer = await stack.enter_async_context(_connected(str(path)))
-                applied = await _recognise(writer, path)
-                await _prepare(writer, path)
-                await _migrate(writer, applied, now())
-                await history.begin(writer)
-                read_only = f"{path.absolute().as_uri()}?mode=ro"
-                reader = await stack.enter_async_context(_connected(read_only, uri=True))
-                await reader.execute_fetchall(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-                for name, function in functions().items():
-                    for connection in (writer, reader):
-                        await connection.create_function(name, 1, function, deterministic=True)
+                queries = sections("agents.catalog", "queries.sql", "name")
+                writer = await stack.enter_async_context(in_thread(partial(opened, path, queries), "catalog"))
+                applied = await writer.do(partial(_prepare, path=path, now=now()))
+                only = partial(opened, f"{path.absolute().as_uri()}?mode=ro", queries, uri=True)
+                reader = await stack.enter_async_context(in_thread(only, "catalog-reader"))
+                for connection in (writer, reader):
+                    await connection.do(_add_functions)
                 db = cls(writer, reader, path, now, changed)
-                await db._settle_history(new=not applied, begin=begin or 0 < applied < max(_migrations()), after=after)
+                is_older = 0 < applied < max(migrations("agents.catalog"))
+                await db._settle_history(new=not applied, begin=begin or is_older, after=after)
                 await db._renew_search()
             except (sqlite3.Error, OSError) as error:
                 raise CatalogUnusable(
@@ -121,34 +115,49 @@ class Database:
 
     def atomic(self) -> AbstractAsyncContextManager[Statements]:
         """One writing transaction: committed (and on disk) when the block ends, undone when it raises or is cancelled.
-        What it changed is searched for anew, and told in the outbox.
+        What it changed is searched for anew, and told in the outbox. Within another one of the same task it is part of
+        that: undone by itself, committed with it.
 
         Raises sqlite3.OperationalError when another process holds the file for more than five seconds, or
-        sqlite3.OperationalError or OSError when the disk is full. Not reentrant.
+        sqlite3.OperationalError or OSError when the disk is full.
         """
         return self._transaction()
 
     @asynccontextmanager
     async def _transaction(self, *, begins: bool = False) -> AsyncIterator[Statements]:
         """`atomic`; the first of a history is published even where it changes nothing."""
-        async with self._lock:
-            try:
-                # A statement that was handed to the thread runs to its end, cancelled or not: what follows queues
-                # behind it, so only the ends of the transaction need a shield.
-                with anyio.CancelScope(shield=True):
-                    await self._writer.execute_fetchall("BEGIN IMMEDIATE")
+        if self._owner == (task := anyio.get_current_task().id):
+            async with self._step():
                 yield self._statements
-                with anyio.CancelScope(shield=True):
-                    told = await self._tell_changes(begins)
-                    await self._writer.execute_fetchall("COMMIT")
-            except BaseException:
-                with anyio.CancelScope(shield=True):
-                    await self._writer.rollback()
-                raise
-        if told:
+            return
+        async with self._lock:
+            self._owner = task
+            try:
+                async with self._step():
+                    yield self._statements
+                    with anyio.CancelScope(shield=True):
+                        noted = await self._note_changes(begins)
+            finally:
+                self._owner = None
+        if noted:
             self._changed()
 
-    async def _tell_changes(self, begins: bool) -> bool:
+    @asynccontextmanager
+    async def _step(self) -> AsyncIterator[None]:
+        """A transaction, or a part of one. A statement that was handed to the thread runs to its end, cancelled or not:
+        what follows queues behind it, so only the ends need a shield."""
+        with anyio.CancelScope(shield=True):
+            await self._writer.do(Sql.begin)
+        try:
+            yield
+            with anyio.CancelScope(shield=True):
+                await self._writer.do(Sql.commit)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._writer.do(Sql.undo)
+            raise
+
+    async def _note_changes(self, begins: bool) -> bool:
         """The end of a transaction: make the search fit, and put what changed, if anything, into the outbox as one
         fact, with its place in the history."""
         sql, pieces, of_outputs = self._statements, list[str](), 0.0
@@ -161,12 +170,12 @@ class Database:
             return False
         id, facts = uuid.uuid4().hex, list[Changed]()
 
-        async def tell() -> None:
+        async def write() -> None:
             facts.append(await anyio.to_thread.run_sync(history.changed, id, pieces, self._folder, self.now()))
 
         try:
             async with anyio.create_task_group() as tasks:  # side by side, each for the most part in its own thread
-                tasks.start_soon(tell)
+                tasks.start_soon(write)
                 await self._make_search_fit(of_outputs > 0)
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
@@ -224,7 +233,7 @@ class Database:
         async with self._transaction(begins=True) as sql:
             await sql.rows("forget_unsent")
             await sql.rows("forget_passed", key=f"{PASSED}*")
-            await history.note_everything(self._writer)
+            await self._writer.do(history.note_everything)
             await sql.rows("put_meta", key=KEY, value=msgspec.json.encode(at).decode())
 
     async def standing(self) -> Standing:
@@ -242,10 +251,7 @@ class Database:
         if await self.meta(_SEARCH) == SEARCH_VERSION:
             return
         async with self.atomic() as sql:
-            for table in ("search", "search_outputs"):  # to take their rows out one by one would take as long again
-                [(made,)] = await self._writer.execute_fetchall("SELECT sql FROM sqlite_schema WHERE name = ?", [table])
-                await self._writer.execute_fetchall(f"DROP TABLE {table}")
-                await self._writer.execute_fetchall(made)
+            await self._writer.do(_empty_search)
             await sql.rows("touch_every_model")
             await self._make_search_fit(False)
             await sql.rows("search_every_output")
@@ -261,55 +267,43 @@ class Database:
             await sql.rows("put_meta", key=key, value=value)
 
 
-@asynccontextmanager
-async def _connected(file: str, *, uri: bool = False) -> AsyncIterator[aiosqlite.Connection]:
-    """A connection whose thread has ended when this ends, also when it is ended by a cancellation."""
-    with anyio.CancelScope(shield=True):
-        # A file that can't be opened fails here: aiosqlite would leave its thread behind, to fail some time later.
-        await anyio.to_thread.run_sync(lambda: sqlite3.connect(file, uri=uri).close())
-        connection = await aiosqlite.connect(file, uri=uri, isolation_level=None)
-    try:
-        yield connection
-    finally:
-        with anyio.CancelScope(shield=True):
-            await connection.close()
+def _prepare(sql: Sql, *, path: Path, now: float) -> int:
+    """The version of the catalog in this file, 0 for an empty one, before it was migrated; then the connection's
+    settings, the migrations and the history's triggers. Nothing is written before it is known what the file is. Refuses
+    a file system that can't hold a WAL."""
+    applied = _recognise(sql, path)
+    sql.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    sql.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+    if not sql.write_ahead():
+        raise CatalogUnusable(f"The file system of {path} can't hold a write-ahead log: put data_dir on a local disk.")
+    sql.migrate(migrations("agents.catalog"), applied, partial(_record, now=now))
+    history.begin(sql)
+    return applied
 
 
-async def _recognise(writer: aiosqlite.Connection, path: Path) -> int:
-    """The version of the catalog in this file, 0 for an empty one. Nothing is written before it is known."""
-    tables = {name for (name,) in await writer.execute_fetchall("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+def _record(version: int, now: float) -> str:
+    return f"INSERT INTO migrations (version, applied_at) VALUES ({version}, {now!r})"
+
+
+def _recognise(sql: Sql, path: Path) -> int:
+    tables = {name for (name,) in sql.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     if not tables:
         return 0
     if "migrations" not in tables:
         raise CatalogUnusable(f"{path} is a database, but no catalog of Darkroom's: move it away and start again.")
-    [(applied,)] = await writer.execute_fetchall("SELECT coalesce(max(version), 0) FROM migrations")
+    [(applied,)] = sql.execute("SELECT coalesce(max(version), 0) FROM migrations")
     refuse_newer(path, int(applied))
     return int(applied)
 
 
-async def _prepare(writer: aiosqlite.Connection, path: Path) -> None:
-    """Settings of the writing connection. Refuses a file system that can't hold a WAL."""
-    await writer.execute_fetchall(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-    await writer.execute_fetchall("PRAGMA synchronous = FULL")
-    await writer.execute_fetchall("PRAGMA foreign_keys = ON")
-    await writer.execute_fetchall(f"PRAGMA cache_size = -{CACHE_KIB}")
-    await writer.execute_fetchall(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-    [(mode,)] = await writer.execute_fetchall("PRAGMA journal_mode = WAL")
-    if mode != "wal":
-        raise CatalogUnusable(f"The file system of {path} can't hold a write-ahead log: put data_dir on a local disk.")
+def _add_functions(sql: Sql) -> None:
+    for name, function in functions().items():
+        sql.connection.create_function(name, 1, function, deterministic=True)
 
 
-async def _migrate(writer: aiosqlite.Connection, applied: int, now: float) -> None:
-    """Apply every migration after `applied`, each with its record in one transaction."""
-    for version, script in _migrations().items():
-        if version > applied:
-            record = f"INSERT INTO migrations (version, applied_at) VALUES ({version}, {now!r});"
-            try:
-                await writer.executescript(f"BEGIN IMMEDIATE;\n{script}\n{record}\nCOMMIT;")
-            except sqlite3.Error:
-                await writer.rollback()
-                raise
-
-
-def _migrations() -> dict[int, str]:
-    return {int(version): script for version, script in sections("agents.catalog", "schema.sql", "version").items()}
+def _empty_search(sql: Sql) -> None:
+    """To take the rows out one by one would take as long again."""
+    for table in ("search", "search_outputs"):
+        [(made,)] = sql.execute("SELECT sql FROM sqlite_schema WHERE name = ?", [table])
+        sql.execute(f"DROP TABLE {table}")
+        sql.execute(made)

@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import aiosqlite
 import msgspec
 
 from agents.storage.atomic import place
+from agents.storage.database import Sql
 from schemas.models import Change, Changed
 
 TABLES = (
@@ -44,19 +44,19 @@ _NOTE_SELECTED = "INSERT INTO temp.changes (op, tbl, content)"
 _NOTE = "INSERT INTO changes (op, tbl, content) VALUES"  # a temporary trigger finds it without its schema's name
 
 
-async def begin(writer: aiosqlite.Connection) -> None:
+def begin(sql: Sql) -> None:
     """Make the notes' table and the triggers, for as long as this connection is open."""
-    await writer.execute_fetchall("PRAGMA temp_store = MEMORY")
-    await writer.executescript(
+    sql.execute("PRAGMA temp_store = MEMORY")
+    sql.connection.executescript(
         "CREATE TEMP TABLE changes (n INTEGER PRIMARY KEY, op TEXT NOT NULL, tbl TEXT NOT NULL, content TEXT NOT NULL);"
         "CREATE TEMP TABLE touched (sha256 TEXT PRIMARY KEY) WITHOUT ROWID;"
     )
     for table in TABLES:
-        columns = await columns_of(writer, table)
+        columns = columns_of(sql, table)
         keys = [column for column in columns if column.is_key]
         new, old = _object("NEW", columns), _object("OLD", keys)
         differs = " OR ".join(f"OLD.{column.name} IS NOT NEW.{column.name}" for column in columns)
-        await writer.executescript(
+        sql.connection.executescript(
             f"CREATE TEMP TRIGGER note_insert_{table} AFTER INSERT ON main.{table} BEGIN"
             f" {_NOTE} ('put', '{table}', {new}); END;"
             f"CREATE TEMP TRIGGER note_update_{table} AFTER UPDATE ON main.{table} WHEN {differs} BEGIN"
@@ -66,11 +66,11 @@ async def begin(writer: aiosqlite.Connection) -> None:
         )
 
 
-async def note_everything(writer: aiosqlite.Connection) -> None:
+def note_everything(sql: Sql) -> None:
     """Note every row there is: for a catalog that has rows from before it had a history."""
     for table in TABLES:
-        content = _object(table, await columns_of(writer, table))
-        await writer.execute_fetchall(f"{_NOTE_SELECTED} SELECT 'put', '{table}', {content} FROM {table}")
+        content = _object(table, columns_of(sql, table))
+        sql.execute(f"{_NOTE_SELECTED} SELECT 'put', '{table}', {content} FROM {table}")
 
 
 class Column(msgspec.Struct, frozen=True):
@@ -81,9 +81,9 @@ class Column(msgspec.Struct, frozen=True):
     is_key: bool
 
 
-async def columns_of(connection: aiosqlite.Connection, table: str) -> list[Column]:
+def columns_of(sql: Sql, table: str) -> list[Column]:
     """The columns of a table, in order, but for generated ones."""
-    return columns_from(table, await connection.execute_fetchall(f"PRAGMA table_xinfo({table})"))
+    return columns_from(table, sql.execute(f"PRAGMA table_xinfo({table})"))
 
 
 def columns_from(table: str, rows: Iterable[Any]) -> list[Column]:

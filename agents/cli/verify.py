@@ -23,7 +23,8 @@ from agents.cli.rebuild import rebuild as make_anew
 from agents.ingest.hashing.digests import hash_file
 from agents.migrator.relay import CatalogOutbox
 from agents.migrator.replay import put_in_place, set_aside, stream_of
-from agents.runtime.instance import find, locked, owned
+from agents.runtime.instance import find, locked
+from agents.storage.database import owned
 from agents.storage.errors import IngestError
 from agents.storage.paths import resolve, stat_of
 from bus.client import Bus, connect

@@ -2,15 +2,16 @@
 
 Plain blocking functions for one thread, the only writer. A state and the facts that tell of it are written in one
 transaction, so a kill between commit and publish loses nothing: the facts are still in the outbox, with the same
-message ids. SQL lives in `files.sql`, by name.
+message ids. SQL lives in `queries.sql`, by name.
 """
 
 import json
-import re
 import secrets
 import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +21,14 @@ from agents.ingest.errors import WrongSchema
 from agents.ingest.scanning.reconcile import Appeared, Change, Changed, Linked, Lost, Moved, Returned, Row, Touched
 from agents.ingest.scanning.scan import Candidate
 from agents.ingest.settling.attempts import Attempts
+from agents.storage import database
+from agents.storage.database import Sql, Threaded, in_thread
 from agents.storage.paths import file_key, hash_id, signed64
+from agents.storage.queries import sections
+from bus.errors import UserError
 from schemas import files
 from schemas.files import FilePath, Identity, Known, Stat
 
-SCHEMA_VERSION = 2
 CLOCK_GRAIN = 2.0
 """Seconds after which a file system's clock has certainly moved on: a hash is cached when the stat is still the
 same."""
@@ -64,46 +68,60 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     mark: str
 
 
+def _random_id() -> str:
+    return secrets.token_hex(16)
+
+
 @contextmanager
-def opened(path: str | Path) -> Iterator["FilesDb"]:
-    """The table in a file, made if need be. Raises WrongSchema or sqlite3.Error. To be used by the opening thread
-    only."""
-    connection = sqlite3.connect(path, isolation_level=None)
-    try:
-        connection.row_factory = sqlite3.Row
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 5000"):
-            connection.execute(f"PRAGMA {pragma}")
-        queries = _queries(Path(__file__).with_name("files.sql").read_text("utf-8"))
-        yield FilesDb(connection, queries, _prepare(connection, queries["schema"], queries["schema_2"]))
-    finally:
-        connection.close()
+def opened(
+    path: Path, *, steady: Callable[[], float] = time.monotonic, new_id: Callable[[], str] = _random_id
+) -> Iterator["Store"]:
+    """The table in a file, made or migrated if need be. Raises WrongSchema or sqlite3.Error. To be used by the opening
+    thread only. `steady` never goes back; `new_id` gives 32 hex digits, others each time."""
+    with database.opened(path, sections("agents.ingest", "queries.sql", "name")) as sql:
+        sql.write_ahead()
+        schema = {
+            int(version): script for version, script in sections("agents.ingest", "schema.sql", "version").items()
+        }
+        [(version,)] = sql.execute("PRAGMA user_version")
+        if version > max(schema):
+            raise WrongSchema
+        sql.migrate(schema, version, lambda made: f"PRAGMA user_version = {made}")
+        with sql.atomic():
+            if not sql.rows("instance"):
+                sql.rows("put_instance", instance=new_id())
+        sql.connection.row_factory = sqlite3.Row
+        yield Store(sql, Attempts(steady), new_id)
 
 
-class FilesDb:
+Table = Threaded["Store"]
+
+
+@asynccontextmanager
+async def open_table(
+    path: Path, *, steady: Callable[[], float] = time.monotonic, new_id: Callable[[], str] = _random_id
+) -> AsyncIterator[Table]:
+    """The table in a file, in a thread of its own: the only writer. Raises UserError."""
+    async with AsyncExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            make = partial(opened, path, steady=steady, new_id=new_id)
+            table = await stack.enter_async_context(in_thread(make, "files"))
+        except (OSError, sqlite3.Error, WrongSchema) as error:
+            raise UserError(f"{path} can't be used ({error}): free it, or choose another --data directory") from error
+        yield table
+
+
+class Store:
     """Every method is one transaction; within `atomic`, all of them together are one. `attempts` is what was let in
     lately: it limits how often a file is. `written` are the ids of the rows that the gate decided on, or an event
     brought, since a scan began: they are newer than what it saw."""
 
-    def __init__(self, connection: sqlite3.Connection, queries: dict[str, str], instance: str) -> None:
-        self.connection = connection
-        self.queries = queries
-        self.instance = instance
-        self.attempts = Attempts()
+    def __init__(self, sql: Sql, attempts: Attempts, new_id: Callable[[], str]) -> None:
+        self.sql, self.attempts, self.new_id = sql, attempts, new_id
+        self.atomic, self._run = sql.atomic, sql.rows
+        self.instance = str(sql.rows("instance")[0]["instance"])
         self.written: set[int] = set()
-
-    @contextmanager
-    def atomic(self) -> Iterator[None]:
-        """All of it or nothing; may be nested."""
-        if self.connection.in_transaction:
-            yield
-            return
-        self.connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self.connection.execute("ROLLBACK")
-            raise
-        self.connection.execute("COMMIT")
 
     def begin_scan(self) -> None:
         """Whatever is written from now on, the scan may not have seen."""
@@ -239,7 +257,7 @@ class FilesDb:
         with self.atomic():
             path = fact.path
             self._run("describe", root=path.root, rel=path.rel, sha256=fact.sha256, mark=mark)
-            message_id = f"{self.instance}-described-{secrets.token_hex(8)}"
+            message_id = f"{self.instance}-described-{self.new_id()}"
             payload = msgspec.json.encode(fact).decode()
             self._run("say", kind="described", message_id=message_id, payload=payload)
 
@@ -383,42 +401,11 @@ class FilesDb:
         columns |= {"root": path.root, "rel": path.rel, "reason": reason, "error": error, "now": now}
         return _row(self._run("update", **columns, **_columns(stat))[0])
 
-    def _run(self, query: str, **values: Any) -> list[sqlite3.Row]:
-        return self.connection.execute(self.queries[query], values).fetchall()
-
 
 def job_for(row: Row) -> files.Hash:
     """What a hasher is to do for a settled file: the same however often it is asked for."""
     job = hash_id(row.key, row.path.rel, row.stat, row=row.version)
     return files.Hash(id=job, key=row.key, path=row.path, stat=row.stat)
-
-
-def _queries(text: str) -> dict[str, str]:
-    """The statements of a .sql file by the names in its comments."""
-    parts = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
-
-
-def _prepare(connection: sqlite3.Connection, *schemas: str) -> str:
-    """Makes the tables in a new file, and brings an older one up to date; gives the table's instance. Raises
-    WrongSchema."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA_VERSION:
-            raise WrongSchema
-        for schema in schemas[version:]:
-            for statement in schema.split(";\n"):
-                connection.execute(statement)
-        if version == 0:
-            connection.execute("INSERT INTO meta (instance) VALUES (?)", (secrets.token_hex(16),))
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
-    (instance,) = connection.execute("SELECT instance FROM meta").fetchone()
-    return str(instance)
 
 
 def _fresh(candidate: Candidate) -> dict[str, Any]:

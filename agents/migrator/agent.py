@@ -34,7 +34,7 @@ from agents.migrator.imports import serve_imports
 from agents.migrator.pictures import Portraits
 from agents.migrator.relay import CatalogOutbox
 from agents.migrator.replay import prepare
-from agents.runtime.instance import owned
+from agents.storage.database import owned
 from bus.client import Bus, encode
 from bus.errors import Declined, NoAnswer, Undecodable
 from bus.followers import Fact, bury, follow

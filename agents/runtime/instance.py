@@ -50,30 +50,6 @@ def locked(data_dir: Path) -> Iterator[None]:
         os.close(handle)
 
 
-@contextmanager
-def owned(file: Path) -> Iterator[None]:
-    """Be the only one who writes a file of the data directory, for as long as the body runs: agents that run each by
-    itself don't own the directory. Raises UserError."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(file.with_name(f"{file.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise UserError(
-            f"{file} can't be used ({error.strerror}): free it, or choose another --data directory"
-        ) from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"{file} is in use by another darkroom, maybe on another bus: name its bus with --nats, stop it, or "
-                "choose another directory with --data"
-            ) from error
-        yield
-    finally:
-        os.close(handle)
-
-
 def _lock(handle: int) -> None:
     """Take the lock. `find` holds it for a moment to see whether it is free: that is waited for. Raises OSError."""
     for _ in range(10):

@@ -20,3 +20,8 @@ def sections(package: str, file: str, marker: str) -> dict[str, str]:
             raise ValueError(f"a {kind} {name} comes twice in {file}")
         found[kind][name] = body.strip()
     return {name: _PART.sub(lambda hit: found["part"][hit[1]], body) for name, body in found[marker].items()}
+
+
+def migrations(package: str) -> dict[int, str]:
+    """The scripts of a package's schema.sql, by the version that each makes."""
+    return {int(version): script for version, script in sections(package, "schema.sql", "version").items()}

@@ -18,7 +18,6 @@ import anyio.abc
 import structlog
 from anyio import to_thread
 
-from agents.ingest import table
 from agents.ingest.scanning import events
 from agents.ingest.scanning.reconcile import Lost, Row, reconcile, without
 from agents.ingest.scanning.scan import Scan, Scanner
@@ -26,8 +25,8 @@ from agents.ingest.scanning.single import admit_new
 from agents.ingest.settling import gate, verdicts, waiting
 from agents.ingest.settling.fingerprint import verified
 from agents.ingest.sidecars.watch import Describer
-from agents.ingest.store import FilesDb
-from agents.runtime.instance import owned
+from agents.ingest.store import Store, Table, open_table
+from agents.storage.database import owned
 from agents.watcher.outbox import WatcherOutbox
 from bus.client import Bus
 from bus.errors import UserError
@@ -67,8 +66,9 @@ async def run(
     _refuse_twins(roots)
     path = data_dir / "files.sqlite3"
     with owned(path):
-        async with table.opened(path) as rows, anyio.create_task_group() as tasks:
-            watcher = Watcher(bus, rows, roots, settings, data_dir)
+        opened = open_table(path, steady=bus.clock.steady, new_id=bus.clock.new_id)
+        async with opened as table, anyio.create_task_group() as tasks:
+            watcher = Watcher(bus, table, roots, settings, data_dir)
             watched = {root: anyio.Event() for root in roots}
             for root, event in watched.items():
                 tasks.start_soon(watcher.notice_changes, root, event)
@@ -108,9 +108,7 @@ def _refuse_twins(roots: Mapping[str, str]) -> None:
 class Watcher:
     """The two loops, which scan and judge, around `state`; only `see` changes that."""
 
-    def __init__(
-        self, bus: Bus, table: table.Table, roots: Mapping[str, str], settings: WatcherSettings, data: Path
-    ) -> None:
+    def __init__(self, bus: Bus, table: Table, roots: Mapping[str, str], settings: WatcherSettings, data: Path) -> None:
         self.bus, self.table, self.roots, self.settings = bus, table, dict(roots), settings
         self.scanner = Scanner(self.roots)
         self.outbox = WatcherOutbox(bus, table)
@@ -179,7 +177,7 @@ class Watcher:
             if ended >= forget_at:
                 forget_at = ended + _FORGET_EVERY
                 before = self.bus.clock.now() - _FORGET_SECONDS
-                await self.table.do(functools.partial(FilesDb.prune, before=before))
+                await self.table.do(functools.partial(Store.prune, before=before))
 
     async def scan(self) -> float:
         """Scan every root, write down what changed; returns the seconds it took."""
@@ -188,7 +186,7 @@ class Watcher:
         self.see(waiting.Scanning())
         applied = None
         for sure in (False, True):
-            await self.table.do(FilesDb.begin_scan)
+            await self.table.do(Store.begin_scan)
             scans = await to_thread.run_sync(self.scanner.scan)
             if (applied := await self.table.do(functools.partial(self._apply, scans, wall, sure))) is not None:
                 break
@@ -205,7 +203,7 @@ class Watcher:
         self.describer.looked(scans, began)
         return self.bus.clock.steady() - began
 
-    def _apply(self, scans: list[Scan], wall: float, sure: bool, db: FilesDb) -> tuple[int, int] | None:
+    def _apply(self, scans: list[Scan], wall: float, sure: bool, db: Store) -> tuple[int, int] | None:
         """In the table's thread: write down what changed; how many changes that were, and how many were left.
 
         None, and nothing is done, when files are gone, or went on changing, and that is not `sure`: what is renamed
@@ -249,7 +247,7 @@ class Watcher:
     async def list_waiting(self) -> None:
         """Read again which files wait."""
         self.see(waiting.Listing())
-        self.see(waiting.Listed(await self.table.do(FilesDb.waiting)))
+        self.see(waiting.Listed(await self.table.do(Store.waiting)))
 
     async def judge(self, rows: list[Row]) -> int:
         """Look at the first of these files, and write down what the gate decides; how many. What takes long to look at
@@ -273,7 +271,7 @@ class Watcher:
         """In a thread: look at files until that has taken a while, at one of them at least."""
         places, attempts, steady = (
             verdicts.places(self.roots, state.remote),
-            self.table.db.attempts,
+            self.table.held.attempts,
             self.bus.clock.steady,
         )
         until, seen = steady() + _LOOK_SECONDS, list[verdicts.Judged]()
@@ -289,7 +287,7 @@ class Watcher:
         """Keep the hashes that hashers found, by this clock: that of a hasher elsewhere may differ from it."""
         now = self.bus.clock.now()
 
-        def write(db: FilesDb) -> None:
+        def write(db: Store) -> None:
             with db.atomic():
                 for fact in facts:
                     assert isinstance(fact.payload, Hashed)
@@ -303,7 +301,7 @@ class Watcher:
         """A file that could not be hashed goes before the gate again; one that can't be read is refused."""
         now = self.bus.clock.now()
 
-        def write(db: FilesDb) -> None:
+        def write(db: Store) -> None:
             with db.atomic():
                 for fact in facts:
                     assert isinstance(fact.payload, HashFailed)

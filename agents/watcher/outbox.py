@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from agents.ingest.store import ALL, Unsent, job_for
-from agents.ingest.table import Table
+from agents.ingest.store import ALL, Table, Unsent, job_for
 from bus.client import Bus, encode
 from bus.errors import Undecodable
 from bus.queues import enqueue

@@ -24,6 +24,7 @@ from schemas.catalog import ResolveModel, ResolveReply
 from schemas.settings import BusSettings
 from tests.bench.bench_arrival import agents
 from tests.bench.figures import Figure, loop_lag, p50, p99
+from tests.catalog.sql import execute_many
 from tests.conftest import running
 
 RECORDS = 10_000
@@ -60,10 +61,13 @@ async def pending(catalog: Path, count: int) -> None:
     """So many records, as an import leaves them, each of a file that will come."""
     names = [f"{n}.safetensors" for n in range(count)]
     async with Database.open(catalog, now=time.time) as db, db.atomic():
-        await db._writer.executemany(
-            "INSERT INTO tags (id, name, color, created_at) VALUES (?, ?, '', 1.0)", [(n, f"t{n}") for n in range(1, 9)]
+        await execute_many(
+            db,
+            "INSERT INTO tags (id, name, color, created_at) VALUES (?, ?, '', 1.0)",
+            [(n, f"t{n}") for n in range(1, 9)],
         )
-        await db._writer.executemany(
+        await execute_many(
+            db,
             "INSERT INTO pending_import"
             " (id, legacy_id, path, root, rel, folded, name, size, details, origin, state, sha256, created_at)"
             " VALUES (?, ?, ?, 'models', ?, ?, ?, NULL, ?, 'import', 'waiting', NULL, 1.0)",
@@ -72,8 +76,8 @@ async def pending(catalog: Path, count: int) -> None:
                 for n, name in enumerate(names, 1)
             ],
         )
-        await db._writer.executemany(
-            "INSERT INTO pending_model_tags VALUES (?, ?)", [(n + 1, n % 8 + 1) for n in range(count)]
+        await execute_many(
+            db, "INSERT INTO pending_model_tags VALUES (?, ?)", [(n + 1, n % 8 + 1) for n in range(count)]
         )
 
 

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from agents.catalog.database import Database
 from agents.catalog.names import fold
+from tests.catalog.sql import execute
 
 
 async def add_pending(
@@ -23,7 +25,7 @@ async def add_pending(
 ) -> None:
     """One record with its tags and its pictures, whose originals are put below `data`."""
     async with db.atomic() as sql:
-        run = db._writer.execute_fetchall
+        run = partial(execute, db)
         await run(
             "INSERT INTO pending_import"
             " (id, legacy_id, path, root, rel, folded, name, size, details, origin, state, sha256, created_at)"

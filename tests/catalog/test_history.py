@@ -49,6 +49,7 @@ from tests.catalog.conftest import clock
 from tests.catalog.facts import CHECKPOINT, at_path, hashed, moved, removed, settled, sha, stat
 from tests.catalog.legacy_making import make, model, odd, png, said
 from tests.catalog.pending import add_pending
+from tests.catalog.sql import execute
 
 ROOTS = {"models": "/old"}
 NAMES = st.sampled_from(["a", "Ünï"])
@@ -131,9 +132,7 @@ class Life:
 
     async def encode(self, name: str, text: str, n: int, at: float) -> None:
         """The encoder has done what waits for it, or can't."""
-        for sha256, number in await self.db._writer.execute_fetchall(
-            "SELECT sha256, number FROM images WHERE state = 'waiting'"
-        ):
+        for sha256, number in await execute(self.db, "SELECT sha256, number FROM images WHERE state = 'waiting'"):
             self.told += 1
             id = f"{self.told:032x}"
             async with self.db.atomic() as sql:
@@ -191,7 +190,7 @@ class Life:
 
     async def promote(self, name: str, text: str, n: int, at: float) -> None:
         strategies: tuple[Strategy, ...] = ("report", "override", "merge", "ignore", "delete")
-        ids = [id for (id,) in await self.db._writer.execute_fetchall("SELECT id FROM pending_import")]
+        ids = [id for (id,) in await execute(self.db, "SELECT id FROM pending_import")]
         await promote_chosen(self.db, ids[:3], strategies[n], at)
 
     async def promote_present(self, name: str, text: str, n: int, at: float) -> None:

@@ -18,6 +18,7 @@ from schemas.models import Model
 from tests.catalog.conftest import Tell
 from tests.catalog.facts import hashed, sha
 from tests.catalog.pending import add_pending
+from tests.catalog.sql import execute
 
 SIZE = len("dream")
 
@@ -69,7 +70,7 @@ async def test_of_records_with_one_name_and_size_the_one_with_the_nearest_folder
     await add_pending(db, 1, "C:\\models\\sd15\\model.safetensors", size=SIZE)
     await add_pending(db, 2, "/models/sdxl/model.safetensors", size=SIZE)
     async with db.atomic():  # a Windows path has its name behind backslashes
-        await db._writer.execute_fetchall("UPDATE pending_import SET folded = 'model.safetensors'")
+        await execute(db, "UPDATE pending_import SET folded = 'model.safetensors'")
     await tell(hashed("SD15/model.safetensors", "dream"))
     assert (await the_model(db)).details.title == "record 1"
 

@@ -21,6 +21,7 @@ from bus.subjects import CATALOG_CHANGED
 from schemas.images import Encoded, Picture
 from tests.catalog.facts import hashed, moved, removed, sha, stat
 from tests.catalog.pending import add_pending
+from tests.catalog.sql import execute
 from tests.conftest import running
 
 
@@ -44,8 +45,8 @@ async def lived(path: Path) -> None:
             await add_tags(sql, sha("content 1"), ("red", "green"), "t", 3.3)
             await add_picture(sql, sha("content 1"), sha("picture"), "blobs/" + sha("picture"), "upload", 0.1 + 0.2)
         async with db.atomic() as sql:
-            await db._writer.execute_fetchall("DELETE FROM tags WHERE name = 'green'")
-            await db._writer.execute_fetchall("DELETE FROM pending_import WHERE id = 8")
+            await execute(db, "DELETE FROM tags WHERE name = 'green'")
+            await execute(db, "DELETE FROM pending_import WHERE id = 8")
             assert sql is not None
         picture = Picture(index=0, seed=1, width=8, height=8, file="f.webp", bytes=9, sha256=sha("p"), tiers={})
         async with db.atomic() as sql:

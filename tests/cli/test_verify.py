@@ -17,7 +17,7 @@ from agents.catalog.facts import apply
 from agents.catalog.outputs import add_outputs
 from agents.cli.verify import new_history, rebuild, verify
 from agents.images.model_pictures import encode_picture, picture_names
-from agents.runtime.instance import owned
+from agents.storage.database import owned
 from agents.storage.paths import file_key, stat_of
 from agents.storage.trash import listed
 from bus.errors import UserError

@@ -1,5 +1,7 @@
 import os
+import re
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from agents.ingest.errors import WrongSchema
 from agents.ingest.scanning.reconcile import Appeared, reconcile
 from agents.ingest.scanning.scan import Candidate, scan
 from agents.storage.paths import stat_of
+from agents.storage.queries import migrations
 from schemas import files
 from schemas.files import FilePath, Identity, Stat
 from tests.ingest.making import put
@@ -267,7 +270,7 @@ def test_numbers_of_64_bits_survive(tmp_path: Path) -> None:
     stat = Stat(dev=(1 << 64) - 1, ino=1 << 63, size=1, mtime_ns=-5, ctime_ns=7)
     with store.opened(tmp_path / "f.sqlite3") as db:
         db.remember(stat, "0" * 64, Identity(), hashed_at=1.0)
-        (row,) = db.connection.execute("SELECT dev, ino, mtime_ns FROM hash").fetchall()
+        (row,) = db.sql.connection.execute("SELECT dev, ino, mtime_ns FROM hash").fetchall()
         assert tuple(row) == (-1, -(1 << 63), -5)
 
 
@@ -280,7 +283,7 @@ def test_two_tables_never_share_message_ids(tmp_path: Path) -> None:
 
 def test_a_table_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
     with store.opened(tmp_path / "a") as db:
-        db.connection.execute("PRAGMA user_version = 99")
+        db.sql.connection.execute("PRAGMA user_version = 99")
     with pytest.raises(WrongSchema, match="newer"), store.opened(tmp_path / "a"):
         pass
 
@@ -295,18 +298,37 @@ def test_what_is_long_gone_is_forgotten_and_what_is_unmounted_is_not(world: Worl
     with store.opened(world.table) as db:
         db.prune(before=world.now + 1)
         assert [row.path for row in db.rows()] == [at("b.ckpt", "loras")]
-        assert db.connection.execute("SELECT count(*) FROM hash").fetchone()[0] == 1
+        assert db.sql.connection.execute("SELECT count(*) FROM hash").fetchone()[0] == 1
 
 
 def test_the_table_is_written_so_that_power_loss_loses_nothing(tmp_path: Path) -> None:
     with store.opened(tmp_path / "a") as db:
         pragmas = {
-            name: db.connection.execute(f"PRAGMA {name}").fetchone()[0]
+            name: db.sql.connection.execute(f"PRAGMA {name}").fetchone()[0]
             for name in ("journal_mode", "synchronous", "foreign_keys")
         }
         assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
         with pytest.raises(sqlite3.IntegrityError):
-            db.connection.execute("INSERT INTO outbox (kind, message_id, payload) VALUES ('gossip', '', '')")
+            db.sql.connection.execute("INSERT INTO outbox (kind, message_id, payload) VALUES ('gossip', '', '')")
+
+
+def test_every_query_is_valid_and_used_and_every_name_used_exists(tmp_path: Path) -> None:
+    used = set(re.findall(r'(?:_run|rows)\(\s*"(\w+)"', Path(store.__file__).read_text()))
+    with store.opened(tmp_path / "a") as db:
+        assert used == set(db.sql.queries)
+        for query in db.sql.queries.values():
+            db.sql.execute(f"EXPLAIN {query}", dict.fromkeys(re.findall(r":(\w+)", query)))
+
+
+def test_a_table_of_the_first_version_is_migrated_and_keeps_what_it_had(tmp_path: Path) -> None:
+    first = migrations("agents.ingest")[1]
+    with closing(sqlite3.connect(tmp_path / "a", isolation_level=None)) as old:
+        old.executescript(f"{first}; PRAGMA user_version = 1; INSERT INTO meta VALUES ('{'1' * 32}')")
+        old.execute("INSERT INTO outbox (kind, message_id, payload) VALUES ('removed', 'm', ?)", [b"{}".decode()])
+    with store.opened(tmp_path / "a") as db:
+        assert db.instance == "1" * 32 and db.sql.execute("PRAGMA user_version")[0][0] == 2
+        assert [tuple(row) for row in db.sql.execute("SELECT kind, message_id FROM outbox")] == [("removed", "m")]
+        assert not db.has_described()
 
 
 def test_a_row_comes_back_with_the_very_times_it_was_written_with(world: World, models: Path) -> None:

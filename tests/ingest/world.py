@@ -79,7 +79,7 @@ class World:
     def in_catalogue(self) -> dict[FilePath, str]:
         return {path: sha256 for path, (_, sha256) in self.catalogue.items()}
 
-    def _hear(self, db: store.FilesDb, message: store.Message) -> None:
+    def _hear(self, db: store.Store, message: store.Message) -> None:
         match message:
             case files.Settled(key=key, path=path, known=known):
                 self.catalogue[path] = (key, known.sha256 if known else "")

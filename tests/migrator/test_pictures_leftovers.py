@@ -11,6 +11,7 @@ from agents.catalog.descriptions import pending_originals
 from agents.migrator.pictures import Portraits
 from bus.client import Bus
 from tests.catalog.conftest import clock
+from tests.catalog.sql import execute
 
 FILE = "5-0.png"
 
@@ -24,9 +25,10 @@ async def test_an_original_that_an_import_is_giving_its_name_just_now_is_left(bu
         images = Portraits(bus, db, tmp_path, clock)
         async with db.atomic() as sql:
             if commits:
-                await db._writer.execute_fetchall(
+                await execute(
+                    db,
                     "INSERT INTO pending_import VALUES"
-                    " (5, 5, '/old/x', NULL, NULL, 'x', '', NULL, '{}', 'import', 'waiting', NULL, 1.0)"
+                    " (5, 5, '/old/x', NULL, NULL, 'x', '', NULL, '{}', 'import', 'waiting', NULL, 1.0)",
                 )
                 await sql.rows("add_pending_image", pending_id=5, n=0, file=FILE, source="a" * 64)
             tasks.start_soon(images.forget, [f"images/pending/{FILE}"])

@@ -18,6 +18,7 @@ from bus.subjects import DEAD, IMAGE_ENCODED, IMAGE_REFUSED, JOB_PLANNED, Subjec
 from schemas.images import Encoded, Picture, PictureRefused
 from tests.catalog.conftest import clock
 from tests.catalog.facts import hashed, sha
+from tests.catalog.sql import execute
 
 JOB = "a" * 32
 GENERATED = Picture(index=0, seed=1, width=8, height=8, file="f.webp", bytes=9, sha256=sha("p"), tiers={})
@@ -72,7 +73,7 @@ async def test_a_fact_that_no_row_can_hold_is_a_dead_letter_and_stops_no_other(
     images = Portraits(bus, db, tmp_path, clock)
     with anyio.fail_after(10):
         await images.hear([fact(poison, 1), fact(GOOD, 2)])
-    assert [job for (job,) in await db._writer.execute_fetchall("SELECT job FROM outputs")] == [GOOD.id]
+    assert [job for (job,) in await execute(db, "SELECT job FROM outputs")] == [GOOD.id]
     assert sum((await bus.waiting("DLQ", DEAD.filter(kind="fact", reason="impossible"))).values()) == 1
 
 
@@ -81,7 +82,7 @@ async def test_a_job_said_of_two_models_stops_no_other(bus: Bus, db: Database, t
     twice = msgspec.structs.replace(OF_A_MODEL, model=sha("other"))
     with anyio.fail_after(10):
         await images.hear([fact(OF_A_MODEL, 1), fact(twice, 2), fact(GOOD, 3)])
-    assert [job for (job,) in await db._writer.execute_fetchall("SELECT job FROM outputs")] == [GOOD.id]
+    assert [job for (job,) in await execute(db, "SELECT job FROM outputs")] == [GOOD.id]
 
 
 async def test_a_picture_whose_plan_can_not_be_read_is_in_the_gallery_all_the_same(
@@ -91,7 +92,7 @@ async def test_a_picture_whose_plan_can_not_be_read_is_in_the_gallery_all_the_sa
     images = Portraits(bus, db, tmp_path, clock)
     with anyio.fail_after(10):
         await images.hear([fact(GOOD)])
-    assert [job for (job,) in await db._writer.execute_fetchall("SELECT job FROM outputs")] == [GOOD.id]
+    assert [job for (job,) in await execute(db, "SELECT job FROM outputs")] == [GOOD.id]
 
 
 @pytest.mark.parametrize(
@@ -111,5 +112,5 @@ async def test_a_fact_about_what_is_not_there_changes_nothing(
 ):
     images = Portraits(bus, db, tmp_path, clock)
     await images.hear([fact(harmless)])
-    rows = await db._writer.execute_fetchall("SELECT state FROM images")
+    rows = await execute(db, "SELECT state FROM images")
     assert {state for (state,) in rows} == {"waiting"}

@@ -35,6 +35,7 @@ from schemas.catalog import AddPicture
 from tests.catalog.conftest import clock
 from tests.catalog.facts import hashed, sha
 from tests.catalog.pending import add_pending
+from tests.catalog.sql import execute
 from tests.catalog.test_history import Life
 from tests.conftest import running
 
@@ -191,7 +192,7 @@ async def test_a_backup_under_the_log_that_a_kill_left_is_no_mixture_of_both(bus
             for n in range(40):
                 await life.hash(f"{name}{n}", "", 0, 9.0)
             await published(bus, db)
-            await db._writer.execute_fetchall(f"PRAGMA wal_checkpoint({'TRUNCATE' if name == 'first' else 'PASSIVE'})")
+            await execute(db, f"PRAGMA wal_checkpoint({'TRUNCATE' if name == 'first' else 'PASSIVE'})")
         left = log.read_bytes()
     never_lost = content(path)
     log.write_bytes(left)
@@ -262,7 +263,7 @@ async def test_a_copy_that_went_further_than_the_history_is_no_history_that_lost
             if file == path:
                 await published(bus, db)
             else:
-                await db._writer.execute_fetchall("DELETE FROM outbox")
+                await execute(db, "DELETE FROM outbox")
     lose(path)
     shutil.copy(copy, path)
     with pytest.raises(CatalogApart, match="changed elsewhere"):

@@ -33,9 +33,11 @@ PICTURES = 2
 PROGRAM = """
 import functools, itertools, os, signal, sys
 from pathlib import Path
-import aiosqlite, anyio
-from agents import encoder, migrator
-from agents.images import files
+import anyio
+from agents import encoder
+from agents.migrator import agent as migrator
+from agents.storage import atomic
+from agents.storage.database import Sql
 from bus.client import connect
 from schemas.settings import BusSettings, EncoderSettings
 
@@ -47,13 +49,13 @@ def moment(what):
         os.kill(os.getpid(), signal.SIGKILL)
     print(what, flush=True)
 
-execute, link = aiosqlite.Connection.execute_fetchall, os.link
+execute, link = Sql.execute, os.link
 
-async def noted(self, sql, *args):
+def noted(self, sql, *args):
     if sql != "COMMIT":
-        return await execute(self, sql, *args)
+        return execute(self, sql, *args)
     moment("before a commit")
-    rows = await execute(self, sql, *args)
+    rows = execute(self, sql, *args)
     moment("after a commit")
     return rows
 
@@ -62,8 +64,8 @@ def linked(source, target, *args, **kwargs):
     link(source, target, *args, **kwargs)
     moment("after a file")
 
-aiosqlite.Connection.execute_fetchall = noted
-files.os.link = linked
+Sql.execute = noted
+atomic.os.link = linked
 
 async def main():
     settings = BusSettings(ack_wait=2.0, heartbeat=0.5, retry_delay=0.05, store_bytes=2**28)

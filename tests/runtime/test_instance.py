@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.runtime.instance import owned
+from agents.storage.database import owned
 from bus.errors import UserError
 
 

@@ -14,12 +14,12 @@ import anyio
 import msgspec
 import pytest
 
-from agents.ingest import store, table
+from agents.ingest import store
 from agents.ingest.scanning import events
 from agents.ingest.scanning.events import Events
 from agents.ingest.scanning.reconcile import Row
 from agents.ingest.settling import gate, waiting
-from agents.ingest.store import FilesDb
+from agents.ingest.store import Store
 from agents.watcher import agent as watcher
 from bus.client import Bus
 from bus.errors import UserError
@@ -69,7 +69,7 @@ async def judged_while_away(bus: Bus, base: Path) -> AsyncIterator[tuple[watcher
     itself."""
     folder, settings = base / "models", WatcherSettings(stable=60.0, scan_interval=3600.0)
     put(folder / "a.ckpt", b"pickle")
-    async with table.opened(base / "files.sqlite3") as rows:
+    async with store.open_table(base / "files.sqlite3") as rows:
         watching = watcher.Watcher(bus, rows, {"models": str(folder)}, settings, base)
         await watching.scan()
         await watching.list_waiting()
@@ -97,15 +97,15 @@ async def test_a_file_left_to_the_scan_does_not_keep_the_scan_from_it(bus: Bus, 
     """A known file is renamed over one that waits: nothing is written of that, so no scan has to mind it."""
     folder = tmp_path / "models"
     known, waits = put(folder / "a.safetensors", model()), put(folder / "b.safetensors", b"waits")
-    async with table.opened(tmp_path / "files.sqlite3") as rows:
+    async with store.open_table(tmp_path / "files.sqlite3") as rows:
         watching = watcher.Watcher(bus, rows, {"models": str(folder)}, WatcherSettings(), tmp_path)
         await watching.scan()
         await watching.list_waiting()
         await watching.judge([one.row for one in watching.state.files.values() if one.row.path.rel == "a.safetensors"])
-        await rows.do(FilesDb.begin_scan)
+        await rows.do(Store.begin_scan)
         known.rename(waits)
         await watching.judge([one.row for one in watching.state.files.values()])
-        assert rows.db.written == set()
+        assert rows.held.written == set()
         await watching.scan()
         assert watching.state.left == 0
         found = await rows.do(lambda db: [row for row in db.rows() if not row.gone])
@@ -115,14 +115,14 @@ async def test_a_file_left_to_the_scan_does_not_keep_the_scan_from_it(bus: Bus, 
 async def test_a_file_that_came_after_a_scan_went_by_is_not_gone(bus: Bus, tmp_path: Path) -> None:
     folder = tmp_path / "models"
     folder.mkdir()
-    async with table.opened(tmp_path / "files.sqlite3") as rows:
+    async with store.open_table(tmp_path / "files.sqlite3") as rows:
         watching = watcher.Watcher(bus, rows, {"models": str(folder)}, WatcherSettings(), tmp_path)
         scans = watching.scanner.scan()
         put(folder / "a.ckpt", b"pickle")
         watching.see(waiting.Noticed("models", Events(rels=frozenset({"a.ckpt"}))))
         await watching.admit()
         changes, left = await rows.do(lambda db: watching._apply(scans, time.time(), True, db)) or (0, 0)
-        assert [row.gone for row in await rows.do(FilesDb.rows)] == [False]
+        assert [row.gone for row in await rows.do(Store.rows)] == [False]
         assert (changes, left) == (0, 1)
 
 

@@ -10,13 +10,13 @@ from collections.abc import Collection, Mapping
 from agents.ingest.scanning.names import is_skipped_folder, why_ignored
 from agents.ingest.scanning.reconcile import Appeared
 from agents.ingest.scanning.scan import Candidate
-from agents.ingest.store import FilesDb
+from agents.ingest.store import Store
 from agents.storage.errors import BadPath
 from agents.storage.paths import join, stat_of
 from schemas.files import FilePath
 
 
-def admit_new(fresh: Collection[tuple[str, str]], folders: Mapping[str, str], db: FilesDb, now: float) -> bool:
+def admit_new(fresh: Collection[tuple[str, str]], folders: Mapping[str, str], db: Store, now: float) -> bool:
     """Put those of the paths (root, rel) before the gate that are new; False when a scan has to explain the others. A
     scan under way did not see what waits there now."""
     new: list[Appeared] = []

@@ -15,7 +15,7 @@ from agents.ingest.settling import gate
 from agents.ingest.settling.attempts import Attempts
 from agents.ingest.settling.fingerprint import fingerprint_at
 from agents.ingest.settling.observe import observe
-from agents.ingest.store import FilesDb
+from agents.ingest.store import Store
 from agents.storage.paths import file_key
 from schemas.settings import WatcherSettings
 from schemas.ticks import GrowingTick
@@ -98,7 +98,7 @@ def growing(before: gate.Track | None, one: Judged) -> GrowingTick | None:
     return GrowingTick(key=key, path=one.row.path, stat=stat)
 
 
-def write(judged: Sequence[Judged], db: FilesDb, now: float) -> frozenset[int]:
+def write(judged: Sequence[Judged], db: Store, now: float) -> frozenset[int]:
     """Write the verdicts down, all or none; the ids of the rows that are left to a scan instead: they changed before it
     came to that, or what was judged is a file that is known, renamed over the one that waited there."""
     overtaken: set[int] = set()

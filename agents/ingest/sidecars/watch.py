@@ -20,8 +20,7 @@ from anyio import to_thread
 from agents.ingest.scanning.names import why_ignored
 from agents.ingest.scanning.scan import Scan, marks_in, names_in
 from agents.ingest.sidecars.parse import Sidecars, opened, read_sidecars
-from agents.ingest.store import FilesDb, Told
-from agents.ingest.table import Table
+from agents.ingest.store import Store, Table, Told
 from agents.storage import blobs
 from agents.storage.errors import BadPath, IngestError, OutsideRoot
 from agents.storage.paths import is_inside, join
@@ -96,7 +95,7 @@ class Beside:
         since = itertools.chain((at for marks in self.marks.values() for _, at in marks.values()), self.absent.values())
         return min((at + self.stable for at in since if at + self.stable > now), default=float("inf"))
 
-    def due(self, db: FilesDb, now: float) -> list[Due]:
+    def due(self, db: Store, now: float) -> list[Due]:
         """What is to be told: marks that hold still and were not told of this content; and where there is none any
         more for as long, that there is none. (A model is often moved a moment before its sidecars.)"""
         found, absent = [], {}
@@ -195,7 +194,7 @@ class Describer:
 
         facts = await to_thread.run_sync(read)
 
-        def write(db: FilesDb) -> None:
+        def write(db: Store) -> None:
             with db.atomic():
                 for one, fact in zip(due, facts, strict=True):
                     db.describe(fact, one.mark)

@@ -32,6 +32,7 @@ from tests.catalog.conftest import clock
 from tests.catalog.facts import hashed
 from tests.catalog.facts import sha as sha_of
 from tests.catalog.legacy_making import WHEN, fill, make, model, odd, png, said, sha
+from tests.catalog.sql import execute
 
 Take = Callable[..., Awaitable[ImportReport]]
 
@@ -59,7 +60,7 @@ def take(db: Database, tmp_path: Path, images: Path) -> Take:
 
 
 async def table(db: Database, name: str, columns: str = "*") -> list[tuple[Any, ...]]:
-    return [tuple(row) for row in await db._writer.execute_fetchall(f"SELECT {columns} FROM {name} ORDER BY 1, 2")]
+    return [tuple(row) for row in await execute(db, f"SELECT {columns} FROM {name} ORDER BY 1, 2")]
 
 
 async def content(db: Database) -> dict[str, list[tuple[Any, ...]]]:
@@ -205,16 +206,16 @@ async def test_all_images_tag_colours_and_unknown_keys_are_kept(db: Database, ta
     ]
     report = await take(make(tmp_path / "legacy.db", rows, [(5, "calm", "#a1b2c3")]))
     wanted = [hashlib.sha256(png(n)).hexdigest() for n in range(12)]
-    by_seq = await db._writer.execute_fetchall("SELECT source, original, state, origin FROM images ORDER BY seq")
+    by_seq = await execute(db, "SELECT source, original, state, origin FROM images ORDER BY seq")
     assert [tuple(row) for row in by_seq] == [(source, f"blobs/{source}", "waiting", "import") for source in wanted]
-    pending = await db._writer.execute_fetchall("SELECT source, file FROM pending_images ORDER BY n")
+    pending = await execute(db, "SELECT source, file FROM pending_images ORDER BY n")
     assert [tuple(row) for row in pending] == [(source, f"2-{n}.png") for n, source in enumerate(wanted)]
     for source, file in pending:
         assert hashlib.sha256((tmp_path / "images/pending" / file).read_bytes()).hexdigest() == source
         assert hashlib.sha256((tmp_path / "blobs" / source).read_bytes()).hexdigest() == source
     assert await table(db, "tags", "id, color") == [(5, "#a1b2c3")]
     assert (await only(db)).details.extra["mood"] == {"calm": True}
-    [(details,)] = await db._writer.execute_fetchall("SELECT details FROM pending_import")
+    [(details,)] = await execute(db, "SELECT details FROM pending_import")
     assert json.loads(details)["extra"] == {"mood": 2, "rating": 5, "legacy_paths": ["/old/b.ckpt"]}
     assert counts(report, "images") == (24, 24, 0, 0, 0) and report.images_found == 24
 
@@ -459,24 +460,25 @@ KILLED = """
 import anyio, os, signal, sys
 from functools import partial
 from pathlib import Path
-from agents.catalog import database, importing
+from agents.catalog.legacy import importer as importing
 from agents.catalog.database import Database
-from schemas.jobs import Import
+from agents.storage.database import Sql
+from schemas.imports import Import
 
 source, images, data, point, when = sys.argv[1:]
 importing.BATCH, importing.BATCH_IMAGES = 16, 8
 commits = files = 0
-execute, fsync = database.aiosqlite.Connection.execute_fetchall, os.fsync
+execute, fsync = Sql.execute, os.fsync
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
-async def counted(self, sql, *values):
+def counted(self, sql, *values):
     global commits
     commits += sql == "COMMIT"
     if sql == "COMMIT" and point == "before" and commits == int(when):
         die()
-    found = await execute(self, sql, *values)
+    found = execute(self, sql, *values)
     if sql == "COMMIT" and point == "after" and commits == int(when):
         die()
     return found
@@ -490,7 +492,7 @@ def synced(handle):
 
 async def main():
     async with Database.open(Path(data) / "catalog.db", now=lambda: 1.0) as db:
-        database.aiosqlite.Connection.execute_fetchall, os.fsync = counted, synced
+        Sql.execute, os.fsync = counted, synced
         job = Import(id="e" * 32, database=source, images=images)
         await importing.import_legacy(db, job, Path(data), {"old": "/old"}, clock=lambda: 1.0)
     print(commits, files)

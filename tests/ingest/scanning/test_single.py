@@ -7,21 +7,21 @@ import pytest
 from agents.ingest import store
 from agents.ingest.scanning.scan import scan
 from agents.ingest.scanning.single import admit_new, candidate_at
-from agents.ingest.store import FilesDb
+from agents.ingest.store import Store
 from tests.ingest.making import model, put
 
 
 @pytest.fixture
-def db(tmp_path: Path) -> Iterator[FilesDb]:
+def db(tmp_path: Path) -> Iterator[Store]:
     with store.opened(tmp_path / "files.sqlite3") as db:
         yield db
 
 
-def admitted(db: FilesDb, root: Path, *rels: str) -> bool:
+def admitted(db: Store, root: Path, *rels: str) -> bool:
     return admit_new([("models", rel) for rel in rels], {"models": str(root)}, db, 1.0)
 
 
-def test_a_new_file_is_put_before_the_gate_as_a_scan_would_do_it(tmp_path: Path, db: FilesDb) -> None:
+def test_a_new_file_is_put_before_the_gate_as_a_scan_would_do_it(tmp_path: Path, db: Store) -> None:
     root = tmp_path / "models"
     put(root / "sub" / "a.safetensors", model())
     assert admitted(db, root, "sub/a.safetensors")
@@ -32,7 +32,7 @@ def test_a_new_file_is_put_before_the_gate_as_a_scan_would_do_it(tmp_path: Path,
     assert len(db.rows()) == 1
 
 
-def test_what_may_have_a_history_is_left_to_the_scan(tmp_path: Path, db: FilesDb) -> None:
+def test_what_may_have_a_history_is_left_to_the_scan(tmp_path: Path, db: Store) -> None:
     root = tmp_path / "models"
     path = put(root / "a.safetensors", model())
     assert admitted(db, root, "a.safetensors")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import anyio
 
-from agents.ingest import store, table
+from agents.ingest import store
 from agents.ingest.scanning.scan import Scan, marks_in, names_in, scan
 from agents.ingest.sidecars.watch import Beside, Describer
 from schemas.files import Described
@@ -121,7 +121,7 @@ async def test_what_comes_to_rest_while_others_are_told_is_told_after_them(tmp_p
             told.set()
         describer.beside.update_folder("models", "", found, time.monotonic() - stable)
 
-    async with table.opened(tmp_path / "files.sqlite3") as opened, anyio.create_task_group() as tasks:
+    async with store.open_table(tmp_path / "files.sqlite3") as opened, anyio.create_task_group() as tasks:
         describer = Describer(opened, {"models": str(tmp_path / "models")}, tmp_path, stable, say)
         describer.beside.update_folder("models", "", {"a.ckpt": found["a.ckpt"]}, time.monotonic() - stable)
         tasks.start_soon(describer.keep)
