@@ -26,8 +26,8 @@ def identify(folder: Path, content: bytes) -> Identity:
 
 MEASURE = """
 import resource, sys
-from agents.ingest import headers
-headers.identify(sys.argv[1])
+from agents.headers import sandbox
+sandbox.identify(sys.argv[1])
 used = resource.getrusage(resource.RUSAGE_CHILDREN)
 print(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
 """
@@ -175,10 +175,10 @@ def test_a_large_bad_header_brings_its_sentence_from_the_child(tmp_path: Path) -
 
 ENDLESS = """
 import sys; sys.path.insert(0, sys.argv[1])
-from agents.ingest import headers
-headers.CHILD_SECONDS = 1
-headers._read_here = lambda *_: all(not number for number in iter(int, 1))  # it never comes to an end
-headers.main(False)
+from agents.headers import sandbox
+sandbox.CHILD_SECONDS = 1
+sandbox._read_here = lambda *_: all(not number for number in iter(int, 1))  # it never comes to an end
+sandbox.main(False)
 """
 
 

@@ -105,17 +105,18 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import msgspec
-from agents.images import encode, files
+from agents.images import outputs
+from agents.storage import atomic
 from schemas.images import Encode
-calls, real, last = 0, files.os.fsync, int(sys.argv[2])
+calls, real, last = 0, atomic.os.fsync, int(sys.argv[2])
 def fsync(handle):
     global calls
     calls += 1
     if calls == last:
         os.kill(os.getpid(), signal.SIGKILL)
     real(handle)
-files.os.fsync = fsync
-encode.encode_pictures(msgspec.json.decode(sys.stdin.buffer.read(), type=Encode), Path(sys.argv[1]))
+atomic.os.fsync = fsync
+outputs.encode_pictures(msgspec.json.decode(sys.stdin.buffer.read(), type=Encode), Path(sys.argv[1]))
 """
 
 
