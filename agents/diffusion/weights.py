@@ -1,4 +1,4 @@
-"""Reading a .safetensors file: its header, and its tensors in the order they lie in.
+"""Weights: the tensors of a checkpoint, read from its .safetensors file in the order they lie in.
 
 Tensors are read into memory of their own instead of being mapped. A mapped file that somebody overwrites or truncates
 kills the process with SIGBUS, and weights already handed out would change; a read gives an error at worst. It costs one
@@ -8,7 +8,6 @@ copy, which the cast to the compute type needs anyway, and it lets the content's
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 
 from agents.headers.errors import BadHeader, Unfinished
-from agents.headers.safetensors import LENGTH_BYTES, read_length, read_table
+from agents.headers.safetensors import Table, Tensor, read_table
 
 _DTYPES = {
     "F64": torch.float64,
@@ -55,27 +54,8 @@ class ContentChanged(CannotLoad):
     """The file no longer has the content that the catalog knows it by."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """Where a tensor lies: bytes from the end of the header, first and one behind the last."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Header:
-    """A file's tensors by name in the order they lie in, and its free text. `size` is the header's own bytes."""
-
-    tensors: dict[str, Entry]
-    metadata: dict[str, str]
-    size: int
-
-
-def read_header(file: BufferedReader) -> Header:
-    """Reads the header and checks that all tensors lie in the file, one behind the other; NotACheckpoint if not."""
+def read_header(file: BufferedReader) -> Table:
+    """The file's header; NotACheckpoint unless the file is as long as that has it."""
     total = os.fstat(file.fileno()).st_size
     try:
         table = read_table(file.fileno())
@@ -87,20 +67,12 @@ def read_header(file: BufferedReader) -> Header:
         raise NotACheckpoint(
             f"{file.name} has {total:,} bytes where its header promises {table.file_size:,}; copy or download it again."
         )
-    entries = sorted(table.tensors.items(), key=lambda item: item[1].data_offsets)
-    return Header(
-        tensors={
-            name: Entry(dtype=one.dtype, shape=one.shape, start=one.data_offsets[0], stop=one.data_offsets[1])
-            for name, one in entries
-        },
-        metadata=table.metadata,
-        size=LENGTH_BYTES + read_length(file.fileno()),
-    )
+    return table
 
 
 def read_tensors(
     file: BufferedReader,
-    header: Header,
+    table: Table,
     wanted: Callable[[str], bool],
     *,
     sha256: str = "",
@@ -113,12 +85,12 @@ def read_tensors(
     digest = hashlib.sha256()
     file.seek(0)
     if sha256:
-        digest.update(file.read(header.size))
-    for name, entry in header.tensors.items():
+        digest.update(file.read(table.start))
+    for name, entry in sorted(table.tensors.items(), key=lambda item: item[1].data_offsets):
         if not (sha256 or wanted(name)):
             continue
-        file.seek(header.size + entry.start)
-        tensor, memory = _room(name, entry) if wanted(name) else (None, memoryview(bytearray(entry.stop - entry.start)))
+        file.seek(table.start + entry.data_offsets[0])
+        tensor, memory = _room(name, entry) if wanted(name) else (None, memoryview(bytearray(entry.size)))
         if file.readinto(memory) != memory.nbytes:
             raise NotACheckpoint(f"{file.name} shrank while it was read; try again when it is written.")
         if sha256:
@@ -137,7 +109,7 @@ def open_checkpoint(path: str | Path) -> BufferedReader:
         raise FileGone(f"{path} can't be read ({error.strerror}); put the file back or scan its folder.") from error
 
 
-def _room(name: str, entry: Entry) -> tuple[torch.Tensor, memoryview]:
+def _room(name: str, entry: Tensor) -> tuple[torch.Tensor, memoryview]:
     """An empty tensor and its bytes. NotACheckpoint for a type that no weight has."""
     if entry.dtype not in _DTYPES:
         raise NotACheckpoint(

@@ -230,7 +230,7 @@ def _special(tensors: Tensors, family: str) -> str:
 def _variant(tensors: Tensors, metadata: dict[str, str], channels: int) -> Literal["", "inpaint", "v-prediction"]:
     if channels in _INPAINTING:
         return "inpaint"
-    if "v_pred" in tensors or "ztsnr" in tensors:
+    if not tensors.keys().isdisjoint(("v_pred", "ztsnr", "edm_vpred.sigma_max")):
         return "v-prediction"
     says = metadata.get("modelspec.prediction_type", "").lower()
     trained = metadata.get("ss_v_parameterization", "").lower() == "true"

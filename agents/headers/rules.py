@@ -136,7 +136,7 @@ EDITIONS = (
 """Models of a family by the larger side of a tensor: (family, beginning of its name, edition by side)."""
 
 CHECKPOINT_RULES = (
-    Rule("checkpoint", "sdxl", ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model.", _ANY_UNET)),
+    Rule("checkpoint", "sdxl", ("conditioner.embedders.0.transformer.", _ANY_UNET)),
     Rule("checkpoint", "sdxl", ("conditioner.embedders.1.", _ANY_UNET)),
     Rule("checkpoint", "sdxl-refiner", ("conditioner.embedders.0.model.", _ANY_UNET)),
     Rule("checkpoint", "sd2", ("cond_stage_model.model.", _ANY_UNET)),

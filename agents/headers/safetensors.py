@@ -78,11 +78,12 @@ _WRONG = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Table(NamedTuple):
-    """Every tensor by name, the metadata (of a header over 16 MiB: without its longest texts), and the length in bytes
-    that the whole file must have."""
+    """Every tensor by name, the metadata (of a header over 16 MiB: without its longest texts), where the header ends,
+    and the length that the whole file must have, in bytes."""
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
+    start: int
     file_size: int
 
 
@@ -126,7 +127,8 @@ def read_table(fd: int) -> Table:
     if length <= HEADER_LIMIT:
         return table
     metadata = {key: text for key, text in table.metadata.items() if text != LEFT_OUT}
-    return Table(table.tensors, metadata, LENGTH_BYTES + length + _contiguous_end(table.tensors))
+    start = LENGTH_BYTES + length
+    return Table(table.tensors, metadata, start, start + table.file_size - table.start)
 
 
 def _json(fd: int, length: int) -> bytes:
@@ -151,7 +153,8 @@ def parse(raw: bytes) -> Table:
     tensors = _tensors(entries)
     if not tensors:
         raise BadHeader("The file is a safetensors file without a single tensor: there is no model in it.")
-    return Table(tensors, metadata, LENGTH_BYTES + len(raw) + _contiguous_end(tensors))
+    start = LENGTH_BYTES + len(raw)
+    return Table(tensors, metadata, start, start + _contiguous_end(tensors))
 
 
 def _tensors(entries: dict[str, msgspec.Raw]) -> dict[str, Tensor]:

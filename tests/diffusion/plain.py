@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from transformers import CLIPTokenizer
 
 from agents.diffusion.engine import build_scheduler
-from agents.diffusion.families.table import CONFIGS, VOCABULARY_FILE, adapt, load_family
+from agents.diffusion.families.ldm import adapt
+from agents.diffusion.families.table import CONFIGS, VOCABULARY_FILE, load_family
 from agents.diffusion.weights import open_checkpoint, read_header
 from agents.prompts.tokens import clip_vocabulary
 from schemas.jobs import Plan

@@ -11,7 +11,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 import agents.diffusion.tiny_checkpoint as tiny_module
-from agents.diffusion.families.table import CONFIGS, adapt, load_family, recognise
+from agents.diffusion.families.ldm import adapt
+from agents.diffusion.families.table import CONFIGS, load_family, unsupported
 from agents.diffusion.loading import Models, compute_dtype, load, pick_device
 from agents.diffusion.weights import (
     CannotLoad,
@@ -22,6 +23,8 @@ from agents.diffusion.weights import (
     open_checkpoint,
     read_header,
 )
+from agents.headers.classify import identify_table
+from agents.headers.safetensors import Table, Tensor
 from tests.diffusion.conftest import Tiny
 
 CPU = torch.device("cpu")
@@ -80,7 +83,9 @@ def test_the_template_holds_true_sd15_sizes_and_true_shapes_lead_back_to_it() ->
     assert sum(value.numel() for value in unet.parameters()) == 859_520_964
     assert sum(value.numel() for value in vae.parameters()) == 83_653_863
     shapes = _true_shapes()
-    assert recognise(shapes) == ("sd15", "")
+    tensors = {name: Tensor(dtype="F16", shape=shape, data_offsets=(0, 0)) for name, shape in shapes.items()}
+    identity = identify_table(Table(tensors, {}, 0, 0))
+    assert (identity.kind, identity.family, unsupported(identity)) == ("checkpoint", "sd15", "")
     parts = adapt(family, shapes, {})
     assert parts.unet == family.unet
     assert parts.vae == family.vae
