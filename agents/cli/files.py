@@ -255,7 +255,7 @@ def _pipe() -> Iterator[None]:
         sys.exit(1)
 
 
-class _Meter:
+class _Share:
     """One file's share of the bar."""
 
     def __init__(self, bar: "_Bar", size: int) -> None:
@@ -293,8 +293,8 @@ class _Bar:
         if self.bars:
             self.bars.stop()
 
-    def meter(self, size: int) -> _Meter:
-        return _Meter(self, size)
+    def meter(self, size: int) -> _Share:
+        return _Share(self, size)
 
     def advance(self, count: int) -> None:
         if self.bars:

@@ -21,12 +21,12 @@ from agents.diffusion.families.table import VOCABULARY_FILE, Config, Family, Par
 from agents.diffusion.weights import (
     NotACheckpoint,
     UnsupportedFamily,
+    checkpoint_header,
     open_checkpoint,
-    read_header,
     read_tensors,
 )
-from agents.headers.classify import identify_table
-from agents.headers.safetensors import Table
+from agents.headers.classify import identify_header
+from agents.headers.safetensors import Header
 from agents.prompts.tokens import clip_tokenizer
 
 State = dict[str, torch.Tensor]
@@ -81,10 +81,10 @@ def load(path: str | Path, device: torch.device, *, sha256: str = "") -> Models:
     """
     dtype = compute_dtype(device)
     with open_checkpoint(path) as file:
-        table = read_header(file)
-        family = _family(path, table)
-        configs = _configs(path, family, table)
-        state = {name: tensor.to(dtype) for name, tensor in read_tensors(file, table, _is_weight, sha256=sha256)}
+        header = checkpoint_header(file)
+        family = _family(path, header)
+        configs = _configs(path, family, header)
+        state = {name: tensor.to(dtype) for name, tensor in read_tensors(file, header, _is_weight, sha256=sha256)}
     unet = _fill(path, UNet2DConditionModel.from_config, configs.unet, _take(state, UNET), convert_ldm_unet_checkpoint)
     vae = _fill(path, AutoencoderKL.from_config, configs.vae, _take(state, VAE), convert_ldm_vae_checkpoint)
     text = _fill(path, _text_model, configs.text, _take(state, TEXT), _convert_text)
@@ -101,16 +101,16 @@ def load(path: str | Path, device: torch.device, *, sha256: str = "") -> Models:
     )
 
 
-def _family(path: str | Path, table: Table) -> Family:
-    identity = identify_table(table)
+def _family(path: str | Path, header: Header) -> Family:
+    identity = identify_header(header)
     if problem := unsupported(identity):
         raise UnsupportedFamily(f"{path} can't be run. {problem}")
     return load_family(identity.family)
 
 
-def _configs(path: str | Path, family: Family, table: Table) -> Parts:
+def _configs(path: str | Path, family: Family, header: Header) -> Parts:
     try:
-        return adapt(family, {name: entry.shape for name, entry in table.tensors.items()}, table.metadata)
+        return adapt(family, {name: entry.shape for name, entry in header.tensors.items()}, header.metadata)
     except (KeyError, ValueError, IndexError, StopIteration) as error:
         raise NotACheckpoint(
             f"{path} is no complete {family.label} checkpoint ({error}); download it again."

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from agents.headers.errors import BadHeader, Unfinished
-from agents.headers.safetensors import Table, Tensor, read_table
+from agents.headers.safetensors import Header, Tensor, read_header
 
 _DTYPES = {
     "F64": torch.float64,
@@ -54,25 +54,26 @@ class ContentChanged(CannotLoad):
     """The file no longer has the content that the catalog knows it by."""
 
 
-def read_header(file: BufferedReader) -> Table:
+def checkpoint_header(file: BufferedReader) -> Header:
     """The file's header; NotACheckpoint unless the file is as long as that has it."""
     total = os.fstat(file.fileno()).st_size
     try:
-        table = read_table(file.fileno())
+        header = read_header(file.fileno())
     except Unfinished as error:
         raise NotACheckpoint(f"{file.name} is not complete ({error}); copy or download it again.") from error
     except BadHeader as error:
         raise NotACheckpoint(f"{file.name} can't be loaded: {error}") from error
-    if table.file_size != total:
+    if header.file_size != total:
         raise NotACheckpoint(
-            f"{file.name} has {total:,} bytes where its header promises {table.file_size:,}; copy or download it again."
+            f"{file.name} has {total:,} bytes where its header promises {header.file_size:,}; "
+            "copy or download it again."
         )
-    return table
+    return header
 
 
 def read_tensors(
     file: BufferedReader,
-    table: Table,
+    header: Header,
     wanted: Callable[[str], bool],
     *,
     sha256: str = "",
@@ -85,11 +86,11 @@ def read_tensors(
     digest = hashlib.sha256()
     file.seek(0)
     if sha256:
-        digest.update(file.read(table.start))
-    for name, entry in sorted(table.tensors.items(), key=lambda item: item[1].data_offsets):
+        digest.update(file.read(header.start))
+    for name, entry in sorted(header.tensors.items(), key=lambda item: item[1].data_offsets):
         if not (sha256 or wanted(name)):
             continue
-        file.seek(table.start + entry.data_offsets[0])
+        file.seek(header.start + entry.data_offsets[0])
         tensor, memory = _room(name, entry) if wanted(name) else (None, memoryview(bytearray(entry.size)))
         if file.readinto(memory) != memory.nbytes:
             raise NotACheckpoint(f"{file.name} shrank while it was read; try again when it is written.")

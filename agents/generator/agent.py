@@ -23,9 +23,9 @@ import torch
 from anyio import to_thread
 from nats.aio.msg import Msg
 
-from agents.diffusion.engine import BrokenPicture, CannotSample, Engine, Progress, Stopped
-from agents.diffusion.engine import Picture as Array
+from agents.diffusion.engine import Engine
 from agents.diffusion.loading import pick_device
+from agents.diffusion.sampling import BrokenPicture, CannotSample, PixelArray, StepProgress, Stopped
 from agents.diffusion.weights import CannotLoad, FileGone
 from agents.generator.progress import Ticker
 from agents.storage.atomic import place
@@ -198,11 +198,11 @@ class Generator:
         await enqueue(self.bus, ENCODE, job, lane=plan.lane, id=plan.id)
         log.info("drawn", pictures=len(pixels), model=plan.model.name, seconds=round(time.monotonic() - began, 3))
 
-    def _draw(self, plan: Plan, path: str, ended_meanwhile: threading.Event) -> list[Array] | None:
+    def _draw(self, plan: Plan, path: str, ended_meanwhile: threading.Event) -> list[PixelArray] | None:
         """In the worker thread. None when the job was stopped. Raises Fail."""
         began = time.monotonic()
 
-        def on_step(progress: Progress) -> None:
+        def on_step(progress: StepProgress) -> None:
             self.ticker.step(plan.id, progress, began)
 
         def stop() -> bool:
@@ -259,7 +259,7 @@ class Generator:
         return os.fsdecode(real) if Path(os.fsdecode(real)).is_file() else None
 
 
-def store_pixels(data_dir: Path, plan: Plan, pictures: list[Array]) -> tuple[Pixels, ...]:
+def store_pixels(data_dir: Path, plan: Plan, pictures: list[PixelArray]) -> tuple[Pixels, ...]:
     """Write each picture to `work/<job>-<n>.npy`; the encoder has lost ones drawn again. Raises OSError."""
     stored = []
     for index, (picture, seed) in enumerate(zip(pictures, plan.seeds, strict=True)):

@@ -14,7 +14,7 @@ from bus.subjects import TICK_PREVIEW, TICK_STEP, Subject
 from schemas.ticks import PreviewTick, StepTick
 
 if TYPE_CHECKING:
-    from agents.diffusion.engine import Progress
+    from agents.diffusion.sampling import StepProgress
 
 log = structlog.get_logger()
 
@@ -49,7 +49,7 @@ class Ticker:
         except anyio.ClosedResourceError:
             return
 
-    def step(self, job: str, progress: "Progress", began: float) -> None:
+    def step(self, job: str, progress: "StepProgress", began: float) -> None:
         """Say where a job is. `began` is when its work began, by the monotonic clock, in seconds."""
         now, here = time.monotonic(), (job, progress.stage, progress.image)
         due = now - self._last_step >= 1 / _STEPS_A_SECOND
@@ -76,7 +76,7 @@ class Ticker:
             self._last_preview = now
             self._preview(job, progress)
 
-    def _preview(self, job: str, progress: "Progress") -> None:
+    def _preview(self, job: str, progress: "StepProgress") -> None:
         jpeg = progress.preview()
         if 0 < len(jpeg) <= LARGEST_PREVIEW:
             self._post(TICK_PREVIEW, PreviewTick(job=job, step=progress.step, image=progress.image, jpeg=jpeg), job)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from agents.headers.layers import KNOWN, MODELS, SURE, Model, Sizes
+from agents.headers.layers import KNOWN, MODELS, SURE, Denoiser, Sizes
 from agents.headers.safetensors import Tensor
 
 Tensors = Mapping[str, Tensor]
@@ -53,7 +53,7 @@ class Layers(NamedTuple):
         )
 
 
-class Found(NamedTuple):
+class AdapterFamily(NamedTuple):
     """A family, what of it (klein-4b, say), and why it is only a guess, empty where the keys tell."""
 
     family: str
@@ -166,69 +166,69 @@ _BY_TRAINER = "by what its trainer wrote: its keys leave it open"
 _BY_NAMES = "by names that layers of several families have"
 
 
-def family_of(tensors: Tensors, said: str) -> Found:
+def family_of(tensors: Tensors, said: str) -> AdapterFamily:
     """The family by the layers; `said` is what a trainer wrote, and decides what they leave open. With no family, no
     layer is one of a transformer known here."""
     layers = layers_of(tensors)
     for family, beginnings in SURE:
         if layers.have(beginnings):
-            return Found(family)
+            return AdapterFamily(family)
     found = _by_sizes(layers, said)
     if found.family or not layers.have(_STREAMS_OF_FLUX):
         return found
-    return Found(said, guess=_BY_TRAINER) if said else Found("flux", guess=_BY_NAMES)
+    return AdapterFamily(said, guess=_BY_TRAINER) if said else AdapterFamily("flux", guess=_BY_NAMES)
 
 
-def _by_sizes(layers: Layers, said: str) -> Found:
+def _by_sizes(layers: Layers, said: str) -> AdapterFamily:
     """By every layer whose name several models have, with its sizes and the number of blocks."""
     known = {name: sizes for name, sizes in layers.sizes.items() if name in KNOWN}
     named = [one for one in MODELS if known.keys() <= one.layers.keys() and not _is_too_long(one, layers)]
     if layers.is_broken_up:
         named = [one for one in named if one.family.startswith("hunyuan")]
     if not known or not named:
-        return Found("")
+        return AdapterFamily("")
     if all(name.startswith(_TWO) for name in known) and not all(all(sizes) for sizes in known.values()):
-        return Found("")  # many have such names, and a width alone tells little
+        return AdapterFamily("")  # many have such names, and a width alone tells little
     fitting = [one for one in named if all(_fits(one.layers[name](one), sizes) for name, sizes in known.items())]
     if not fitting and not layers.have(_OWN):
-        return Found("")
+        return AdapterFamily("")
     return _chosen(fitting or named, layers, said, is_fitting=bool(fitting))
 
 
-def _chosen(models: list[Model], layers: Layers, said: str, *, is_fitting: bool) -> Found:
+def _chosen(models: list[Denoiser], layers: Layers, said: str, *, is_fitting: bool) -> AdapterFamily:
     """One of the models that an adapter may be for, and why it is a guess if it is one."""
     exact = [one for one in models if _is_exact(one, layers)]
     models = exact or sorted(models, key=lambda one: (_lacks_single(one, layers), not _ends_alike(one, layers)))
     families = _families(models)
     if len(families) == 1:
         editions = {one.edition for one in models}
-        return Found(families[0], editions.pop() if len(editions) == 1 and is_fitting else "")
+        return AdapterFamily(families[0], editions.pop() if len(editions) == 1 and is_fitting else "")
     if said in families:
-        return Found(said, guess=_BY_TRAINER)
-    return Found(families[0], guess=f"its keys could be those of {', '.join(families[1:])} too")
+        return AdapterFamily(said, guess=_BY_TRAINER)
+    return AdapterFamily(families[0], guess=f"its keys could be those of {', '.join(families[1:])} too")
 
 
-def _families(models: Iterable[Model]) -> list[str]:
+def _families(models: Iterable[Denoiser]) -> list[str]:
     return list(dict.fromkeys(one.family for one in models))
 
 
-def _is_too_long(one: Model, layers: Layers) -> bool:
+def _is_too_long(one: Denoiser, layers: Layers) -> bool:
     """Whether an adapter changes a block that this model has not."""
     return any(number >= one.blocks.get(name, number + 1) for name, number in layers.highest.items())
 
 
-def _is_exact(one: Model, layers: Layers) -> bool:
+def _is_exact(one: Denoiser, layers: Layers) -> bool:
     """Whether an adapter changes every block of a model that has two kinds of them: chance would hardly hit both."""
     counts = [(number, one.blocks[name]) for name, number in layers.highest.items() if name in one.blocks]
     return len(counts) > 1 and all(number + 1 == count for number, count in counts)
 
 
-def _ends_alike(one: Model, layers: Layers) -> bool:
+def _ends_alike(one: Denoiser, layers: Layers) -> bool:
     """Whether an adapter changes the last block of a model's first kind of them."""
     return layers.highest.get("double_blocks", -1) + 1 == one.blocks.get("double_blocks", -1)
 
 
-def _lacks_single(one: Model, layers: Layers) -> bool:
+def _lacks_single(one: Denoiser, layers: Layers) -> bool:
     """Whether an adapter leaves out one of a model's two kinds of blocks, which few do."""
     has_single = any(name.startswith("single_") for name in layers.highest)
     return not has_single and "single_blocks" in one.blocks and "double_blocks" not in layers.highest

@@ -1,4 +1,4 @@
-"""Identity: a tensor table and its metadata, made into what the catalog says of a model. Pure."""
+"""Identity: a tensor header and its metadata, made into what the catalog says of a model. Pure."""
 
 from math import prod
 from typing import Literal, NamedTuple
@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 from agents.headers import adapters, rules
 from agents.headers.metadata import bounded, trigger_words
 from agents.headers.rules import Keys, Tensors
-from agents.headers.safetensors import Table
+from agents.headers.safetensors import Header
 from schemas.files import Identity, Kind
 
 _EMBEDDING_TENSORS = 4
@@ -29,7 +29,7 @@ _UNFAMILIAR = (
 )
 
 
-class _Is(NamedTuple):
+class _Recognised(NamedTuple):
     """What a table of tensors is: `prefix` stands before the keys of what denoises; the rest as in Identity."""
 
     kind: Kind
@@ -39,10 +39,10 @@ class _Is(NamedTuple):
     prefix: str = ""
 
 
-def identify_table(table: Table) -> Identity:
+def identify_header(header: Header) -> Identity:
     """Kind, family, variant and sizes. Looks at names and shapes only."""
-    tensors = table.tensors
-    found = told_by(tensors, table.metadata)
+    tensors = header.tensors
+    found = recognise(tensors, header.metadata)
     kind, family = found.kind, found.family
     channels = _input_channels(tensors)
     if family in rules.WIDTHS.values() and kind in ("checkpoint", "diffusion_model"):
@@ -53,49 +53,49 @@ def identify_table(table: Table) -> Identity:
     return Identity(
         kind=kind,
         family=family,
-        variant=_variant(tensors, table.metadata, channels),
+        variant=_variant(tensors, header.metadata, channels),
         dtypes=_dtypes(tensors),
         parameters=sum(prod(tensor.shape) for tensor in tensors.values()),
         components=_components(tensors, kind),
-        metadata=bounded(table.metadata),
-        trigger_words=trigger_words(table.metadata) if kind in ("lora", "embedding") else (),
+        metadata=bounded(header.metadata),
+        trigger_words=trigger_words(header.metadata) if kind in ("lora", "embedding") else (),
         problem=problem,
         edition=found.edition,
         guess=found.guess,
     )
 
 
-def told_by(tensors: Tensors, metadata: dict[str, str]) -> _Is:
+def recognise(tensors: Tensors, metadata: dict[str, str]) -> _Recognised:
     """Adapters first, since they name the parts they adapt; then whole checkpoints; then parts."""
     keys = Keys(tensors)
     if keys.match(("ip_adapter.", "image_proj.")):
-        return _Is("unknown", "ip-adapter")
+        return _Recognised("unknown", "ip-adapter")
     if any(key.endswith(rules.LORA_MARKS) or any(part in key for part in rules.LORA_PARTS) for key in keys.names):
         return _lora(tensors, keys, metadata)
     for rule in rules.CHECKPOINT_RULES:
         if keys.match(rule.has, rule.lacks):
-            return _Is(rule.kind, rule.family)
+            return _Recognised(rule.kind, rule.family)
     control = any(keys.begin(mark) for mark in rules.CONTROL_MARKS)
     if (found := _transformer(tensors, keys)) is not None:
         return found._replace(kind="controlnet") if control else found
     if control:
-        return _Is("controlnet", _width_family(tensors))
+        return _Recognised("controlnet", _width_family(tensors))
     for rule in rules.OTHER_RULES:
         if keys.match(rule.has, rule.lacks):
-            return _Is(rule.kind, rule.family or _width_family(tensors))
+            return _Recognised(rule.kind, rule.family or _width_family(tensors))
     for marks in rules.UNET_MARKS:
         if any(keys.match(marks, prefix=prefix) for prefix in rules.PREFIXES):
-            return _Is(_whole_or_part(keys), _width_family(tensors))
+            return _Recognised(_whole_or_part(keys), _width_family(tensors))
     return _embedding(tensors)
 
 
-def _transformer(tensors: Tensors, keys: Keys) -> _Is | None:
+def _transformer(tensors: Tensors, keys: Keys) -> _Recognised | None:
     """What a model with a transformer that denoises is; None for other files."""
     for family, has, lacks in rules.DIT_RULES:
         for prefix in rules.PREFIXES:
             if keys.match(has, lacks, prefix):
                 family, edition = _edition(tensors, keys, family, prefix)
-                return _Is(_whole_or_part(keys), family, edition, prefix=prefix)
+                return _Recognised(_whole_or_part(keys), family, edition, prefix=prefix)
     return None
 
 
@@ -138,7 +138,7 @@ def _width_family(tensors: Tensors) -> str:
     return ""
 
 
-def _lora(tensors: Tensors, keys: Keys, metadata: dict[str, str]) -> _Is:
+def _lora(tensors: Tensors, keys: Keys, metadata: dict[str, str]) -> _Recognised:
     """By the layers, then by widths where the layout is a UNet's; what trainers wrote decides what these leave open."""
     said = next(
         (
@@ -150,19 +150,19 @@ def _lora(tensors: Tensors, keys: Keys, metadata: dict[str, str]) -> _Is:
     )
     found = adapters.family_of(tensors, said)
     if found.family:
-        return _Is("lora", *found)
-    by_trainer = _Is("lora", said, guess=_BY_TRAINER if said else "")
+        return _Recognised("lora", *found)
+    by_trainer = _Recognised("lora", said, guess=_BY_TRAINER if said else "")
     if any(keys.begin(part) for part in rules.TRANSFORMERS):
         return by_trainer
     if any("encoder_hid_proj" in name for name in keys.names):
-        return _Is("lora", "kolors")
+        return _Recognised("lora", "kolors")
     family = _reading_text(tensors) or ("sdxl" if adapters.is_deep(keys.names) else "")
     if family == "sdxl" and said == "kolors":  # the same layers, and the same width
         return by_trainer
     if family:
-        return _Is("lora", family)
+        return _Recognised("lora", family)
     family, guess = _text_encoders(tensors, keys)
-    return by_trainer if said and (guess or not family) else _Is("lora", family, guess=guess)
+    return by_trainer if said and (guess or not family) else _Recognised("lora", family, guess=guess)
 
 
 def _text_encoders(tensors: Tensors, keys: Keys) -> tuple[str, str]:
@@ -189,22 +189,22 @@ def _reading_text(tensors: Tensors) -> str:
     return ""
 
 
-def _embedding(tensors: Tensors) -> _Is:
+def _embedding(tensors: Tensors) -> _Recognised:
     """Textual inversions: a few vectors under few names."""
     if tensors.keys() <= _EMBEDDING_NAMES:
         if "t5" in tensors:
-            return _Is("embedding", "sd3" if "clip_g" in tensors else "flux" if "clip_l" in tensors else "")
+            return _Recognised("embedding", "sd3" if "clip_g" in tensors else "flux" if "clip_l" in tensors else "")
         if {"clip_l", "clip_g"} <= tensors.keys() or "text_encoders_1" in tensors:
-            return _Is("embedding", "sdxl")
+            return _Recognised("embedding", "sdxl")
     flat = [tensor for tensor in tensors.values() if len(tensor.shape) in (1, 2)]
     if not 0 < len(tensors) <= _EMBEDDING_TENSORS or len(flat) != len(tensors):
-        return _Is("unknown", "")
+        return _Recognised("unknown", "")
     named = "emb_params" in tensors or any(key.startswith("string_to_param") for key in tensors)
     width = flat[0].shape[-1]
     if named or (len(tensors) == 1 and width in rules.EMBEDDING_WIDTHS):
         family = rules.EMBEDDING_WIDTHS.get(width, "")
-        return _Is("embedding", family, guess="by the width of its vectors" if family else "")
-    return _Is("unknown", "")
+        return _Recognised("embedding", family, guess="by the width of its vectors" if family else "")
+    return _Recognised("unknown", "")
 
 
 def _input_channels(tensors: Tensors) -> int:

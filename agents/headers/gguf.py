@@ -9,7 +9,7 @@ from math import prod
 
 import msgspec
 
-from agents.headers.classify import told_by
+from agents.headers.classify import recognise
 from agents.headers.errors import BadHeader, Unfinished
 from agents.headers.safetensors import HEADER_LIMIT, Tensor
 from schemas.files import Identity, Kind
@@ -89,7 +89,7 @@ def identify(fd: int) -> Identity:
         found = read(fd)
     except BadHeader as error:
         return Identity(problem=str(error))
-    told, guess = told_by(found.tensors, {}), ""
+    told, guess = recognise(found.tensors, {}), ""
     kind, family, edition = told.kind, told.family, told.edition
     if kind not in ("diffusion_model", "checkpoint", "text_encoder"):
         kind, family = _ARCHITECTURES.get(found.architecture, ("unknown", ""))

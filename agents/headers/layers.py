@@ -40,7 +40,7 @@ SURE = (
 """Layers (beginnings of names; "*": parts) that one family has; the first that fits."""
 
 
-class Model(NamedTuple):
+class Denoiser(NamedTuple):
     """A model by its layers: `width`, what the first layer of its feed-forward gives out and the second takes in, and
     how many blocks it has of each kind."""
 
@@ -50,38 +50,38 @@ class Model(NamedTuple):
     up: int
     hidden: int
     blocks: Mapping[str, int]
-    layers: Mapping[str, Callable[["Model"], Sizes]]
+    layers: Mapping[str, Callable[["Denoiser"], Sizes]]
 
 
-def _same(one: Model) -> Sizes:
+def _same(one: Denoiser) -> Sizes:
     return (one.width, one.width)
 
 
-def _times(count: int) -> Callable[[Model], Sizes]:
+def _times(count: int) -> Callable[[Denoiser], Sizes]:
     return lambda one: (one.width, count * one.width)
 
 
-def _up(one: Model) -> Sizes:
+def _up(one: Denoiser) -> Sizes:
     return (one.width, one.up)
 
 
-def _down(one: Model) -> Sizes:
+def _down(one: Denoiser) -> Sizes:
     return (one.hidden, one.width)
 
 
-def _fused(one: Model) -> Sizes:
+def _fused(one: Denoiser) -> Sizes:
     return (one.width, 3 * one.width + one.up)
 
 
-def _unfused(one: Model) -> Sizes:
+def _unfused(one: Denoiser) -> Sizes:
     return (one.width + one.hidden, one.width)
 
 
-def _any(one: Model) -> Sizes:
+def _any(one: Denoiser) -> Sizes:
     return (0, 0)
 
 
-def _of(*parts: str, size: Callable[[Model], Sizes]) -> dict[str, Callable[[Model], Sizes]]:
+def _of(*parts: str, size: Callable[[Denoiser], Sizes]) -> dict[str, Callable[[Denoiser], Sizes]]:
     return dict.fromkeys(parts, size)
 
 
@@ -247,41 +247,41 @@ def _alone(count: int) -> dict[str, int]:
 
 
 MODELS = (
-    Model("flux", "", 3072, 12288, 12288, _doubles(19, 38), _FLUX),
-    Model("flux2", "klein-4b", 3072, 18432, 9216, _doubles(5, 20), _FLUX2),
-    Model("flux2", "klein-9b", 4096, 24576, 12288, _doubles(8, 24), _FLUX2),
-    Model("flux2", "dev", 6144, 36864, 18432, _doubles(8, 48), _FLUX2),
-    Model("chroma", "", 3072, 12288, 12288, _doubles(19, 38), _CHROMA),
-    Model("hunyuan-video", "", 3072, 12288, 12288, _doubles(20, 40), _HUNYUAN),
-    Model("hunyuan-image", "", 3584, 14336, 14336, _doubles(20, 40), _HUNYUAN),
-    Model("qwen-image", "", 3072, 12288, 12288, _alone(60), _ATTENTION),
-    Model("qwen-image-2.1", "", 4096, 12288, 12288, _alone(60), _QWEN21),
-    Model("ovis-image", "", 3072, 24576, 12288, _doubles(6, 27), _LIKE_FLUX),
-    Model("longcat-image", "", 3072, 12288, 12288, _doubles(10, 20), _LIKE_FLUX),
-    Model("krea2", "", 6144, 16384, 16384, _alone(28), _KREA2),
-    Model("sd3", "medium", 1536, 6144, 6144, _alone(24), _SD3),
-    Model("sd35", "medium", 1536, 6144, 6144, _alone(24), _SD35_MEDIUM),
-    Model("sd35", "large", 2432, 9728, 9728, _alone(38), _SD3),
-    Model("wan", "1.3b", 1536, 8960, 8960, _alone(30), _WAN),
-    Model("wan", "14b", 5120, 13824, 13824, _alone(40), _WAN),
-    Model("wan", "5b", 3072, 14336, 14336, _alone(30), _WAN),
-    Model("z-image", "", 3840, 10240, 10240, _alone(30), _Z_IMAGE),
-    Model("lumina2", "", 2304, 9216, 9216, _alone(26), {**_LUMINA2, **_LUMINA2_OF_DIFFUSERS}),
-    Model("omnigen2", "", 2520, 10240, 10240, _alone(32), _LUMINA2_OF_DIFFUSERS),
-    Model("ideogram4", "", 4608, 12288, 12288, _alone(34), _IDEOGRAM),
-    Model("pixart", "", 1152, 4608, 4608, _alone(28), {**_TWO_ATTENTIONS, **_CROSS_OF_ORIGINALS, **_NUMBERED_MLP}),
-    Model("hunyuan-dit", "", 1408, 6144, 6144, _alone(40), _NUMBERED_MLP),
-    Model("sana", "0.6b", 1152, 0, 0, _alone(28), {**_TWO_ATTENTIONS, **_CROSS_OF_ORIGINALS}),
-    Model("sana", "1.6b", 2240, 0, 0, _alone(60), {**_TWO_ATTENTIONS, **_CROSS_OF_ORIGINALS}),
-    Model("ltx-video", "2b", 2048, 8192, 8192, _alone(28), _TWO_ATTENTIONS),
-    Model("ltx-video", "13b", 4096, 16384, 16384, _alone(48), _TWO_ATTENTIONS),
-    Model("ltx2", "", 4096, 16384, 16384, _alone(48), _TWO_ATTENTIONS),
-    Model("cogview4", "", 4096, 16384, 16384, _alone(28), _ONE_ATTENTION),
-    Model("glm-image", "", 4096, 16384, 16384, _alone(30), _ONE_ATTENTION),
-    Model("cosmos", "2b", 2048, 8192, 8192, _alone(28), _COSMOS),
-    Model("anima", "", 2048, 8192, 8192, _alone(28), _COSMOS),
-    Model("cosmos", "7b", 4096, 16384, 16384, _alone(28), _COSMOS),
-    Model("cosmos", "14b", 5120, 20480, 20480, _alone(36), _COSMOS),
+    Denoiser("flux", "", 3072, 12288, 12288, _doubles(19, 38), _FLUX),
+    Denoiser("flux2", "klein-4b", 3072, 18432, 9216, _doubles(5, 20), _FLUX2),
+    Denoiser("flux2", "klein-9b", 4096, 24576, 12288, _doubles(8, 24), _FLUX2),
+    Denoiser("flux2", "dev", 6144, 36864, 18432, _doubles(8, 48), _FLUX2),
+    Denoiser("chroma", "", 3072, 12288, 12288, _doubles(19, 38), _CHROMA),
+    Denoiser("hunyuan-video", "", 3072, 12288, 12288, _doubles(20, 40), _HUNYUAN),
+    Denoiser("hunyuan-image", "", 3584, 14336, 14336, _doubles(20, 40), _HUNYUAN),
+    Denoiser("qwen-image", "", 3072, 12288, 12288, _alone(60), _ATTENTION),
+    Denoiser("qwen-image-2.1", "", 4096, 12288, 12288, _alone(60), _QWEN21),
+    Denoiser("ovis-image", "", 3072, 24576, 12288, _doubles(6, 27), _LIKE_FLUX),
+    Denoiser("longcat-image", "", 3072, 12288, 12288, _doubles(10, 20), _LIKE_FLUX),
+    Denoiser("krea2", "", 6144, 16384, 16384, _alone(28), _KREA2),
+    Denoiser("sd3", "medium", 1536, 6144, 6144, _alone(24), _SD3),
+    Denoiser("sd35", "medium", 1536, 6144, 6144, _alone(24), _SD35_MEDIUM),
+    Denoiser("sd35", "large", 2432, 9728, 9728, _alone(38), _SD3),
+    Denoiser("wan", "1.3b", 1536, 8960, 8960, _alone(30), _WAN),
+    Denoiser("wan", "14b", 5120, 13824, 13824, _alone(40), _WAN),
+    Denoiser("wan", "5b", 3072, 14336, 14336, _alone(30), _WAN),
+    Denoiser("z-image", "", 3840, 10240, 10240, _alone(30), _Z_IMAGE),
+    Denoiser("lumina2", "", 2304, 9216, 9216, _alone(26), {**_LUMINA2, **_LUMINA2_OF_DIFFUSERS}),
+    Denoiser("omnigen2", "", 2520, 10240, 10240, _alone(32), _LUMINA2_OF_DIFFUSERS),
+    Denoiser("ideogram4", "", 4608, 12288, 12288, _alone(34), _IDEOGRAM),
+    Denoiser("pixart", "", 1152, 4608, 4608, _alone(28), {**_TWO_ATTENTIONS, **_CROSS_OF_ORIGINALS, **_NUMBERED_MLP}),
+    Denoiser("hunyuan-dit", "", 1408, 6144, 6144, _alone(40), _NUMBERED_MLP),
+    Denoiser("sana", "0.6b", 1152, 0, 0, _alone(28), {**_TWO_ATTENTIONS, **_CROSS_OF_ORIGINALS}),
+    Denoiser("sana", "1.6b", 2240, 0, 0, _alone(60), {**_TWO_ATTENTIONS, **_CROSS_OF_ORIGINALS}),
+    Denoiser("ltx-video", "2b", 2048, 8192, 8192, _alone(28), _TWO_ATTENTIONS),
+    Denoiser("ltx-video", "13b", 4096, 16384, 16384, _alone(48), _TWO_ATTENTIONS),
+    Denoiser("ltx2", "", 4096, 16384, 16384, _alone(48), _TWO_ATTENTIONS),
+    Denoiser("cogview4", "", 4096, 16384, 16384, _alone(28), _ONE_ATTENTION),
+    Denoiser("glm-image", "", 4096, 16384, 16384, _alone(30), _ONE_ATTENTION),
+    Denoiser("cosmos", "2b", 2048, 8192, 8192, _alone(28), _COSMOS),
+    Denoiser("anima", "", 2048, 8192, 8192, _alone(28), _COSMOS),
+    Denoiser("cosmos", "7b", 4096, 16384, 16384, _alone(28), _COSMOS),
+    Denoiser("cosmos", "14b", 5120, 20480, 20480, _alone(36), _COSMOS),
 )
 """Models whose layers have names that others' have too. Where several fit, the first is the likeliest."""
 

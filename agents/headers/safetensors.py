@@ -1,4 +1,4 @@
-"""The table at the head of a safetensors file: eight bytes of length, then JSON. Read strictly, no weight is touched.
+"""The header of a safetensors file: eight bytes of length, then JSON. Read strictly, no weight is touched.
 
 Format: https://github.com/huggingface/safetensors#format. What the library would reject is rejected here too. It takes
 two tensors of one name, and keeps the last; here such a file is not used, since other programs keep the first.
@@ -77,7 +77,7 @@ _METADATA = msgspec.json.Decoder(dict[str, str] | None)
 _WRONG = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-class Table(NamedTuple):
+class Header(NamedTuple):
     """Every tensor by name, the metadata (of a header over 16 MiB: without its longest texts), where the header ends,
     and the length that the whole file must have, in bytes."""
 
@@ -120,27 +120,27 @@ def _what_else(head: bytes, length: int) -> str:
     )
 
 
-def read_table(fd: int) -> Table:
-    """The table of an open file. Raises BadHeader, Unfinished or OSError."""
+def read_header(fd: int) -> Header:
+    """The header of an open file. Raises BadHeader, Unfinished or OSError."""
     length = read_length(fd)
-    table = parse(_json(fd, length))
+    header = parse(_json(fd, length))
     if length <= HEADER_LIMIT:
-        return table
-    metadata = {key: text for key, text in table.metadata.items() if text != LEFT_OUT}
+        return header
+    metadata = {key: text for key, text in header.metadata.items() if text != LEFT_OUT}
     start = LENGTH_BYTES + length
-    return Table(table.tensors, metadata, start, start + table.file_size - table.start)
+    return Header(header.tensors, metadata, start, start + header.file_size - header.start)
 
 
 def _json(fd: int, length: int) -> bytes:
-    """The header's text; of a large one what is left without its long texts. Raises as `read_table`."""
+    """The header's text; of a large one what is left without its long texts. Raises as `read_header`."""
     raw = os.pread(fd, length, LENGTH_BYTES)
     if len(raw) < length:
         raise Unfinished(f"The file ends within its header of {length:,} bytes; copy or download it again.")
     return compacted(raw) if length > HEADER_LIMIT else raw
 
 
-def parse(raw: bytes) -> Table:
-    """The table that a header's JSON describes. Raises BadHeader; never anything else, whatever the bytes."""
+def parse(raw: bytes) -> Header:
+    """The header that a JSON text describes. Raises BadHeader; never anything else, whatever the bytes."""
     at = ""
     try:
         entries = _ENTRIES.decode(raw)
@@ -154,7 +154,7 @@ def parse(raw: bytes) -> Table:
     if not tensors:
         raise BadHeader("The file is a safetensors file without a single tensor: there is no model in it.")
     start = LENGTH_BYTES + len(raw)
-    return Table(tensors, metadata, start, start + _contiguous_end(tensors))
+    return Header(tensors, metadata, start, start + _contiguous_end(tensors))
 
 
 def _tensors(entries: dict[str, msgspec.Raw]) -> dict[str, Tensor]:

@@ -17,10 +17,10 @@ from pathlib import Path
 import msgspec
 
 from agents.headers import gguf
-from agents.headers.classify import identify_table
+from agents.headers.classify import identify_header
 from agents.headers.compact import UNREADABLY_LARGE
 from agents.headers.errors import BadHeader, HeaderUnread, Unfinished
-from agents.headers.safetensors import HEADER_LIMIT, read_length, read_table
+from agents.headers.safetensors import HEADER_LIMIT, read_header, read_length
 from schemas.files import Identity
 
 CHILD_OVER_BYTES = 1 << 20
@@ -91,7 +91,7 @@ def expected_size(fd: int) -> int:
     OSError."""
     if read_length(fd) > CHILD_OVER_BYTES:
         return read(fd, length_only=True).file_size
-    return read_table(fd).file_size
+    return read_header(fd).file_size
 
 
 def read(fd: int, *, length_only: bool = False) -> Reading:
@@ -108,10 +108,10 @@ def read(fd: int, *, length_only: bool = False) -> Reading:
 
 
 def _read_here(fd: int, length_only: bool) -> Reading:
-    table = read_table(fd)
+    header = read_header(fd)
     if length_only:
-        return Reading(file_size=table.file_size)
-    return Reading(file_size=table.file_size, identity=identify_table(table))
+        return Reading(file_size=header.file_size)
+    return Reading(file_size=header.file_size, identity=identify_header(header))
 
 
 def _read_in_child(fd: int, length: int, length_only: bool) -> Reading:

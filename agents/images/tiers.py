@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 TierName = Literal["high", "medium", "low"]
-Pixels = npt.NDArray[np.uint8]
+PixelArray = npt.NDArray[np.uint8]
 
 HIGH_PIXELS = 2_000_000
 WEBP_LONGEST_SIDE = 16_383
@@ -48,7 +48,7 @@ def tier_sizes(width: int, height: int) -> dict[TierName, tuple[int, int]]:
 
 
 def webp_tiers(
-    picture: Image.Image | Pixels, *, exif: bytes = b"", of: tuple[int, int] | None = None
+    picture: Image.Image | PixelArray, *, exif: bytes = b"", of: tuple[int, int] | None = None
 ) -> dict[TierName, bytes]:
     """The WebP files of the three tiers of `picture`: an RGB or RGBA image, or uint8 H×W×3 or H×W×4, sRGB; where it was
     decoded smaller than it is, `of` is its own width and height.
@@ -107,7 +107,7 @@ def webp(image: Image.Image, *, quality: int, exif: bytes = b"", icc_profile: by
     return file.getvalue()
 
 
-def as_image(pixels: Pixels) -> Image.Image:
+def as_image(pixels: PixelArray) -> Image.Image:
     """The image of uint8 H×W×3 or H×W×4 pixels. Raises ValueError for anything else."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or 0 in pixels.shape:
         raise ValueError(f"pixels are uint8 H×W×3 or H×W×4, not {pixels.dtype} {pixels.shape}")

@@ -27,8 +27,9 @@ import torch
 from anyio import to_thread
 from nats.aio.msg import Msg
 
-from agents.diffusion.engine import Engine, build_scheduler
+from agents.diffusion.engine import Engine
 from agents.diffusion.families.table import load_family
+from agents.diffusion.sampling import build_scheduler
 from agents.diffusion.tiny_checkpoint import write_tiny_checkpoint
 from agents.images import infotext
 from agents.images.outputs import encode_pictures, full_size

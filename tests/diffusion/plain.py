@@ -11,10 +11,10 @@ from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
 from transformers import CLIPTokenizer
 
-from agents.diffusion.engine import build_scheduler
 from agents.diffusion.families.ldm import adapt
 from agents.diffusion.families.table import CONFIGS, VOCABULARY_FILE, load_family
-from agents.diffusion.weights import open_checkpoint, read_header
+from agents.diffusion.sampling import build_scheduler
+from agents.diffusion.weights import checkpoint_header, open_checkpoint
 from agents.prompts.tokens import clip_vocabulary
 from schemas.jobs import Plan
 
@@ -22,7 +22,7 @@ from schemas.jobs import Plan
 def plain_pipeline(checkpoint: Path, folder: Path) -> Any:
     """A pipeline made by diffusers' own single-file loader; `folder` takes the configs it wants."""
     with open_checkpoint(checkpoint) as file:
-        header = read_header(file)
+        header = checkpoint_header(file)
     parts = adapt(load_family("sd15"), {name: entry.shape for name, entry in header.tensors.items()}, header.metadata)
     shutil.copytree(CONFIGS / "sd15", folder, dirs_exist_ok=True)
     for part, config in (("unet", parts.unet), ("vae", parts.vae), ("text_encoder", parts.text)):

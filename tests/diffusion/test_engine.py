@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from agents.diffusion.engine import BrokenPicture, CannotSample, Engine, Progress, Stopped
+from agents.diffusion.engine import Engine
 from agents.diffusion.samplers import resolve
+from agents.diffusion.sampling import BrokenPicture, CannotSample, StepProgress, Stopped
 from agents.diffusion.tiny_checkpoint import checkpoint_bytes, tiny_tensors
 from agents.diffusion.weights import ContentChanged, FileGone
 from tests.diffusion.conftest import Tiny
@@ -84,7 +85,7 @@ def test_without_guidance_the_negative_prompt_does_not_matter(plan: Make, pictur
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpm2", "plms", "lcm"])
 def test_progress_counts_the_steps_that_were_asked_for(sampler: str, plan: Make, tiny: Tiny, engine: Engine) -> None:
-    told: list[Progress] = []
+    told: list[StepProgress] = []
     engine.generate(plan(sampler, seeds=(1, 2), steps=5), tiny.path, told.append, lambda: False)
     for image in (0, 1):
         steps = [one.step for one in told if one.image == image and one.stage == "denoising"]
@@ -119,7 +120,7 @@ def test_previews_are_small_jpegs_that_come_to_resemble_each_other(plan: Make, t
 def test_a_stop_is_heard_between_two_steps_and_the_engine_goes_on_living(
     plan: Make, tiny: Tiny, engine: Engine, pictures: Make
 ) -> None:
-    told: list[Progress] = []
+    told: list[StepProgress] = []
     with pytest.raises(Stopped):
         engine.generate(plan(steps=20), tiny.path, told.append, lambda: bool(told) and told[-1].step == 3)
     assert max(one.step for one in told) == 3

@@ -20,11 +20,11 @@ from agents.diffusion.weights import (
     FileGone,
     NotACheckpoint,
     UnsupportedFamily,
+    checkpoint_header,
     open_checkpoint,
-    read_header,
 )
-from agents.headers.classify import identify_table
-from agents.headers.safetensors import Table, Tensor
+from agents.headers.classify import identify_header
+from agents.headers.safetensors import Header, Tensor
 from tests.diffusion.conftest import Tiny
 
 CPU = torch.device("cpu")
@@ -84,7 +84,7 @@ def test_the_template_holds_true_sd15_sizes_and_true_shapes_lead_back_to_it() ->
     assert sum(value.numel() for value in vae.parameters()) == 83_653_863
     shapes = _true_shapes()
     tensors = {name: Tensor(dtype="F16", shape=shape, data_offsets=(0, 0)) for name, shape in shapes.items()}
-    identity = identify_table(Table(tensors, {}, 0, 0))
+    identity = identify_header(Header(tensors, {}, 0, 0))
     assert (identity.kind, identity.family, unsupported(identity)) == ("checkpoint", "sd15", "")
     parts = adapt(family, shapes, {})
     assert parts.unet == family.unet
@@ -221,7 +221,7 @@ def test_a_damaged_header_is_an_error(header: bytes, tmp_path: Path) -> None:
     path = tmp_path / "bad.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     with pytest.raises(NotACheckpoint), open_checkpoint(path) as file:
-        read_header(file)
+        checkpoint_header(file)
 
 
 def test_tensors_that_nothing_needs_may_be_of_any_type(tiny: Tiny, tmp_path: Path) -> None:

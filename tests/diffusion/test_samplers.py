@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from agents.diffusion.engine import CannotSample, build_scheduler
 from agents.diffusion.families.table import load_family
 from agents.diffusion.samplers import SAMPLERS, SCHEDULES, UnknownSampler, normalised, pairs, resolve
+from agents.diffusion.sampling import CannotSample, build_scheduler
 from schemas.jobs import SchedulerSpec
 
 

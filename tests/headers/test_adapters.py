@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.headers import sandbox
-from agents.headers.classify import identify_table
-from agents.headers.safetensors import Table, Tensor
+from agents.headers.classify import identify_header
+from agents.headers.safetensors import Header, Tensor
 from schemas.files import Identity
 from tests.ingest.making import Shapes, gguf_of, put
 
@@ -25,7 +25,7 @@ Layers = dict[str, tuple[int, int]]
 def tensors(shapes: Shapes, metadata: dict[str, str] | None = None) -> Identity:
     """What a file of these tensors is, whose weights nobody has to write for that."""
     table = {name: Tensor(dtype="BF16", shape=shape, data_offsets=(0, 0)) for name, shape in shapes.items()}
-    return identify_table(Table(table, metadata or {}, 0))
+    return identify_header(Header(table, metadata or {}, 0, 0))
 
 
 def pairs(prefix: str, down: str, up: str, *, alpha: bool = False) -> Callable[[Layers], Shapes]:
