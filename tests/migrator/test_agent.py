@@ -152,7 +152,7 @@ async def test_what_was_committed_and_not_published_before_a_death_is_published_
             await apply(db, [(f"m{n}", hashed(f"{n}.safetensors", f"content {n}"))], now=1.0)
         rows = await outgoing(db)
     for row in rows[:4]:  # published, and then the relay died before it could forget them
-        await bus.publish_raw(relay.SAID[row.kind](**row.tokens), row.payload, msg_id=row.msg_id)
+        await bus.publish_raw(relay.SUBJECTS[row.kind](**row.tokens), row.payload, msg_id=row.msg_id)
     async with bus.listen(MODEL_READY.filter()) as heard:  # a repeat would be heard here, known to the server or not
         async with running(migrating(bus, path)):
             assert await history(bus, 3) == [("ready", "0"), ("ready", "1"), ("ready", "2")]
