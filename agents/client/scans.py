@@ -117,7 +117,9 @@ async def _followed(
                     since = bus.clock.steady()
                 silent = bus.clock.steady() - since
                 if looked and (not left + fresh or silent > (hashing if left else patience)):
-                    return [await _named(bus, state) for state in states]
+                    named = [await _named(bus, state) for state in states]
+                    if silent > hashing or not any(state.unhashed for state in named):  # else one was let in just now
+                        return named
                 if not looked and silent > _LOOKING_SECONDS:
                     raise UserError(f"the folders were not looked at within {_LOOKING_SECONDS:g} s: is a disk away?")
                 await anyio.sleep(_ASK_AGAIN)

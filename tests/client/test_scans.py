@@ -16,7 +16,7 @@ from bus.errors import UserError
 from bus.subjects import ASK_COMPARE, ASK_ROOT
 from schemas.asks import Compare, Compared
 from schemas.files import FilePath, RootState, ScanRoot, WaitingFile
-from schemas.settings import Settings
+from schemas.settings import Settings, WatcherSettings
 from schemas.ticks import HashTick
 from tests.conftest import QUICK, running
 from tests.ingest.dropping import QUICK_WATCH, Drop, dropping
@@ -71,6 +71,24 @@ async def test_a_writer_that_never_closes_is_named_with_since_when_it_waits(drop
     ((waiting),) = state.waits
     assert waiting.path.rel == "open.safetensors" and waiting.why == "a program has it open for writing"
     assert began - 1 < waiting.since < time.time() and str(time.localtime().tm_year) in scans.line(waiting)
+
+
+async def test_files_that_are_let_in_while_those_that_wait_are_named_are_followed_too(bus: Bus) -> None:
+    """(Played over the bus: a file waits for its turn, gets it with the last question, and is hashed then.)"""
+    states = iter([(0, 1), (0, 1), (0, 1)])
+    admitted = False
+
+    async def root(ask: ScanRoot) -> RootState:
+        nonlocal admitted
+        admitted = admitted or ask.limit > 1  # those that wait are to be named
+        waiting, unhashed = next(states, (0, 0)) if admitted else (1, 0)
+        return RootState(root="models", look=1, looks=1, files=1, waiting=waiting, refused=0, unhashed=unhashed)
+
+    async with running(functools.partial(bus.answer, ASK_ROOT, root)):
+        settings = Settings(roots={"models": "/"}, bus=QUICK, watcher=WatcherSettings(stable=0.01))
+        with anyio.fail_after(20):
+            (state,) = await scans.look(bus, settings, quiet=True)
+    assert admitted and (state.unhashed, state.waiting, state.problems) == (0, 0, ())
 
 
 @pytest.mark.parametrize("died", ["watcher", "migrator"])
