@@ -1,46 +1,57 @@
-"""What the commands of the catalog do: each a coroutine over settings, over the bus of the running service or of one
-for as long as it takes."""
+"""`darkroom models`, `show`, `pending` and `promote`."""
 
-import math
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, get_args
+from collections.abc import Iterable, Iterator
+from typing import Annotated, get_args
 
-import anyio
 import msgspec
+import typer
 
-from agents.catalog.descriptions import tag_name
-from agents.cli.console import counted, printable, table
-from agents.cli.jobs import CATALOGUING, running_bus, say
-from agents.client import catalog as catalogdesk
+from agents.cli import console
+from agents.cli.service import CATALOGUING, running_bus
+from agents.client import catalog as client
 from agents.client.catalog import ask
 from bus.client import Bus
-from bus.errors import Declined, UserError
-from schemas import catalog
-from schemas.catalog import ModelReply, Outcome, Outcomes, Promote, SearchModels, Strategy, Tagged, TagReply, WholeModel
+from bus.errors import UserError
+from schemas.catalog import ModelReply, Outcome, Outcomes, Promote, SearchModels, ShowModel, Strategy, WholeModel
 from schemas.files import Identity
-from schemas.imports import Import, ImportReport, ImportState
-from schemas.models import Model, Tag
+from schemas.models import Model
 from schemas.settings import Settings
 
-_START = (CATALOGUING,)
+_MOST_MODELS = 1000
 _AT_ONCE = 50
 _NAMED = 10
 
 
-def _json(content: object) -> None:
-    say(msgspec.json.encode(content).decode())
-
-
-async def models(settings: Settings, search: SearchModels, as_json: bool) -> int:
+async def models(
+    settings: Settings,
+    query: Annotated[str, typer.Argument(help="Words, each the beginning of one in a name, tag or description.")] = "",
+    kind: Annotated[str, typer.Option(help="checkpoint, lora, vae, … as in its header.")] = "",
+    type: Annotated[str, typer.Option(help="As it is described; without a description, its kind.")] = "",
+    family: Annotated[str, typer.Option(help="sd15, sdxl, flux, …")] = "",
+    tag: Annotated[list[str] | None, typer.Option(help="With this tag; may be repeated.")] = None,
+    not_tag: Annotated[list[str] | None, typer.Option(help="Without this tag; may be repeated.")] = None,
+    missing: Annotated[bool, typer.Option("--missing", help="Also those whose file is not there now.")] = False,
+    newest: Annotated[bool, typer.Option("--newest", help="Newest first, not by name.")] = False,
+    as_json: bool = False,
+) -> None:
     """A table of the models that a search finds."""
-    async with running_bus(settings, start=_START) as bus:
-        found = [model async for model in catalogdesk.models(bus, search)]
+    everything = SearchModels(
+        missing="yes" if missing else "no", sort="newest" if newest else "name", limit=_MOST_MODELS
+    )
+    search = msgspec.structs.replace(
+        everything,
+        text=query,
+        kind=kind,
+        type=type,
+        family=family,
+        tags=tuple(tag or ()),
+        without=tuple(not_tag or ()),
+    )
+    async with running_bus(settings, start=(CATALOGUING,)) as bus:
+        found = [model async for model in client.models(bus, search)]
     if as_json:
-        _json(found)
-        return 0
+        console.json(found)
+        return
     rows = [
         (
             model.name,
@@ -53,10 +64,8 @@ async def models(settings: Settings, search: SearchModels, as_json: bool) -> int
         )
         for model in found
     ]
-    is_all = search == SearchModels(missing=search.missing, sort=search.sort, limit=search.limit)
-    nothing = "no models yet: drop one into the folder" if is_all else "no model fits"
-    table(("name", "kind", "family", "hash", "size", "where", "tags"), rows, nothing=nothing)
-    return 0
+    nothing = "no models yet: drop one into the folder" if search == everything else "no model fits"
+    console.table(("name", "kind", "family", "hash", "size", "where", "tags"), rows, nothing=nothing)
 
 
 def _family(known: Identity) -> str:
@@ -70,17 +79,20 @@ def _where(model: Model) -> str:
     return model.identity.problem or f"{model.paths[0].root}/{model.paths[0].rel}"
 
 
-async def show(settings: Settings, name: str, as_json: bool) -> int:
+async def show(
+    settings: Settings,
+    model: Annotated[str, typer.Argument(help="Its name, a file name, or 8 or more digits of a hash.")],
+    as_json: bool = False,
+) -> None:
     """All that is known of one model."""
-    async with running_bus(settings, start=_START) as bus:
-        whole = await _model(bus, name)
+    async with running_bus(settings, start=(CATALOGUING,)) as bus:
+        whole = await model_called(bus, model)
     if as_json:
-        _json(whole)
-        return 0
+        console.json(whole)
+        return
     for key, value in _facts(whole):
         if value:
-            say(f"{key:<12} {printable(value)}")
-    return 0
+            console.line(f"{key:<12} {console.printable(value)}")
 
 
 def _facts(whole: WholeModel) -> Iterator[tuple[str, str]]:
@@ -107,67 +119,21 @@ def _facts(whole: WholeModel) -> Iterator[tuple[str, str]]:
         yield "", f"picture {picture.seq}: {picture.error}" if picture.error else ""
 
 
-async def tags(settings: Settings, as_json: bool) -> int:
-    """A table of the tags."""
-    async with running_bus(settings, start=_START) as bus:
-        found = [tag async for tag in catalogdesk.tags(bus)]
-    if as_json:
-        _json(found)
-        return 0
-    rows = [(tag.name, tag.color, f"{tag.models:,}") for tag in found]
-    table(("tag", "colour", "models"), rows, nothing="no tags yet")
-    return 0
-
-
-async def add_tag(settings: Settings, name: str, color: str) -> int:
-    """Make a tag."""
-    async with running_bus(settings, start=_START) as bus:
-        await ask(bus, catalog.PutTag(name=name, color=color), TagReply)
-    return 0
-
-
-async def change_tag(settings: Settings, name: str, new: str | None, color: str | None) -> int:
-    """Rename or colour a tag; what is None stays."""
-    async with running_bus(settings, start=_START) as bus:
-        await ask(bus, catalog.PutTag(id=(await _tag(bus, name)).id, name=new, color=color), TagReply)
-    return 0
-
-
-async def drop_tag(settings: Settings, name: str) -> int:
-    """Delete a tag."""
-    async with running_bus(settings, start=_START) as bus:
-        reply = await ask(bus, catalog.DropTag(id=(await _tag(bus, name)).id), TagReply)
-    sys.stderr.write(f"{reply.tag.name} is off {counted(reply.tag.models, 'model')}\n")
-    return 0
-
-
-async def tag_models(settings: Settings, names: Sequence[str], put: Sequence[str], take: Sequence[str]) -> int:
-    """Put tags on models, or take them off; says what each has then."""
-    async with running_bus(settings, start=_START) as bus:
-        meant = {(model := (await _model(bus, name)).model).sha256: model.name for name in names}
-        change = catalog.TagModels(models=tuple(meant), put=tuple(put), take=tuple(take))
-        reply = await ask(bus, change, Tagged)
-    rows = [(name, ", ".join(has)) for name, has in zip(meant.values(), reply.tags, strict=True)]
-    table(("model", "tags"), rows, nothing="")
-    return 0
-
-
-async def pending(settings: Settings, as_json: bool) -> int:
+async def pending(settings: Settings, as_json: bool = False) -> None:
     """A table of the pending records, and why each is pending still."""
-    async with running_bus(settings, start=_START) as bus:
-        found = [record async for record in catalogdesk.pending(bus)]
+    async with running_bus(settings, start=(CATALOGUING,)) as bus:
+        found = [record async for record in client.pending(bus)]
     if as_json:
-        _json(found)
-        return 0
+        console.json(found)
+        return
     rows = [
         (str(one.id), one.state, one.name[:60], one.path, ", ".join(one.tags), f"{one.images}" if one.images else "")
         for one in found
     ]
-    table(("id", "state", "name", "path", "tags", "pictures"), rows, nothing="nothing is pending")
+    console.table(("id", "state", "name", "path", "tags", "pictures"), rows, nothing="nothing is pending")
     for reason, ids in _grouped((one.reason, str(one.id)) for one in found):
         others = f" and {len(ids) - _NAMED:,} more" if len(ids) > _NAMED else ""
-        sys.stderr.write(f"{', '.join(ids[:_NAMED])}{others}: {reason}\n")
-    return 0
+        console.note(f"{', '.join(ids[:_NAMED])}{others}: {reason}")
 
 
 def _grouped(pairs: Iterable[tuple[str, str]]) -> Iterable[tuple[str, list[str]]]:
@@ -177,87 +143,29 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> Iterable[tuple[str, list[str]]
     return groups.items()
 
 
-async def promote(settings: Settings, ids: Sequence[int], strategy: str, as_json: bool) -> int:
+async def promote(
+    settings: Settings,
+    ids: Annotated[list[int], typer.Argument(min=1, max=2**63 - 1, help="The ids of pending records.")],
+    strategy: Annotated[str, typer.Option(help="For a described model: merge, override, ignore, delete.")] = "report",
+    as_json: bool = False,
+) -> int:
     """Promote pending records; the status is 1 when one of them was not."""
     chosen: list[Strategy] = [one for one in get_args(Strategy) if one == strategy]
     if not chosen:
         raise UserError(f"--strategy {strategy}: there are {', '.join(get_args(Strategy))}")
     outcomes: list[Outcome] = []
-    async with running_bus(settings, start=_START) as bus:
+    async with running_bus(settings, start=(CATALOGUING,)) as bus:
         for first in range(0, len(ids), _AT_ONCE):
             question = Promote(ids=tuple(ids[first : first + _AT_ONCE]), strategy=chosen[0])
             outcomes += (await ask(bus, question, Outcomes)).outcomes
     if as_json:
-        _json(outcomes)
+        console.json(outcomes)
     else:
         rows = [(str(one.id), one.outcome, (one.sha256 or "")[:10], one.error) for one in outcomes]
-        table(("id", "outcome", "hash", "why"), rows, nothing="")
+        console.table(("id", "outcome", "hash", "why"), rows, nothing="")
     return 1 if any(one.outcome in ("conflict", "waiting", "unknown") for one in outcomes) else 0
 
 
-async def take_over(settings: Settings, database: Path, images: Path | None, dry_run: bool, as_json: bool) -> int:
-    """Import a legacy catalog; the status is 1 when it, or a row of it, failed."""
-    paths = [str(await anyio.Path(path).absolute()) if path else "" for path in (database, images)]
-    job = Import(id="", database=paths[0], images=paths[1], dry_run=dry_run)
-    async with running_bus(settings, start=_START) as bus:
-        id = await catalogdesk.submit_import(bus, job)
-        with _shown(quiet=as_json) as show:
-            state = await catalogdesk.followed(bus, id, math.inf, show)
-    report = state.report
-    if as_json:
-        _json(state)
-    else:
-        _tell(report)
-    failed = state.state == "failed" or any(tally.failed for tally in report.tables.values())
-    return 1 if failed else 0
-
-
-@contextmanager
-def _shown(*, quiet: bool) -> Iterator[Any]:
-    """Shows how far an import is, in one line of a terminal; else nothing."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda state: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("waiting for the migrator") as status:
-
-        def show(state: ImportState) -> None:
-            if state.state == "running":
-                seen = ", ".join(f"{tally.seen:,} {name}" for name, tally in state.report.tables.items())
-                status.update(f"importing: {seen or 'reading'}")
-
-        yield show
-
-
-def _tell(report: ImportReport) -> None:
-    """An import's report, for people."""
-    if report.error:
-        sys.stderr.write(f"darkroom: {report.error}\n")
-    if not report.tables:
-        return
-    rows = [
-        (name, *(f"{count:,}" for count in (one.seen, one.inserted, one.merged, one.skipped, one.failed)))
-        for name, one in report.tables.items()
-    ]
-    table(("what", "seen", "inserted", "merged", "skipped", "failed"), rows, nothing="")
-    found = f"{report.images_found:,} found, {report.images_missing:,} missing, {report.images_broken:,} broken"
-    sys.stderr.write(f"pictures: {found}; {report.seconds:.1f} s{', a dry run' if report.dry_run else ''}\n")
-    for why, count in report.reason_counts.items():
-        sys.stderr.write(f"{count:,} × {why}\n")
-    for reason in report.reasons:
-        where = reason.table if reason.id is None else f"{reason.table} {reason.id}"
-        sys.stderr.write(f"  {where}: {reason.why} {printable(reason.detail)}\n")
-
-
-async def _model(bus: Bus, name: str) -> WholeModel:
-    return (await ask(bus, catalog.ShowModel(name=name), ModelReply)).model
-
-
-async def _tag(bus: Bus, name: str) -> Tag:
-    """The tag that is called so, however it is written. Raises Declined."""
-    kept = tag_name(name)
-    async for tag in catalogdesk.tags(bus):
-        if tag.name == kept:
-            return tag
-    raise Declined("unknown-tag", f"There is no tag {kept!r}; `darkroom tags` lists them.")
+async def model_called(bus: Bus, name: str) -> WholeModel:
+    """All that is known of the model with this name, file name or start of a hash. Raises Declined."""
+    return (await ask(bus, ShowModel(name=name), ModelReply)).model

@@ -1,48 +1,28 @@
-"""Showing things on a terminal: a job's progress as a bar, rows as a table; plain lines where there is no terminal."""
+"""Showing things on a terminal: lines, rows as a table, bars; plain lines where there is no terminal."""
 
 import re
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
-from agents.client import jobs
-from agents.client.views import JobView
-from bus.client import Bus
-from schemas.ticks import StepTick
+import msgspec
 
 
-async def shown(bus: Bus, id: str, *, quiet: bool = False) -> JobView:
-    """Follow a job to its end, showing where it is on standard error (not when `quiet`); returns its last view."""
-    if quiet or not sys.stderr.isatty():
-        return await _plain(bus, id, quiet)
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("waiting", total=None, note="")
-        async for event in jobs.events(bus, id):
-            if isinstance(event.data, StepTick):
-                tick = event.data
-                done, total = tick.image * tick.steps + tick.step, tick.images * tick.steps
-                note = f"picture {tick.image + 1}/{tick.images}, step {tick.step}/{tick.steps}"
-                bar.update(task, description=tick.stage, completed=done, total=total, note=note)
-            elif event.name in ("planned", "started"):
-                bar.update(task, description=event.name)
-    return await _view(bus, id)
+def line(text: str) -> None:
+    """One line on standard output, at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
-async def _plain(bus: Bus, id: str, quiet: bool) -> JobView:
-    async for event in jobs.events(bus, id):
-        if not quiet and event.name in ("planned", "started", "released"):
-            sys.stderr.write(f"{event.name} {id}\n")
-    return await _view(bus, id)
+def note(text: str) -> None:
+    """One line on standard error."""
+    sys.stderr.write(text + "\n")
 
 
-async def _view(bus: Bus, id: str) -> JobView:
-    view = await jobs.state(bus, id)
-    assert view is not None, f"job {id} ended and is not known"
-    return view
+def json(content: object) -> None:
+    """Anything msgspec encodes, as JSON on a line of standard output."""
+    line(msgspec.json.encode(content).decode())
 
 
 def counted(count: int, noun: str) -> str:
@@ -68,7 +48,7 @@ def printable(text: str) -> str:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, nothing: str) -> None:
     """Rows on standard output: a table on a terminal, tab-separated lines elsewhere; `nothing` when there are none."""
     if not rows:
-        sys.stderr.write(nothing + "\n")
+        note(nothing)
         return
     rows = [[printable(" ".join(cell.split())) for cell in row] for row in rows]
     if not sys.stdout.isatty():
@@ -83,3 +63,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, nothing: str) -
     for row in rows:
         shown.add_row(*(Text(cell) for cell in row))
     Console().print(shown)
+
+
+@contextmanager
+def file_bar(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Shows how many files there are and how many are left: a bar on a terminal, else nothing."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda files, left: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("files", total=None)
+        yield lambda files, left: bar.update(task, total=files, completed=files - left)

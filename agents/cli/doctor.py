@@ -1,4 +1,5 @@
-"""The doctor: looks at everything Darkroom needs, one line each, and says what to do where something is wrong."""
+"""`darkroom doctor`: looks at everything that Darkroom needs, one line each, with what to do where something is wrong;
+and `--version`."""
 
 import os
 import shutil
@@ -10,8 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from agents.cli.console import printable
-from agents.cli.jobs import say
+from agents.cli import console
 from agents.client import scans
 from agents.runtime.instance import find
 from bus.client import Bus, connect
@@ -37,14 +37,14 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     detail: str
 
 
-async def doctor(settings: Settings, as_json: bool) -> int:
+async def doctor(settings: Settings, as_json: bool = False) -> int:
     """Print what was found; 1 when something is wrong."""
     findings = [finding async for finding in _look(settings)]
     if as_json:
-        say(msgspec.json.encode(findings).decode())
+        console.json(findings)
     else:
         for finding in findings:
-            say(f"{finding.state:5}  {finding.what}: {finding.detail}")
+            console.line(f"{finding.state:5}  {finding.what}: {finding.detail}")
     return 1 if any(finding.state == "wrong" for finding in findings) else 0
 
 
@@ -90,7 +90,7 @@ async def _waiting(bus: Bus, settings: Settings) -> AsyncIterator[Finding]:
     for root in found.unknown:
         yield Finding(what=f"root {root}", state="warn", detail="no watcher answers for it")
     for file in found.files:
-        yield Finding(what=f"file in {file.path.root}", state="warn", detail=printable(scans.line(file)))
+        yield Finding(what=f"file in {file.path.root}", state="warn", detail=console.printable(scans.line(file)))
     more = found.waiting - len(found.files)
     detail = f"{found.waiting:,}" + (f", {more:,} of them not named here (see scan --json)" if more else "")
     yield Finding(what="files waiting", state="warn" if found.waiting else "ok", detail=detail)

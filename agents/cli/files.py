@@ -1,4 +1,4 @@
-"""Commands about single files, which need no bus: `hash` as sha256sum does it, `inspect` for what a header says."""
+"""`darkroom hash`, as sha256sum does it, and `inspect`, which shows what a header holds. They need no bus."""
 
 import importlib.util
 import os
@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
+import typer
 
 from agents.headers.errors import HeaderUnread
 from agents.headers.sandbox import identify
@@ -25,6 +26,7 @@ from agents.storage.errors import IngestError
 from agents.storage.paths import encode, stat_of
 from bus.errors import UserError
 from schemas.files import Identity, Stat
+from schemas.settings import Settings
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -47,15 +49,20 @@ class Hashes(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     seconds: float
 
 
-def hash_files(names: Sequence[str], parallel: int, as_json: bool) -> int:
-    """Hashes of files, in the order given, `parallel` read side by side; 1 when some could not be hashed."""
+def hash_files(
+    settings: Settings,
+    files: Annotated[list[str], typer.Argument(help="Files of any kind.")],
+    as_json: Annotated[bool, typer.Option("--json", help="All hashes as JSON: AutoV2, AutoV3, CRC32, BLAKE3.")] = False,
+) -> int:
+    """Hashes of files, in the order given, `hasher.parallel` read side by side; 1 when some could not be hashed."""
     stop, cores = threading.Event(), Cores()
     status, found = 0, []
     algorithms = _algorithms() if as_json else ("sha256",)
-    with ThreadPoolExecutor(parallel, "hash") as pool, _Bar(names, shown=sys.stderr.isatty()) as bar, _pipe():
-        work = [pool.submit(_hashed, name, algorithms, bar, stop, cores) for name in names]
+    pool = ThreadPoolExecutor(settings.hasher.parallel, "hash")
+    with pool, _Bar(files, shown=sys.stderr.isatty()) as bar, _pipe():
+        work = [pool.submit(_hashed, name, algorithms, bar, stop, cores) for name in files]
         try:
-            for name, future in zip(names, work, strict=True):
+            for name, future in zip(files, work, strict=True):
                 try:
                     digests, size = future.result()
                 except (UserError, IngestError) as error:
@@ -76,7 +83,7 @@ def hash_files(names: Sequence[str], parallel: int, as_json: bool) -> int:
 
 
 def sum_line(sha256: str, name: bytes) -> bytes:
-    """A line as sha256sum writes it: a backslash before the digest says that some are in the name."""
+    """A line as sha256sum writes it: with a backslash before the digest where some are in the name."""
     escaped = name.replace(b"\\", rb"\\").replace(b"\n", rb"\n").replace(b"\r", rb"\r")
     return b"\\" * (escaped != name) + sha256.encode() + b"  " + escaped + b"\n"
 
@@ -91,7 +98,7 @@ def _hashed(
         digests = hash_file(
             os.fsencode(name),
             expected=expected,
-            on_progress=meter.told,
+            on_progress=meter.show,
             cancelled=stop.is_set,
             algorithms=algorithms,
             cores=cores,
@@ -113,11 +120,11 @@ def _hashes(name: str, size: int, digests: Digests) -> Hashes:
     return Hashes(path=_text(name), size=size, **fields)
 
 
-def inspect_files(names: Sequence[str], as_json: bool) -> int:
-    """What the headers of model files say, and what lies beside them; 1 when some could not be read at all."""
+def inspect_files(files: Annotated[list[str], typer.Argument(help="Model files.")], as_json: bool = False) -> int:
+    """What is in the headers of model files and in their sidecars; 1 when some could not be read at all."""
     status, reports = 0, []
     with _pipe():
-        for name in names:
+        for name in files:
             try:
                 size = _regular(name).size
                 identity = _identified(name)
@@ -135,7 +142,7 @@ def inspect_files(names: Sequence[str], as_json: bool) -> int:
 
 
 def _identified(name: str) -> Identity:
-    """What a file's header says. Raises OSError, or UserError for what is no model by its name."""
+    """What is in a file's header. Raises OSError, or UserError for what is no model by its name."""
     raw = os.fsencode(name)
     if not raw.lower().endswith(MODEL_SUFFIXES):
         raise UserError(f"This is no model by its name; those end in {b', '.join(MODEL_SUFFIXES).decode()}.")
@@ -143,12 +150,12 @@ def _identified(name: str) -> Identity:
 
 
 def _report(name: str, size: int, identity: Identity, sidecars: Sidecars) -> dict[str, Any]:
-    """One file as `inspect --json` writes it. Of the sidecars only what they say."""
-    beside = {field: value for field, value in msgspec.structs.asdict(sidecars).items() if value not in ("", (), None)}
-    beside.pop("thumbnail")
+    """One file as `inspect --json` writes it. Of the sidecars only what they hold."""
+    found = {field: value for field, value in msgspec.structs.asdict(sidecars).items() if value not in ("", (), None)}
+    found.pop("thumbnail")
     if sidecars.previews:
-        beside["previews"] = [_text(str(file)) for file in sidecars.previews]
-    return {"path": _text(name), "size": size, **msgspec.structs.asdict(identity), "sidecars": beside}
+        found["previews"] = [_text(str(file)) for file in sidecars.previews]
+    return {"path": _text(name), "size": size, **msgspec.structs.asdict(identity), "sidecars": found}
 
 
 def rows(path: str, size: int, identity: Identity, sidecars: Sidecars) -> list[tuple[str, str]]:
@@ -167,12 +174,12 @@ def rows(path: str, size: int, identity: Identity, sidecars: Sidecars) -> list[t
         **{f"component {name}": f"{count:,} bytes" for name, count in identity.components.items()},
         "trigger words": ", ".join(identity.trigger_words),
         **{f"metadata {name}": value for name, value in identity.metadata.items()},
-        **_beside(sidecars),
+        **_sidecar_rows(sidecars),
     }
     return [(_line(key), line) for key, value in known.items() if (line := _line(value))]
 
 
-def _beside(sidecars: Sidecars) -> Mapping[str, object]:
+def _sidecar_rows(sidecars: Sidecars) -> Mapping[str, object]:
     return {
         "sidecar name": sidecars.name,
         "sidecar base model": sidecars.base_model,
@@ -220,8 +227,8 @@ def _regular(name: str) -> Stat:
 
 
 def _complaint(name: str, error: Exception) -> bytes:
-    told = f"It can't be read ({error.strerror})." if isinstance(error, OSError) else str(error)
-    return f"darkroom: {_line(_text(name)) or ascii(name)}: {told}\n".encode()
+    why = f"It can't be read ({error.strerror})." if isinstance(error, OSError) else str(error)
+    return f"darkroom: {_line(_text(name)) or ascii(name)}: {why}\n".encode()
 
 
 def _text(name: str) -> str:
@@ -261,7 +268,7 @@ class _Share:
     def __init__(self, bar: "_Bar", size: int) -> None:
         self.bar, self.size, self.done = bar, size, 0
 
-    def told(self, progress: Progress) -> None:
+    def show(self, progress: Progress) -> None:
         self.bar.advance(progress.done - self.done)
         self.done = progress.done
 

@@ -1,187 +1,139 @@
-"""What the commands do: each a coroutine over settings, most of them over the bus of the running service."""
+"""`darkroom generate`, `jobs` and `cancel`."""
 
-import os
 import shutil
 import signal
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable
 from pathlib import Path
+from typing import Annotated, Any
 
 import anyio
-import msgspec
+import typer
 
-from agents.client import scans
+from agents.cli import console
+from agents.cli.service import DRAWING, running_bus
+from agents.client import jobs as client
 from agents.client.views import JobView
-from agents.runtime.instance import find
-from agents.runtime.logs import configure_logging
-from agents.runtime.runner import run_agents, until_signalled
-from agents.runtime.supervisor import HEAVY, USER_ERROR, service
-from bus.client import Bus, connect
-from bus.errors import DarkroomError, NoBus, Reject, UserError
-from bus.worker import sole
+from agents.diffusion.plan import check
+from agents.runtime.supervisor import HEAVY
+from bus import results
+from bus.client import Bus
+from bus.errors import DarkroomError, Reject, UserError
 from schemas.jobs import Request, Result
 from schemas.settings import Settings
+from schemas.ticks import StepTick
 
-_SHOWN = 20
-"""Of the files that wait in a root, how many `scan` names."""
-
-
-def say(line: str) -> None:
-    """One line on standard output, at once."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+_FORMATS = {"": "webp", ".webp": "webp", ".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
 
 
-async def up(settings: Settings) -> None:
-    """Run the service until SIGTERM or SIGINT."""
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(until_signalled, tasks.cancel_scope)
-        async with service(settings) as running:
-            say(f"ready {running.http_url} {running.nats_url}")
-            await anyio.sleep_forever()
-
-
-async def run(names: Sequence[str], settings: Settings) -> None:
-    """Run some agents in this process, on a bus that is there; without one, on one of their own."""
-    data = Path(settings.data_dir)
-    running = find(data)
-    if url := settings.nats_url or (running.nats_url if running else ""):
-        await run_agents(names, url, settings, say)
-        return
-    from agents.runtime.instance import Running, announce, locked
-    from agents.runtime.supervisor import make_roots
-    from bus.server import local_server
-
-    with locked(data), local_server(data / "nats", store_bytes=settings.bus.store_bytes) as server:
-        make_roots(settings)
-        announce(data, Running(pid=os.getpid(), nats_url=server.url))
-        sys.stderr.write(f"no service runs on {data}: its bus was started here, at {server.url}\n")
-        await run_agents(names, server.url, settings, say)
-
-
-async def run_supervised(names: Sequence[str], url: str) -> None:
-    """Run agents as a child of `up`: settings come on standard input, readiness and failure go to standard output."""
-    line = await anyio.to_thread.run_sync(sys.stdin.buffer.readline)
-    settings = msgspec.json.decode(line, type=Settings)
-    configure_logging(settings.log_level)
-    try:
-        await run_agents(names, url, settings, say, stdin_ends_us=True)
-    except BaseException as raised:
-        error = sole(raised)
-        if isinstance(error, UserError):
-            say(f"failed {' '.join(str(error).split())}")
-            sys.exit(USER_ERROR)
-        raise
-
-
-@asynccontextmanager
-async def running_bus(settings: Settings, *, start: Sequence[Sequence[str]] = ()) -> AsyncIterator[Bus]:
-    """The bus of the running service; where none is, a private one of these processes for as long as the body runs."""
-    found = find(Path(settings.data_dir))
-    url = settings.nats_url or (found.nats_url if found else "")
-    if url:
-        async with connect(url, settings.bus, name="cli", topology_too=False) as bus:  # the service's settings count
-            yield bus
-    elif start:
-        sys.stderr.write("no service is running here: starting one for this command\n")
-        async with service(settings, start) as own, connect(own.nats_url, settings.bus, name="cli") as bus:
-            await _catch_up(bus, settings)
-            yield bus
-    else:
-        raise NoBus(
-            f"no service runs on {settings.data_dir}: start it with `darkroom up`, or name a bus with --nats or "
-            "DARKROOM_NATS_URL"
-        )
-
-
-CATALOGUING = ("migrator", "watcher", "hasher")
-DRAWING = (*CATALOGUING, "preprocess", "encoder")
-
-
-async def _catch_up(bus: Bus, settings: Settings) -> None:
-    """Wait until every file that lies in the roots now is hashed and catalogued."""
-    await scans.look(bus, settings, quiet=False)
-    with anyio.move_on_after(60):
-        while True:
-            info = await bus.js.consumer_info("FILES", "migrator")
-            if not (info.num_pending or info.num_ack_pending):
-                return
-            await anyio.sleep(0.02)
-
-
-async def scan(settings: Settings, as_json: bool) -> int:
-    """Print a summary for each root and what waits there; the status is 1 when something was refused, or can't be
-    looked at or hashed. What waits (is written still, say) is none of that: it is named, with why and since when."""
-    from agents.cli.console import printable
-
-    async with running_bus(settings, start=(CATALOGUING,)) as bus:
-        began = time.monotonic()
-        states = await scans.look(bus, settings, quiet=as_json)
-        mended = await scans.compare(bus)
-        seconds = time.monotonic() - began
-    if as_json:
-        say(msgspec.json.encode({"seconds": round(seconds, 3), "mended": mended, "roots": states}).decode())
-    else:
-        if mended:
-            say(f"the catalog differed from the folders: {mended:,} difference{'s' * (mended != 1)} mended")
-        for state in states:
-            ready = state.files - state.refused - state.waiting - state.unhashed
-            waiting = f"{state.waiting:,} waiting, " if state.waiting else ""
-            folder = settings.roots[state.root]
-            found = f"{ready:,} model{'s' * (ready != 1)} in {folder}"
-            say(f"{state.root}: {found}, {waiting}{state.refused:,} refused, {seconds:.1f} s")
-            for line in (*state.problems, *map(scans.line, state.waits[:_SHOWN])):
-                say(printable(f"  {line}"))
-            if (more := state.waiting - len(state.waits[:_SHOWN])) > 0:
-                say(f"  and {more:,} more waiting (see --json)")
-    return 1 if any(state.problems for state in states) else 0
-
-
-async def generate(settings: Settings, request: Request, output: Path | None, as_json: bool) -> int:
+async def generate(
+    settings: Settings,
+    prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
+    negative: Annotated[str, typer.Option(help="What it does not show.")] = "",
+    model: Annotated[str, typer.Option(help="A model's name, file name or start of its SHA-256.")] = "",
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
+    seed: Annotated[int | None, typer.Option(help="The first picture's seed; left out, one is drawn.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8 (default: the model's own).")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8 (default: the model's own).")] = None,
+    sampler: Annotated[str, typer.Option(help="euler, euler_a, dpmpp_2m, … also 'DPM++ 2M Karras'.")] = "euler",
+    scheduler: Annotated[str, typer.Option(help="normal, karras, exponential, sgm_uniform, …")] = "normal",
+    cfg: Annotated[float, typer.Option(help="Guidance; 1 or less turns it off.")] = 7.0,
+    count: Annotated[int, typer.Option("-n", "--count", help="How many pictures.")] = 1,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Copy to this file or folder.")] = None,
+    as_json: bool = False,
+) -> int:
     """Submit, show progress, copy the pictures where they are wanted. Exit status 0 only when they are made."""
-    from agents.cli.console import printable, shown
-    from agents.client import jobs as desk
-    from agents.diffusion.plan import check
+    request = Request(
+        prompt=prompt,
+        negative_prompt=negative,
+        model=model,
+        steps=steps,
+        seed=seed,
+        width=width,
+        height=height,
+        sampler=sampler,
+        scheduler=scheduler,
+        cfg_scale=cfg,
+        n=count,
+        format=_format(output),
+    )
+    return await _generate(settings, request, output, as_json)
 
+
+def _format(output: Path | None) -> Any:
+    suffix = output.suffix.lower() if output else ""
+    if suffix not in _FORMATS:
+        raise UserError(f"{output}: pictures are .webp, .png or .jpg")
+    return _FORMATS[suffix]
+
+
+async def _generate(settings: Settings, request: Request, output: Path | None, as_json: bool) -> int:
     try:
         check(request, settings.limits)
     except Reject as error:
         raise UserError(str(error)) from error
     async with running_bus(settings, start=(DRAWING, HEAVY)) as bus:
-        began = time.monotonic()
-        id = await desk.submit(bus, request, lane="high", tenant="t0")
-        view = await _cancelled_by_interrupt(bus, id, shown(bus, id, quiet=as_json))
-        seconds = time.monotonic() - began
+        began = bus.clock.steady()
+        id = await client.submit(bus, request, lane="high", tenant="t0")
+        view = await _cancelled_by_interrupt(bus, id, watched(bus, id, quiet=as_json))
+        seconds = bus.clock.steady() - began
     result = view.result
     if result is None:
         raise DarkroomError(f"job {id} has no result")
     copies = copy_pictures(result, Path(settings.data_dir), output) if result.images else []
     if as_json:
-        say(msgspec.json.encode({"seconds": round(seconds, 3), "files": copies, "result": result}).decode())
+        console.json({"seconds": round(seconds, 3), "files": copies, "result": result})
     elif result.status == "succeeded":
         for path in copies:
-            say(path)
-        sys.stderr.write(f"{len(copies)} picture{'s' * (len(copies) != 1)} in {seconds:.1f} s, job {id}\n")
+            console.line(path)
+        console.note(f"{console.counted(len(copies), 'picture')} in {seconds:.1f} s, job {id}")
     else:
-        sys.stderr.write(f"darkroom: {result.status}: {printable(result.error)}\n")
+        console.note(f"darkroom: {result.status}: {console.printable(result.error)}")
     return 0 if result.status == "succeeded" else 1
 
 
 async def _cancelled_by_interrupt(bus: Bus, id: str, showing: Awaitable[JobView]) -> JobView:
     """The end of a job; the first Ctrl-C cancels it, and its end is waited for."""
-    from bus.results import cancel
 
     async def on_interrupt() -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async for _ in signals:
-                await cancel(bus, id)
+                await results.cancel(bus, id)
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(on_interrupt)
         view = await showing
         tasks.cancel_scope.cancel()
+    return view
+
+
+async def watched(bus: Bus, id: str, *, quiet: bool = False) -> JobView:
+    """Follow a job to its end, showing where it is on standard error (not when `quiet`); returns its last view."""
+    if quiet or not sys.stderr.isatty():
+        async for event in client.events(bus, id):
+            if not quiet and event.name in ("planned", "started", "released"):
+                console.note(f"{event.name} {id}")
+        return await _view(bus, id)
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("waiting", total=None, note="")
+        async for event in client.events(bus, id):
+            if isinstance(event.data, StepTick):
+                tick = event.data
+                done, total = tick.image * tick.steps + tick.step, tick.images * tick.steps
+                note = f"picture {tick.image + 1}/{tick.images}, step {tick.step}/{tick.steps}"
+                bar.update(task, description=tick.stage, completed=done, total=total, note=note)
+            elif event.name in ("planned", "started"):
+                bar.update(task, description=event.name)
+    return await _view(bus, id)
+
+
+async def _view(bus: Bus, id: str) -> JobView:
+    view = await client.state(bus, id)
+    assert view is not None, f"job {id} ended and is not known"
     return view
 
 
@@ -206,19 +158,19 @@ def copy_pictures(result: Result, data_dir: Path, output: Path | None) -> list[s
     return [str(target) for target in targets]
 
 
-async def jobs(settings: Settings, limit: int, as_json: bool) -> int:
+async def jobs(
+    settings: Settings,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many, newest first.")] = 20,
+    as_json: bool = False,
+) -> None:
     """A table of the latest jobs."""
-    from agents.cli.console import table
-    from agents.client import jobs as desk
-
     async with running_bus(settings) as bus:
-        found = await desk.jobs(bus, limit)
+        found = await client.jobs(bus, limit)
     if as_json:
-        say(msgspec.json.encode(found).decode())
-        return 0
+        console.json(found)
+        return
     rows = [(view.id, view.status, _model_of(view), _prompt_of(view)) for view in found]
-    table(("job", "status", "model", "prompt"), rows, nothing="no jobs yet")
-    return 0
+    console.table(("job", "status", "model", "prompt"), rows, nothing="no jobs yet")
 
 
 def _model_of(view: JobView) -> str:
@@ -230,33 +182,17 @@ def _prompt_of(view: JobView) -> str:
     return " ".join(text.split())[:60]
 
 
-async def cancel(settings: Settings, ids: Sequence[str]) -> int:
+async def cancel(settings: Settings, ids: Annotated[list[str], typer.Argument(help="The ids of jobs.")]) -> int:
     """Cancel each; the status is 1 when one had ended otherwise or is unknown."""
-    from agents.client import jobs as desk
-
     status = 0
     async with running_bus(settings) as bus:
         for id in ids:
             try:
-                view = await desk.cancel(bus, id)
+                view = await client.cancel(bus, id)
             except DarkroomError as error:
-                sys.stderr.write(f"darkroom: {error}\n")
+                console.note(f"darkroom: {error}")
                 status = 1
                 continue
-            say(f"{id} {view.status}")
+            console.line(f"{id} {view.status}")
             status = status if view.status == "cancelled" else 1
     return status
-
-
-async def tail(settings: Settings, pattern: str, as_json: bool) -> int:
-    """Follow the bus until interrupted."""
-    from agents.telemetry import agent as telemetry
-
-    async with running_bus(settings) as bus:
-        async for message in telemetry.tail(bus, pattern):
-            if as_json:
-                subject, data = message.subject, msgspec.Raw(message.data)
-                say(msgspec.json.encode({"subject": subject, "payload": data}).decode())
-            else:
-                say(telemetry.line(message.subject, message.data, time.time()))
-    return 0

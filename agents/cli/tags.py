@@ -1,88 +1,87 @@
-"""`darkroom tags`: the command line of tags."""
+"""`darkroom tags …`."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
-import anyio
 import typer
 
-from agents.cli.options import Config, Data, Json, Nats, exit_with, read_settings
-from bus.errors import UserError
+from agents.catalog.descriptions import tag_name
+from agents.cli import console
+from agents.cli.catalog import model_called
+from agents.cli.service import CATALOGUING, running_bus
+from agents.client import catalog as client
+from agents.client.catalog import ask
+from bus.client import Bus
+from bus.errors import Declined
+from schemas.catalog import DropTag, PutTag, Tagged, TagModels, TagReply
+from schemas.models import Tag
+from schemas.settings import Settings
 
-app = typer.Typer(pretty_exceptions_enable=False)
-
-Tag = Annotated[str, typer.Argument(help="A tag's name.")]
-Models = Annotated[list[str], typer.Argument(help="Models: names, file names, or 8 or more digits of a hash.")]
+Name = Annotated[str, typer.Argument(help="A tag's name.")]
 Color = Annotated[str, typer.Argument(help="#rrggbb, or '' for none.")]
+Models = Annotated[list[str], typer.Argument(help="Models: names, file names, or 8 or more digits of a hash.")]
 
 
-@app.callback(invoke_without_command=True)
-def default(
-    context: typer.Context, data: Data = None, nats: Nats = None, config: Config = None, json: Json = False
-) -> None:
-    """List, make, change and delete tags; put them on models and take them off. Without a command: list them."""
-    if context.invoked_subcommand is None:
-        list_tags(data, nats, config, json)
-    elif data or nats or config or json:
-        raise UserError(f"options go behind the command: darkroom tags {context.invoked_subcommand} …")
+async def list_tags(settings: Settings, as_json: bool = False) -> None:
+    """A table of the tags."""
+    async with running_bus(settings, start=(CATALOGUING,)) as bus:
+        found = [tag async for tag in client.tags(bus)]
+    if as_json:
+        console.json(found)
+        return
+    rows = [(tag.name, tag.color, f"{tag.models:,}") for tag in found]
+    console.table(("tag", "colour", "models"), rows, nothing="no tags yet")
 
 
-@app.command("list")
-def list_tags(data: Data = None, nats: Nats = None, config: Config = None, json: Json = False) -> None:
-    """List the tags, with how many models have each."""
-    from agents.cli.catalog import tags as command
-
-    exit_with(anyio.run(command, read_settings(data, nats, config), json))
-
-
-@app.command()
-def add(
-    name: Tag,
-    color: Annotated[str, typer.Option(help="#rrggbb")] = "",
-    data: Data = None,
-    nats: Nats = None,
-    config: Config = None,
-) -> None:
+async def add(settings: Settings, name: Name, color: Annotated[str, typer.Option(help="#rrggbb")] = "") -> None:
     """Make a tag."""
-    from agents.cli.catalog import add_tag as command
-
-    exit_with(anyio.run(command, read_settings(data, nats, config), name, color))
-
-
-@app.command()
-def rename(name: Tag, new: Tag, data: Data = None, nats: Nats = None, config: Config = None) -> None:
-    """Call a tag something else."""
-    from agents.cli.catalog import change_tag as command
-
-    exit_with(anyio.run(command, read_settings(data, nats, config), name, new, None))
+    async with running_bus(settings, start=(CATALOGUING,)) as bus:
+        await ask(bus, PutTag(name=name, color=color), TagReply)
 
 
-@app.command()
-def color(name: Tag, color: Color, data: Data = None, nats: Nats = None, config: Config = None) -> None:
+async def rename(settings: Settings, name: Name, new: Name) -> None:
+    """Give a tag another name."""
+    async with running_bus(settings, start=(CATALOGUING,)) as bus:
+        await ask(bus, PutTag(id=(await _tag(bus, name)).id, name=new), TagReply)
+
+
+async def color(settings: Settings, name: Name, color: Color) -> None:
     """Give a tag a colour."""
-    from agents.cli.catalog import change_tag as command
-
-    exit_with(anyio.run(command, read_settings(data, nats, config), name, None, color))
-
-
-@app.command()
-def delete(name: Tag, data: Data = None, nats: Nats = None, config: Config = None) -> None:
-    """Delete a tag; it is taken off every model."""
-    from agents.cli.catalog import drop_tag as command
-
-    exit_with(anyio.run(command, read_settings(data, nats, config), name))
+    async with running_bus(settings, start=(CATALOGUING,)) as bus:
+        await ask(bus, PutTag(id=(await _tag(bus, name)).id, color=color), TagReply)
 
 
-@app.command()
-def put(name: Tag, models: Models, data: Data = None, nats: Nats = None, config: Config = None) -> None:
-    """Put a tag on models; one that does not exist is made."""
-    from agents.cli.catalog import tag_models as command
+async def delete(settings: Settings, name: Name) -> None:
+    """Delete a tag."""
+    async with running_bus(settings, start=(CATALOGUING,)) as bus:
+        reply = await ask(bus, DropTag(id=(await _tag(bus, name)).id), TagReply)
+    console.note(f"{reply.tag.name} is off {console.counted(reply.tag.models, 'model')}")
 
-    exit_with(anyio.run(command, read_settings(data, nats, config), models, [name], []))
+
+async def put(settings: Settings, name: Name, models: Models) -> None:
+    """Put a tag on models, and print what tags each has then."""
+    await _change(settings, models, put=(name,))
 
 
-@app.command()
-def take(name: Tag, models: Models, data: Data = None, nats: Nats = None, config: Config = None) -> None:
-    """Take a tag off models."""
-    from agents.cli.catalog import tag_models as command
+async def take(settings: Settings, name: Name, models: Models) -> None:
+    """Take a tag off models, and print what tags each has then."""
+    await _change(settings, models, take=(name,))
 
-    exit_with(anyio.run(command, read_settings(data, nats, config), models, [], [name]))
+
+async def _change(
+    settings: Settings, names: Sequence[str], *, put: tuple[str, ...] = (), take: tuple[str, ...] = ()
+) -> None:
+    async with running_bus(settings, start=(CATALOGUING,)) as bus:
+        meant = {(model := (await model_called(bus, name)).model).sha256: model.name for name in names}
+        reply = await ask(bus, TagModels(models=tuple(meant), put=put, take=take), Tagged)
+    rows = [(name, ", ".join(has)) for name, has in zip(meant.values(), reply.tags, strict=True)]
+    console.table(("model", "tags"), rows, nothing="")
+
+
+async def _tag(bus: Bus, name: str) -> Tag:
+    """The tag that is called so, however it is written. Raises Declined."""
+    kept = tag_name(name)
+    async for tag in client.tags(bus):
+        if tag.name == kept:
+            return tag
+    raise Declined("unknown-tag", f"There is no tag {kept!r}; `darkroom tags` lists them.")

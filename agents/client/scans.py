@@ -6,7 +6,7 @@ being hashed further than before, and, until every root has been looked at, that
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime
 
 import anyio
@@ -33,13 +33,19 @@ _HASHING_SECONDS = 30.0
 
 _PAGE = 1000
 
+Show = Callable[[int, int], object]
 
-async def look(bus: Bus, settings: Settings, *, quiet: bool) -> list[RootState]:
-    """Have every root looked at, wait for what is found, and return how they are. Raises UserError without a watcher,
-    and for a folder that does not answer."""
+
+def _unshown(files: int, left: int) -> None:
+    pass
+
+
+async def look(bus: Bus, settings: Settings, show: Show = _unshown) -> list[RootState]:
+    """Have every root looked at, wait for what is found, and return how they are; `show` gets how many files there are
+    and how many are left. Raises UserError without a watcher, and for a folder that does not answer."""
     wanted = {root: (await _ask(bus, root, look=True)).look for root in settings.roots}
     hashing = settings.bus.ack_wait + _HASHING_SECONDS
-    return await _followed(bus, wanted, settings.watcher.stable + 1, hashing, quiet=quiet)
+    return await _followed(bus, wanted, settings.watcher.stable + 1, hashing, show)
 
 
 async def compare(bus: Bus) -> int:
@@ -98,31 +104,28 @@ async def _ask(bus: Bus, root: str, *, look: bool = False, after: str = "", limi
         raise UserError(f"no watcher answers for root {root}: is one running that has it among its roots?") from error
 
 
-async def _followed(
-    bus: Bus, wanted: dict[str, int], patience: float, hashing: float, *, quiet: bool
-) -> list[RootState]:
+async def _followed(bus: Bus, wanted: dict[str, int], patience: float, hashing: float, show: Show) -> list[RootState]:
     """Ask until every root has been looked at and nothing in it is on the way. Files that do not settle within
     `patience` seconds of the last progress are left to the watcher, and those that are not hashed within `hashing`
     seconds of it to a hasher: they are named."""
     seen, since = _Seen(), bus.clock.steady()
     async with bus.listen(TICK_HASH.filter()) as ticks:
-        with _bar(quiet) as show:
-            while True:
-                states = [await _asked_anew(bus, root, wanted) for root in wanted]
-                left = sum(state.unhashed for state in states)
-                fresh = sum(state.waiting for state in states)
-                show(sum(state.files for state in states), left + fresh)
-                looked = all(state.looks >= wanted[state.root] for state in states)
-                if seen.progress(left + fresh, looked, sum(state.folders for state in states), _received(ticks)):
-                    since = bus.clock.steady()
-                silent = bus.clock.steady() - since
-                if looked and (not left + fresh or silent > (hashing if left else patience)):
-                    named = [await _named(bus, state) for state in states]
-                    if silent > hashing or not any(state.unhashed for state in named):  # else one was let in just now
-                        return named
-                if not looked and silent > _LOOKING_SECONDS:
-                    raise UserError(f"the folders were not looked at within {_LOOKING_SECONDS:g} s: is a disk away?")
-                await anyio.sleep(_ASK_AGAIN)
+        while True:
+            states = [await _asked_anew(bus, root, wanted) for root in wanted]
+            left = sum(state.unhashed for state in states)
+            fresh = sum(state.waiting for state in states)
+            show(sum(state.files for state in states), left + fresh)
+            looked = all(state.looks >= wanted[state.root] for state in states)
+            if seen.progress(left + fresh, looked, sum(state.folders for state in states), _received(ticks)):
+                since = bus.clock.steady()
+            silent = bus.clock.steady() - since
+            if looked and (not left + fresh or silent > (hashing if left else patience)):
+                named = [await _named(bus, state) for state in states]
+                if silent > hashing or not any(state.unhashed for state in named):  # else one was let in just now
+                    return named
+            if not looked and silent > _LOOKING_SECONDS:
+                raise UserError(f"the folders were not looked at within {_LOOKING_SECONDS:g} s: is a disk away?")
+            await anyio.sleep(_ASK_AGAIN)
 
 
 async def _asked_anew(bus: Bus, root: str, wanted: dict[str, int]) -> RootState:
@@ -177,18 +180,3 @@ def line(file: WaitingFile) -> str:
     """What waits, since when and why, on a line."""
     since = datetime.fromtimestamp(file.since).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     return f"{file.path.rel}: waits since {since}: {file.why}"
-
-
-@contextmanager
-def _bar(quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Shows how many files there are and how many are left: a bar on a terminal, else nothing."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda files, left: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("files", total=None)
-        yield lambda files, left: bar.update(task, total=files, completed=files - left)

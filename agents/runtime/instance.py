@@ -15,7 +15,7 @@ _LOCK, _NOTE = "lock", "run.json"
 
 
 class Running(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a running service is. `http_url` is empty while it has no front door."""
+    """Where a running service is. `http_url` is empty while no bridge runs."""
 
     pid: int
     nats_url: str

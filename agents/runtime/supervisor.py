@@ -38,7 +38,7 @@ _STARVED_BYTES, _ROOM_BYTES = 1024**2, 32 * 1024**2
 
 @dataclass
 class Group:
-    """One child process and the agents in it. `failed` holds what a child said before it gave up for good."""
+    """One child process and the agents in it. `failed` holds what a child reported before it gave up."""
 
     names: Sequence[str]
     ready: dict[str, str] = field(default_factory=dict)
@@ -153,7 +153,7 @@ async def _supervise(group: Group, url: str, settings: Settings, on_ready: Calla
 
 
 async def _run_child(group: Group, url: str, settings: Settings, on_ready: Callable[[str], object]) -> int:
-    command = [sys.executable, "-m", "agents.cli.app", "run", *group.names, "--nats", url, "--supervised"]
+    command = [sys.executable, "-m", "agents.cli.app", "supervised", *group.names, "--nats", url]
     process = await anyio.open_process(
         command,
         stdin=subprocess.PIPE,
@@ -167,7 +167,7 @@ async def _run_child(group: Group, url: str, settings: Settings, on_ready: Calla
         if address := group.ready.get("bridge"):  # whoever knows it finds it there again
             http = msgspec.structs.replace(settings.http, port=int(address.rsplit(":", 1)[1]))
             settings = msgspec.structs.replace(settings, http=http)
-        with suppress(anyio.BrokenResourceError):  # it died at once; its status tells
+        with suppress(anyio.BrokenResourceError):  # it died at once; its status is the reason
             await process.stdin.send(msgspec.json.encode(settings) + b"\n")
         async for line in _lines(TextReceiveStream(process.stdout)):
             word, _, rest = line.partition(" ")

@@ -1,4 +1,4 @@
-"""A catalog made anew of its history is the same, row for row; where the live one was tampered with, it says where."""
+"""A catalog made anew of its history is the same, row for row; where the live one was tampered with is named."""
 
 import functools
 import sqlite3
@@ -13,7 +13,7 @@ from agents.catalog.database import Database
 from agents.catalog.descriptions import add_picture, add_tags, put_layer
 from agents.catalog.facts import apply
 from agents.catalog.outputs import add_outputs
-from agents.cli.rebuild import rebuild
+from agents.cli.rebuild import rebuild_into
 from agents.migrator import agent as migrator
 from bus.client import Bus
 from bus.errors import UserError
@@ -78,7 +78,7 @@ def rows(path: Path, query: str) -> list[Any]:
 async def test_a_catalog_made_of_its_history_is_the_same_row_for_row(bus: Bus, path: Path):
     async with published(bus, path):
         await all_published(path)
-        found = await rebuild(bus, path, path.with_name("new.db"))
+        found = await rebuild_into(bus, path, path.with_name("new.db"))
     assert found.same, found.tables
     counts = {table.table: table.live for table in found.tables}
     assert counts["models"] == 701 and counts["pending_import"] == 1 and counts["outputs"] == 1
@@ -87,11 +87,11 @@ async def test_a_catalog_made_of_its_history_is_the_same_row_for_row(bus: Bus, p
 
 
 async def test_what_was_not_published_yet_counts_too(bus: Bus, path: Path):
-    found = await rebuild(bus, path, path.with_name("new.db"))
+    found = await rebuild_into(bus, path, path.with_name("new.db"))
     assert found.same and found.transactions == len(rows(path, "SELECT 1 FROM outbox WHERE kind = 'catalog.changed'"))
     last = rows(path, "SELECT payload, msg_id FROM outbox WHERE kind = 'catalog.changed' ORDER BY id")[0]
     await bus.publish_raw(CATALOG_CHANGED(), last[0].encode(), msg_id=last[1])  # stored, and not forgotten yet
-    assert (await rebuild(bus, path, path.with_name("newer.db"))).same
+    assert (await rebuild_into(bus, path, path.with_name("newer.db"))).same
 
 
 async def test_a_row_that_was_tampered_with_is_named(bus: Bus, path: Path):
@@ -100,10 +100,10 @@ async def test_a_row_that_was_tampered_with_is_named(bus: Bus, path: Path):
         db.execute("DELETE FROM model_tags")
         db.execute("INSERT INTO tags VALUES (99, 'smuggled', '', 1.0)")
         db.commit()
-    found = await rebuild(bus, path, path.with_name("new.db"))
-    told = {table.table: (table.missing, table.extra, table.different, table.keys) for table in found.tables}
-    assert told["models"] == (0, 0, 1, (sha("content 3"),))
-    assert told["model_tags"][:3] == (0, 2, 0) and told["tags"] == (1, 0, 0, ("99",))
+    found = await rebuild_into(bus, path, path.with_name("new.db"))
+    found_in = {table.table: (table.missing, table.extra, table.different, table.keys) for table in found.tables}
+    assert found_in["models"] == (0, 0, 1, (sha("content 3"),))
+    assert found_in["model_tags"][:3] == (0, 2, 0) and found_in["tags"] == (1, 0, 0, ("99",))
     assert not found.same
 
 
@@ -112,32 +112,32 @@ async def test_a_rebuilt_catalog_is_one_that_a_migrator_takes_up_and_can_be_sear
         await all_published(path)
     new = path.with_name("new.db")
     path.rename(path.with_name("lost.db"))
-    found = await rebuild(bus, path, new)
+    found = await rebuild_into(bus, path, new)
     assert found.tables == () and found.transactions > 3
     assert rows(new, "SELECT count(*) FROM search WHERE search MATCH 'quoted'") == [(1,)]
     assert rows(new, "SELECT count(*) FROM search_outputs WHERE search_outputs MATCH 'fox'") == [(1,)]
     new.rename(path)
     async with published(bus, path):
-        assert (await rebuild(bus, path, path.with_name("again.db"))).same
+        assert (await rebuild_into(bus, path, path.with_name("again.db"))).same
 
 
 async def test_a_catalog_from_before_the_history_tells_all_it_has_first(bus: Bus, tmp_path: Path):
     path = tmp_path / "catalog.db"
     async with Database.open(path, now=clock) as db:
         await apply(db, [("m1", hashed("a.safetensors", "dream"))], now=1.0)
-    with closing(sqlite3.connect(path)) as db_then:  # as version 1 left it: rows, and nothing said of them
+    with closing(sqlite3.connect(path)) as db_then:  # as version 1 left it: rows, and nothing published of them
         db_then.execute("DELETE FROM outbox")
         db_then.execute("DELETE FROM db_meta")
         db_then.commit()
     async with Database.open(path, now=clock):
         pass
-    assert (await rebuild(bus, path, tmp_path / "new.db")).same
+    assert (await rebuild_into(bus, path, tmp_path / "new.db")).same
 
 
 async def test_a_history_with_a_hole_and_a_name_that_is_taken_are_told_in_a_sentence(bus: Bus, path: Path):
     [file] = (path.parent / "history").iterdir()
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(UserError, match="damaged"):
-        await rebuild(bus, path, path.with_name("new.db"))
+        await rebuild_into(bus, path, path.with_name("new.db"))
     with pytest.raises(UserError, match="there already"):
-        await rebuild(bus, path, path)
+        await rebuild_into(bus, path, path)

@@ -1,4 +1,4 @@
-"""`darkroom verify` looks at every file that the catalog refers to, and names what is not as it says."""
+"""`darkroom verify` looks at every file that the catalog refers to, and names what differs."""
 
 import hashlib
 import json
@@ -15,7 +15,8 @@ from agents.catalog.database import Database
 from agents.catalog.descriptions import add_picture, picture_encoded
 from agents.catalog.facts import apply
 from agents.catalog.outputs import add_outputs
-from agents.cli.verify import new_history, rebuild, verify
+from agents.cli.rebuild import new_history, rebuild
+from agents.cli.verify import verify
 from agents.images.model_pictures import encode_picture, picture_names
 from agents.storage.database import owned
 from agents.storage.paths import file_key, stat_of
@@ -77,7 +78,7 @@ async def settings(tmp_path: Path) -> Settings:
 async def problems(
     settings: Settings, capsys: pytest.CaptureFixture[str], *, quick: bool = False, **more: int
 ) -> set[str]:
-    """What is told: about and error of each problem, in short."""
+    """What is printed: about and error of each problem, in short."""
     status = await verify(settings, quick, True)
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert status == (1 if found["problems"] else 0)
@@ -106,8 +107,8 @@ async def test_another_content_of_the_same_length_is_found_unless_it_should_be_q
     file = Path(settings.roots["models"]) / "50%ü.safetensors"
     file.write_bytes(model(fill=2))
     assert await problems(settings, capsys, quick=True) == set()
-    [told] = await problems(settings, capsys)
-    assert told.startswith("model: its SHA-256 is")
+    [problem] = await problems(settings, capsys)
+    assert problem.startswith("model: its SHA-256 is")
 
 
 async def test_what_is_gone_or_changed_is_named(settings: Settings, capsys: pytest.CaptureFixture[str]):
@@ -148,8 +149,8 @@ async def test_a_root_that_is_not_known_here_is_a_problem_and_no_catalog_an_erro
     settings: Settings, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
     elsewhere = Settings(data_dir=settings.data_dir, roots={"other": str(tmp_path)})
-    [told] = await problems(elsewhere, capsys)
-    assert told == "model: its root 'models' is not among those known here (other)"
+    [problem] = await problems(elsewhere, capsys)
+    assert problem == "model: its root 'models' is not among those known here (other)"
     with pytest.raises(UserError, match="is not there"):
         await verify(Settings(data_dir=str(tmp_path / "none")), False, False)
     put(tmp_path / "rubbish" / "catalog.db", b"no database" * 1000)
@@ -157,20 +158,20 @@ async def test_a_root_that_is_not_known_here_is_a_problem_and_no_catalog_an_erro
         await verify(Settings(data_dir=str(tmp_path / "rubbish")), False, False)
 
 
-async def test_rebuilding_beside_a_damaged_catalog_says_in_one_sentence_what_to_do(settings: Settings):
+async def test_rebuilding_next_to_a_damaged_catalog_is_refused_with_what_to_do(settings: Settings):
     data = Path(settings.data_dir)
     (data / "nats").mkdir()
     put(data / "catalog.db", b"no database" * 1000)
     with pytest.raises(BaseException) as raised:
-        await rebuild(settings, None, False)
-    told = sole(raised.value)
-    assert isinstance(told, UserError) and "rebuild --replace" in str(told)
+        await rebuild(settings)
+    error = sole(raised.value)
+    assert isinstance(error, UserError) and "rebuild --replace" in str(error)
     assert not (data / "catalog.rebuilt.db").exists()
 
 
 async def test_rebuilding_in_a_folder_without_a_history_is_an_error_and_makes_nothing(tmp_path: Path):
     with pytest.raises(UserError, match="no history"):
-        await rebuild(Settings(data_dir=str(tmp_path / "mistyped")), None, False)
+        await rebuild(Settings(data_dir=str(tmp_path / "mistyped")))
     assert not (tmp_path / "mistyped").exists()
 
 
@@ -183,7 +184,7 @@ async def test_a_new_history_holds_what_the_catalog_holds_and_the_catalog_can_be
     assert "a new history begins with all that it holds" in capsys.readouterr().out
     before = content(data / "catalog.db")
     (data / "catalog.db").write_bytes(b"no database" * 1000)
-    assert await rebuild(settings, None, False, replace=True) == 0
+    assert await rebuild(settings, replace=True) == 0
     assert "made of 1 transactions" in capsys.readouterr().out
     assert content(data / "catalog.db") == before
     assert [one.file for one in listed(data) if one.file == "catalog.db"] == ["catalog.db"]
@@ -197,7 +198,7 @@ async def test_a_new_history_with_nothing_puts_the_catalog_into_the_trash(settin
     await new_history(settings, empty=True)
     assert not any(content(data / "catalog.db").values())
     assert "catalog.db" in {one.file for one in listed(data)}
-    assert await rebuild(settings, data / "again.db", False) == 0
+    assert await rebuild(settings, data / "again.db") == 0
     assert {file: file.read_bytes() for file in (data / "images").glob("*.webp")} == pictures
 
 
@@ -209,7 +210,7 @@ async def test_a_catalog_that_has_changes_to_publish_is_not_replaced_without_the
         await put_tag(db, PutTag(name="late"))
     before = content(data / "catalog.db")
     with pytest.raises(BaseException) as raised:
-        await rebuild(settings, None, False, replace=True)
+        await rebuild(settings, replace=True)
     assert "start Darkroom once" in str(sole(raised.value))
     assert content(data / "catalog.db") == before
 
@@ -218,10 +219,10 @@ async def test_a_catalog_in_use_is_not_replaced_and_without_a_history_nothing_is
     data = Path(settings.data_dir)
     (data / "nats").mkdir()
     with owned(data / "catalog.db"):
-        for command in (new_history(settings, empty=True), rebuild(settings, None, False, replace=True)):
+        for command in (new_history(settings, empty=True), rebuild(settings, replace=True)):
             with pytest.raises(BaseException) as raised:
                 await command
             assert "is in use by another darkroom" in str(sole(raised.value))
     with pytest.raises(BaseException) as raised:
-        await rebuild(settings, None, False, replace=True)
+        await rebuild(settings, replace=True)
     assert "has no history" in str(sole(raised.value))

@@ -32,7 +32,7 @@ async def drop(bus: Bus, tmp_path: Path) -> AsyncIterator[Drop]:
 async def scanned(drop: Drop, seconds: float = 20) -> RootState:
     settings = Settings(roots=drop.roots, watcher=QUICK_WATCH, bus=QUICK)
     with anyio.fail_after(seconds):
-        (state,) = await scans.look(drop.bus, settings, quiet=True)
+        (state,) = await scans.look(drop.bus, settings)
     return state
 
 
@@ -117,7 +117,7 @@ async def test_who_was_started_anew_and_counts_from_the_beginning_is_asked_again
     async with running(asked):
         with anyio.fail_after(10):
             if died == "watcher":
-                await scans.look(bus, Settings(roots={"models": "/"}, bus=QUICK), quiet=True)
+                await scans.look(bus, Settings(roots={"models": "/"}, bus=QUICK))
             else:
                 assert await scans.compare(bus) == 0
 
@@ -163,4 +163,4 @@ async def test_the_files_that_wait_come_in_pages_over_all_roots(bus: Bus, tmp_pa
 
 async def test_a_root_that_nobody_watches_is_an_error(bus: Bus) -> None:
     with pytest.raises(UserError, match="no watcher answers for root models"):
-        await scans.look(bus, Settings(roots={"models": "/"}), quiet=True)
+        await scans.look(bus, Settings(roots={"models": "/"}))

@@ -17,7 +17,7 @@ from agents.catalog.errors import CatalogApart
 from agents.catalog.facts import apply
 from agents.catalog.outbox import outgoing
 from agents.catalog.promotion import promote_present
-from agents.cli.rebuild import rebuild
+from agents.cli.rebuild import rebuild_into
 from agents.migrator.relay import SUBJECTS, CatalogOutbox
 from agents.migrator.replay import UNFORGOTTEN, prepare
 from bus.client import Bus
@@ -115,7 +115,7 @@ async def test_a_stream_that_was_purged_or_made_again_gets_a_history_of_all_ther
         fact = (await bus.last(CATALOG_CHANGED)).payload  # type: ignore[union-attr]
         assert await stored(bus) == [*ready, fact.id]
         assert fact.number == 1 and len(fact.lineage) == {"more": 1, "again": 2}[name]
-        assert (await rebuild(bus, db.path, db.path.with_name(f"{name}.rebuilt.db"))).same
+        assert (await rebuild_into(bus, db.path, db.path.with_name(f"{name}.rebuilt.db"))).same
 
 
 async def test_a_history_whose_beginning_was_purged_begins_again(bus: Bus, db: Database):
@@ -127,7 +127,7 @@ async def test_a_history_whose_beginning_was_purged_begins_again(bus: Bus, db: D
     await db.begin_history(opening.after)
     await relayed(bus, db)
     assert (await bus.last(CATALOG_CHANGED)).payload.number == 1  # type: ignore[union-attr]
-    assert (await rebuild(bus, db.path, db.path.with_name("rebuilt.db"))).same
+    assert (await rebuild_into(bus, db.path, db.path.with_name("rebuilt.db"))).same
 
 
 async def test_a_relay_never_publishes_behind_another_catalogs_history(bus: Bus, db: Database, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Running agents: what a process tells of itself tells nothing of its users."""
+"""Running agents: what a process logs has nothing of its users in it."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ def fail():
 
 LOGS = """
 import structlog
-from agents.runtime.runner import configure_logging
+from agents.runtime.logs import configure_logging
 configure_logging("info")
 try:
     fail()
@@ -29,15 +29,17 @@ except RuntimeError:
 """
 
 COMMANDS = """
-from agents import cli, tagcli
-cli.app.command("fail")(fail)
-tagcli.app.command("fail")(fail)
+import types
+from agents.cli import app
+from agents.cli.options import Command
+sys.modules["agents.cli.failing"] = types.SimpleNamespace(fail=fail)
+app.COMMANDS["fail"] = app.COMMANDS["tags"].commands["fail"] = Command("failing:fail", "Fail.", "")
 sys.argv = ["darkroom", *sys.argv[1:]]
-cli.main()
+app.main()
 """
 
 
-def told_on_a_terminal(code: str, *arguments: str) -> str:
+def on_a_terminal(code: str, *arguments: str) -> str:
     """What a child prints to standard error when that is a terminal."""
     ours, theirs = os.openpty()
     with os.fdopen(ours, "rb", buffering=0) as terminal:
@@ -45,14 +47,14 @@ def told_on_a_terminal(code: str, *arguments: str) -> str:
             [sys.executable, "-c", code, *arguments], stdout=theirs, stderr=theirs, cwd=Path(__file__).parents[2]
         )
         os.close(theirs)
-        said = b""
+        shown = b""
         try:
             while data := terminal.read(1 << 16):
-                said += data
+                shown += data
         except OSError:  # which is how a terminal ends
             pass
         child.wait()
-    return said.decode()
+    return shown.decode()
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,6 @@ def told_on_a_terminal(code: str, *arguments: str) -> str:
     ids=["log", "command", "subcommand"],
 )
 def test_a_traceback_on_a_terminal_has_no_prompts_and_no_keys_in_it(code: str, arguments: tuple[str, ...]):
-    said = told_on_a_terminal(FAILS + code, *arguments)
-    assert "RuntimeError" in said and "it broke" in said
-    assert PROMPT not in said and KEY not in said
+    shown = on_a_terminal(FAILS + code, *arguments)
+    assert "RuntimeError" in shown and "it broke" in shown
+    assert PROMPT not in shown and KEY not in shown

@@ -44,7 +44,7 @@ def test_lists_and_tables_in_the_environment_are_json():
 
 
 @pytest.mark.parametrize(
-    ("file", "environment", "says"),
+    ("file", "environment", "why"),
     [
         ("surprise = 1\n", {}, "surprise"),
         ("[bus]\nsurprise = 1\n", {}, "surprise"),
@@ -59,9 +59,9 @@ def test_lists_and_tables_in_the_environment_are_json():
         ("not toml", {}, "TOML"),
     ],
 )
-def test_what_is_unknown_or_out_of_range_is_refused_by_name(here: Path, file: str, environment: dict, says: str):
+def test_what_is_unknown_or_out_of_range_is_refused_by_name(here: Path, file: str, environment: dict, why: str):
     (here / "darkroom.toml").write_text(file)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=why):
         load({}, environment)
 
 

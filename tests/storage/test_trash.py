@@ -103,15 +103,15 @@ def test_a_link_is_moved_and_removed_itself_and_not_what_it_leads_to(tmp_path: P
 def test_the_command_lists_restores_and_empties(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = swept(tmp_path, "a.webp", "b.webp")
     settings = Settings(data_dir=str(tmp_path))
-    trash.show(settings, False)
+    trash.list_trash(settings)
     out = capsys.readouterr().out
     assert first in out and "2 files of 18 bytes; each is kept for 30 days" in out
-    trash.put_back(settings, [first], False, None)
+    trash.restore(settings, [first])
     assert capsys.readouterr().out == f"{tmp_path / 'a.webp'}\n"
     with pytest.raises(UserError, match="--all"):
-        trash.put_back(settings, [], False, None)
-    trash.put_back(settings, [], True, tmp_path / "kept")
+        trash.restore(settings)
+    trash.restore(settings, every=True, to=tmp_path / "kept")
     assert (tmp_path / "kept" / Path(second).name).is_file()
     swept(tmp_path, "c.webp")
-    trash.remove(settings, 0)
+    trash.empty(settings)
     assert capsys.readouterr().out.endswith("1 file of 9 bytes removed\n") and listed(tmp_path) == []
