@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agents.cli import files as filecommands
+from schemas.settings import HasherSettings, Settings
 from tests.ingest.making import SD15, encoded, header, model, put
 
 HOSTILE = (
@@ -36,6 +39,10 @@ def darkroom(*arguments: str | Path, folder: Path, **options: Any) -> subprocess
     return subprocess.run(command, cwd=folder, capture_output=True, timeout=60, env=environment(), **options)
 
 
+def side_by_side(count: int) -> Settings:
+    return Settings(hasher=HasherSettings(parallel=count))
+
+
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
@@ -54,7 +61,7 @@ def test_a_line_is_what_sha256sum_writes_and_checks_whatever_the_name(tmp_path: 
 def test_many_files_side_by_side_come_in_the_order_given(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     sizes = [0, 3 << 20, 1, 5 << 20, 1 << 20, (1 << 20) + 1] * 5
     names = [str(put(tmp_path / str(n), bytes([n]) * size)) for n, size in enumerate(sizes)]
-    assert filecommands.hash_files(names, 4, as_json=False) == 0
+    assert filecommands.hash_files(side_by_side(4), names) == 0
     lines = [
         f"{hashlib.sha256(bytes([n]) * size).hexdigest()}  {name}"
         for n, (name, size) in enumerate(zip(names, sizes, strict=True))
@@ -83,7 +90,7 @@ def test_what_can_not_be_hashed_is_told_and_the_others_go_on(tmp_path: Path):
 def test_json_has_every_hash_that_applies(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     content = model()
     files = [put(tmp_path / "a.safetensors", content), put(tmp_path / "b\udcff.txt", b"text")]
-    assert filecommands.hash_files([str(file) for file in files], 2, as_json=True) == 0
+    assert filecommands.hash_files(side_by_side(2), [str(file) for file in files], as_json=True) == 0
     first, second = json.loads(capfd.readouterr().out)
     sha256 = hashlib.sha256(content).hexdigest()
     data = content[8 + int.from_bytes(content[:8], "little") :]
@@ -96,7 +103,7 @@ def test_json_has_every_hash_that_applies(tmp_path: Path, capfd: pytest.CaptureF
 
 def test_blake3_is_there_where_its_package_is(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     blake3 = pytest.importorskip("blake3")
-    filecommands.hash_files([str(put(tmp_path / "a", b"x"))], 1, as_json=True)
+    filecommands.hash_files(side_by_side(1), [str(put(tmp_path / "a", b"x"))], as_json=True)
     assert json.loads(capfd.readouterr().out)[0]["blake3"] == blake3.blake3(b"x").hexdigest()
 
 
@@ -119,12 +126,26 @@ def test_ctrl_c_stops_within_a_buffer(tmp_path: Path):
             file.truncate(64 << 30)
     put(tmp_path / "0", b"")
     command = [sys.executable, "-m", "agents.cli.app", "hash", "0", "a", "b"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, env=environment()) as run:
-        assert run.stdout is not None and run.stdout.readline()
-        began = time.monotonic()
-        run.send_signal(signal.SIGINT)
-        assert run.wait(timeout=20) == 130
+    with interruptible(), subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, env=environment()) as run:
+        try:
+            assert run.stdout is not None and run.stdout.readline()
+            began = time.monotonic()
+            run.send_signal(signal.SIGINT)
+            assert run.wait(timeout=20) == 130
+        finally:
+            run.kill()
     assert time.monotonic() - began < 5
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Children take SIGINT as from a terminal, though this process may have been started with it ignored, as a script
+    starts what runs in its background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_on_a_terminal_a_bar_is_shown_and_leaves_the_lines_whole(tmp_path: Path):
@@ -221,17 +242,29 @@ def test_a_hostile_header_is_judged_quickly(tmp_path: Path, content: bytes, capf
     assert report["problem"].endswith(".") and report["kind"] == "unknown"
 
 
-def test_neither_imports_torch_nor_starts_anything(tmp_path: Path):
+def test_hash_and_inspect_import_nothing_that_they_do_not_need_and_start_nothing(tmp_path: Path):
     file = put(tmp_path / "x.safetensors", model())
-    code = (
-        "import sys; from agents.cli.files import hash_files, inspect_files; "
-        f"hash_files([{str(file)!r}], 1, True); inspect_files([{str(file)!r}], False); "
-        "heavy = {'torch', 'diffusers', 'transformers', 'nats', 'rich', 'yaml'} & set(sys.modules); "
-        "print(sorted(heavy), file=sys.stderr)"
-    )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
-    assert told.stderr.strip() == "[]"
+    for arguments in (("hash", str(file)), ("hash", "--json", str(file)), ("inspect", str(file))):
+        heavy = {"torch", "diffusers", "transformers", "nats", "rich", "yaml", "structlog", "sqlite3"}
+        assert not heavy & imported(*arguments)
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_help_imports_no_command():
+    modules = imported("--help")
+    assert not {"torch", "nats", "structlog", "sqlite3", "asyncio"} & modules
+    ours = {module for module in modules if module.startswith("agents.")}
+    assert ours == {"agents.cli", "agents.cli.app", "agents.cli.options"}
+
+
+def imported(*arguments: str) -> set[str]:
+    """The modules that a command has imported when it ends."""
+    code = (
+        "import atexit, sys; from agents.cli import app; "
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr)); app.main()"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    return set(subprocess.run(command, capture_output=True, text=True, env=environment(), check=True).stderr.split())
 
 
 def on_terminal(*arguments: str, folder: Path) -> str:
@@ -246,7 +279,7 @@ def on_terminal(*arguments: str, folder: Path) -> str:
             while data := os.read(ours, 65536):
                 shown += data
         except OSError:
-            pass  # how Linux says that the other side is closed
+            pass  # on Linux, the other side is closed
         finally:
             os.close(ours)
     return shown.decode()
