@@ -55,8 +55,19 @@ def test_every_setting_the_readme_shows_is_one(tmp_path: Path):
 
 
 def test_every_file_the_readme_names_exists():
-    for path in re.findall(r"\]\(([^)#:]+)\)", README):
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    quoted = re.findall(r"\b((?:agents|bus|deploy|schemas|tests)/[\w/.-]*)", README)
+    assert len(quoted) > 40
+    for path in {*links, *quoted} - {"agents/NAME.py"}:
         assert (ROOT / path).exists(), path
+
+
+def test_every_room_is_in_the_map_of_files():
+    files = README.split("## Files")[1].split("## Work on it")[0]
+    rooms = [path for path in (ROOT / "agents").iterdir() if path.suffix == ".py" or any(path.rglob("*.py"))]
+    for room in (*rooms, ROOT / "agents/web"):
+        if room.name not in ("__init__.py", "__pycache__"):
+            assert f"`agents/{room.name}{'/' * room.is_dir()}`" in files, room.name
 
 
 def test_every_dependency_earns_its_line():
