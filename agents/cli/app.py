@@ -1,5 +1,6 @@
 """The command line: bars on a terminal, plain lines otherwise, JSON where a script wants it, errors in one line."""
 
+import os
 import sys
 from typing import Annotated
 
@@ -148,6 +149,9 @@ def main() -> None:
             raise error from None
         if isinstance(error, KeyboardInterrupt):
             sys.exit(INTERRUPTED)
+        if isinstance(error, BrokenPipeError):  # a reader that has seen enough (`| head`)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be written at exit
+            sys.exit(FAILED)
         if callable(show := getattr(error, "show", None)):  # a wrong flag, shown by the parser
             show()
             sys.exit(USER_ERROR)

@@ -59,7 +59,7 @@ def hash_files(
     status, found = 0, []
     algorithms = _algorithms() if as_json else ("sha256",)
     pool = ThreadPoolExecutor(settings.hasher.parallel, "hash")
-    with pool, _Bar(files, shown=sys.stderr.isatty()) as bar, _pipe():
+    with pool, _Bar(files, shown=sys.stderr.isatty()) as bar:
         work = [pool.submit(_hashed, name, algorithms, bar, stop, cores) for name in files]
         try:
             for name, future in zip(files, work, strict=True):
@@ -123,21 +123,20 @@ def _hashes(name: str, size: int, digests: Digests) -> Hashes:
 def inspect_files(files: Annotated[list[str], typer.Argument(help="Model files.")], as_json: bool = False) -> int:
     """What is in the headers of model files and in their sidecars; 1 when some could not be read at all."""
     status, reports = 0, []
-    with _pipe():
-        for name in files:
-            try:
-                size = _regular(name).size
-                identity = _identified(name)
-            except (UserError, OSError, HeaderUnread) as error:
-                _write(sys.stderr.fileno(), _complaint(name, error))
-                status = 1
-                continue
-            sidecars = read_sidecars(name)
-            reports.append(_report(name, size, identity, sidecars))
-            if not as_json:
-                _show(rows(_text(name), size, identity, sidecars), first=len(reports) == 1)
-        if as_json:
-            _write(sys.stdout.fileno(), msgspec.json.encode(reports) + b"\n")
+    for name in files:
+        try:
+            size = _regular(name).size
+            identity = _identified(name)
+        except (UserError, OSError, HeaderUnread) as error:
+            _write(sys.stderr.fileno(), _complaint(name, error))
+            status = 1
+            continue
+        sidecars = read_sidecars(name)
+        reports.append(_report(name, size, identity, sidecars))
+        if not as_json:
+            _show(rows(_text(name), size, identity, sidecars), first=len(reports) == 1)
+    if as_json:
+        _write(sys.stdout.fileno(), msgspec.json.encode(reports) + b"\n")
     return status
 
 
@@ -253,16 +252,7 @@ def _write(fd: int, data: bytes) -> None:
         data = data[os.write(fd, data) :]
 
 
-@contextmanager
-def _pipe() -> Iterator[None]:
-    """A reader that has seen enough (`| head`) ends the command, quietly."""
-    try:
-        yield
-    except BrokenPipeError:
-        sys.exit(1)
-
-
-class _Share:
+class _Meter:
     """One file's share of the bar."""
 
     def __init__(self, bar: "_Bar", size: int) -> None:
@@ -300,8 +290,8 @@ class _Bar:
         if self.bars:
             self.bars.stop()
 
-    def meter(self, size: int) -> _Share:
-        return _Share(self, size)
+    def meter(self, size: int) -> _Meter:
+        return _Meter(self, size)
 
     def advance(self, count: int) -> None:
         if self.bars:

@@ -120,6 +120,17 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path: Path):
     assert run.returncode == 1
 
 
+def test_a_reader_that_is_gone_ends_any_command_quietly(tmp_path: Path):
+    command = [sys.executable, "-m", "agents.cli.app", "trash", "--data", str(tmp_path)]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    ) as run:
+        assert run.stdout is not None and run.stderr is not None
+        run.stdout.close()
+        assert run.stderr.read() == b""
+    assert run.returncode == 1
+
+
 def test_ctrl_c_stops_within_a_buffer(tmp_path: Path):
     for name in ("a", "b"):
         with (tmp_path / name).open("wb") as file:
