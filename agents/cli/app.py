@@ -7,12 +7,12 @@ from typing import Annotated
 import msgspec
 import typer
 
-from agents.cli.options import Command, Group, group
+from agents.cli.options import Command, CommandGroup, group
 from bus.errors import DarkroomError, UserError
 
 USER_ERROR, FAILED, INTERRUPTED = 2, 1, 130
 
-COMMANDS: dict[str, Command | Group] = {
+COMMANDS: dict[str, Command | CommandGroup] = {
     "up": Command(
         "service:up",
         "Run everything on this machine: the local bus, all agents, the page.",
@@ -69,7 +69,7 @@ COMMANDS: dict[str, Command | Group] = {
         "See it work: a tiny checkpoint is dropped into the models folder and makes two pictures.",
         "data port",
     ),
-    "tags": Group(
+    "tags": CommandGroup(
         "List, make, change and delete tags; put them on models and take them off. Without a command: list them.",
         {
             "list": Command("tags:list_tags", "List the tags, with how many models have each."),
@@ -81,7 +81,7 @@ COMMANDS: dict[str, Command | Group] = {
             "take": Command("tags:take", "Take a tag off models.", "data nats config"),
         },
     ),
-    "trash": Group(
+    "trash": CommandGroup(
         "What nothing in the catalog needed: list it, move it back, or remove it. Without a command: list it.",
         {
             "list": Command("trash:list_trash", "List what lies in the trash, oldest first.", "data config json"),

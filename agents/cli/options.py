@@ -77,7 +77,7 @@ class LazyCommand(typer.core.TyperCommand):
         return typer.main.get_command(single).make_context(*arguments, **more)
 
 
-def group(app: typer.Typer, commands: Mapping[str, "Command | Group"]) -> typer.core.TyperGroup:
+def group(app: typer.Typer, commands: Mapping[str, "Command | CommandGroup"]) -> typer.core.TyperGroup:
     """What typer makes of an app with a callback, with these commands in it."""
     made = typer.main.get_group(app)
     for name, command in commands.items():
@@ -85,7 +85,7 @@ def group(app: typer.Typer, commands: Mapping[str, "Command | Group"]) -> typer.
     return made
 
 
-class Group(NamedTuple):
+class CommandGroup(NamedTuple):
     """Commands below a command: `darkroom tags add`. Without one, `list` is run."""
 
     help: str

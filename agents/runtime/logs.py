@@ -5,8 +5,6 @@ from typing import Any
 
 import structlog
 
-log = structlog.get_logger()
-
 
 def configure_logging(level: str) -> None:
     """Log lines go to standard error: key=value on a terminal, JSON lines elsewhere. A traceback has no variables in

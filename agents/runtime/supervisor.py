@@ -58,7 +58,7 @@ async def service(
         with ExitStack() as stack:
             server = None
             if not settings.nats_url:
-                server = stack.enter_context(_Server(data_dir / "nats", settings.bus.store_bytes))
+                server = stack.enter_context(_LocalBus(data_dir / "nats", settings.bus.store_bytes))
             url = settings.nats_url or (server.running.url if server else "")
             announce(data_dir, Running(pid=os.getpid(), nats_url=url))
             children = [Group(names) for names in groups]
@@ -90,7 +90,7 @@ def make_roots(settings: Settings) -> None:
             Path(folder).mkdir(parents=True, exist_ok=True)
 
 
-class _Server:
+class _LocalBus:
     """The local nats-server, started again on the same port when it dies."""
 
     def __init__(self, folder: Path, store_bytes: int) -> None:
@@ -99,7 +99,7 @@ class _Server:
         self.starved = False
         self.running: LocalServer
 
-    def __enter__(self) -> "_Server":
+    def __enter__(self) -> "_LocalBus":
         self.running = self.stack.enter_context(
             local_server(self.folder, port=DEFAULT_PORT, store_bytes=self.store_bytes)
         )

@@ -261,13 +261,6 @@ def test_hash_and_inspect_import_nothing_that_they_do_not_need_and_start_nothing
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.safetensors"]
 
 
-def test_help_imports_no_command():
-    modules = imported("--help")
-    assert not {"torch", "nats", "structlog", "sqlite3", "asyncio"} & modules
-    ours = {module for module in modules if module.startswith("agents.")}
-    assert ours == {"agents.cli", "agents.cli.app", "agents.cli.options"}
-
-
 def imported(*arguments: str) -> set[str]:
     """The modules that a command has imported when it ends."""
     code = (

@@ -27,11 +27,11 @@ async def test_the_worked_example_of_a_nats_client_makes_a_picture(agents: Agent
 
 def test_every_command_is_in_the_readme():
     from agents.cli.app import COMMANDS
-    from agents.cli.options import Group
+    from agents.cli.options import CommandGroup
 
-    groups = [command.commands for command in COMMANDS.values() if isinstance(command, Group)]
+    groups = [command.commands for command in COMMANDS.values() if isinstance(command, CommandGroup)]
     for name, command in [row for commands in (COMMANDS, *groups) for row in commands.items()]:
-        if isinstance(command, Group) or not command.hidden:
+        if isinstance(command, CommandGroup) or not command.hidden:
             assert re.search(rf"\b{name}\b", README), f"{name} is undocumented"
 
 
