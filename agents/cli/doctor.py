@@ -1,5 +1,4 @@
-"""`darkroom doctor`: looks at everything that Darkroom needs, one line each, with what to do where something is wrong;
-and `--version`."""
+"""`darkroom doctor`: everything that Darkroom needs, a line each, with what to do where something is wrong."""
 
 import os
 import shutil

@@ -93,12 +93,12 @@ def _hashed(
 ) -> tuple[Digests, int]:
     """In a thread. Digests and size in bytes; raises UserError or IngestError."""
     expected = _regular(name)
-    meter = bar.meter(expected.size)
+    share = bar.share(expected.size)
     try:
         digests = hash_file(
             os.fsencode(name),
             expected=expected,
-            on_progress=meter.show,
+            on_progress=share.show,
             cancelled=stop.is_set,
             algorithms=algorithms,
             cores=cores,
@@ -106,7 +106,7 @@ def _hashed(
     except ChangedWhileHashing as error:
         raise UserError("It was written while it was read; try again when that has ended.") from error
     finally:
-        meter.ended()
+        share.ended()
     return digests, expected.size
 
 
@@ -252,7 +252,7 @@ def _write(fd: int, data: bytes) -> None:
         data = data[os.write(fd, data) :]
 
 
-class _Meter:
+class _FileShare:
     """One file's share of the bar."""
 
     def __init__(self, bar: "_Bar", size: int) -> None:
@@ -290,8 +290,8 @@ class _Bar:
         if self.bars:
             self.bars.stop()
 
-    def meter(self, size: int) -> _Meter:
-        return _Meter(self, size)
+    def share(self, size: int) -> _FileShare:
+        return _FileShare(self, size)
 
     def advance(self, count: int) -> None:
         if self.bars:

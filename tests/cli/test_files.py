@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from agents.cli import files as filecommands
+from agents.cli.files import hash_files, inspect_files
 from schemas.settings import HasherSettings, Settings
 from tests.ingest.making import SD15, encoded, header, model, put
 
@@ -61,7 +61,7 @@ def test_a_line_is_what_sha256sum_writes_and_checks_whatever_the_name(tmp_path: 
 def test_many_files_side_by_side_come_in_the_order_given(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     sizes = [0, 3 << 20, 1, 5 << 20, 1 << 20, (1 << 20) + 1] * 5
     names = [str(put(tmp_path / str(n), bytes([n]) * size)) for n, size in enumerate(sizes)]
-    assert filecommands.hash_files(side_by_side(4), names) == 0
+    assert hash_files(side_by_side(4), names) == 0
     lines = [
         f"{hashlib.sha256(bytes([n]) * size).hexdigest()}  {name}"
         for n, (name, size) in enumerate(zip(names, sizes, strict=True))
@@ -90,7 +90,7 @@ def test_what_can_not_be_hashed_is_told_and_the_others_go_on(tmp_path: Path):
 def test_json_has_every_hash_that_applies(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     content = model()
     files = [put(tmp_path / "a.safetensors", content), put(tmp_path / "b\udcff.txt", b"text")]
-    assert filecommands.hash_files(side_by_side(2), [str(file) for file in files], as_json=True) == 0
+    assert hash_files(side_by_side(2), [str(file) for file in files], as_json=True) == 0
     first, second = json.loads(capfd.readouterr().out)
     sha256 = hashlib.sha256(content).hexdigest()
     data = content[8 + int.from_bytes(content[:8], "little") :]
@@ -103,7 +103,7 @@ def test_json_has_every_hash_that_applies(tmp_path: Path, capfd: pytest.CaptureF
 
 def test_blake3_is_there_where_its_package_is(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     blake3 = pytest.importorskip("blake3")
-    filecommands.hash_files(side_by_side(1), [str(put(tmp_path / "a", b"x"))], as_json=True)
+    hash_files(side_by_side(1), [str(put(tmp_path / "a", b"x"))], as_json=True)
     assert json.loads(capfd.readouterr().out)[0]["blake3"] == blake3.blake3(b"x").hexdigest()
 
 
@@ -171,7 +171,7 @@ def test_inspect_says_what_a_model_is(tmp_path: Path, capfd: pytest.CaptureFixtu
     file = put(tmp_path / "fox.safetensors", model(metadata={"modelspec.title": "Fox\x1b[2J\nand more"}))
     put(tmp_path / "fox.preview.png", b"x")
     put(tmp_path / "fox.json", b'{"activation text": "red fox", "description": "Mine"}')
-    assert filecommands.inspect_files([str(file)], as_json=False) == 0
+    assert inspect_files([str(file)], as_json=False) == 0
     lines = dict(line.split(": ", 1) for line in capfd.readouterr().out.splitlines())
     table, size = header(dict.fromkeys(SD15, (2, 2, 1, 1)))
     assert (lines["kind"], lines["family"], lines["dtypes"]) == ("checkpoint", "sd15", "F16")
@@ -179,7 +179,7 @@ def test_inspect_says_what_a_model_is(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert sum(int(value.split()[0]) for key, value in lines.items() if key.startswith("component ")) == size
     assert lines["metadata modelspec.title"] == "Fox�[2J and more"
     assert (lines["sidecar trigger words"], lines["sidecar previews"]) == ("red fox", "fox.preview.png")
-    assert filecommands.inspect_files([str(file)], as_json=True) == 0
+    assert inspect_files([str(file)], as_json=True) == 0
     (report,) = json.loads(capfd.readouterr().out)
     assert (report["kind"], report["family"], report["parameters"]) == ("checkpoint", "sd15", 20)
     assert report["metadata"]["modelspec.title"] == "Fox\x1b[2J\nand more"
@@ -198,13 +198,13 @@ def test_inspect_says_why_a_family_is_a_guess(tmp_path: Path, capfd: pytest.Capt
             put(tmp_path / "klein.safetensors", model({"double_blocks.0.img_mlp.0.lora_B.weight": (18432, 4)} | layer))
         ),
     ]
-    assert filecommands.inspect_files(files, as_json=False) == 0
+    assert inspect_files(files, as_json=False) == 0
     guess, klein = (
         dict(line.split(": ", 1) for line in block.splitlines()) for block in capfd.readouterr().out.split("\n\n")
     )
     assert guess["family"] == "flux" and "flux2" in guess["guess"]
     assert (klein["family"], klein["edition"], klein.get("guess")) == ("flux2", "klein-4b", None)
-    filecommands.inspect_files(files, as_json=True)
+    inspect_files(files, as_json=True)
     assert [bool(report["guess"]) for report in json.loads(capfd.readouterr().out)] == [True, False]
 
 
@@ -247,7 +247,7 @@ def test_inspect_tells_what_it_can_not_read_and_goes_on(tmp_path: Path):
 def test_a_hostile_header_is_judged_quickly(tmp_path: Path, content: bytes, capfd: pytest.CaptureFixture[str]):
     file = put(tmp_path / "x.safetensors", content)
     began = time.monotonic()
-    assert filecommands.inspect_files([str(file)], as_json=True) == 0
+    assert inspect_files([str(file)], as_json=True) == 0
     assert time.monotonic() - began < 5
     (report,) = json.loads(capfd.readouterr().out)
     assert report["problem"].endswith(".") and report["kind"] == "unknown"
