@@ -87,7 +87,7 @@ async def test_files_that_are_let_in_while_those_that_wait_are_named_are_followe
     async with running(functools.partial(bus.answer, ASK_ROOT, root)):
         settings = Settings(roots={"models": "/"}, bus=QUICK, watcher=WatcherSettings(stable=0.01))
         with anyio.fail_after(20):
-            (state,) = await scans.look(bus, settings, quiet=True)
+            (state,) = await scans.look(bus, settings)
     assert admitted and (state.unhashed, state.waiting, state.problems) == (0, 0, ())
 
 
