@@ -27,7 +27,7 @@ from agents.diffusion.samplers import SAMPLERS, SCHEDULES
 from agents.http import parsing
 from agents.http.errors import BadRequest
 from agents.http.security import CALLER
-from agents.http.sse import EventStream, frame
+from agents.http.sse import Event, EventStream
 from bus.client import Bus
 from schemas import jobs
 from schemas.settings import LimitSettings
@@ -124,11 +124,12 @@ class _Jobs:
         return EventStream(_frames(self.bus, id, int(last)), self.stopping)
 
 
-async def _frames(bus: Bus, id: str, after: int) -> AsyncGenerator[bytes, None]:
+async def _frames(bus: Bus, id: str, after: int) -> AsyncGenerator[Event, None]:
     async with aclosing(client.events(bus, id, after)) as events:
         async for event in events:
             data = document(event.data) if isinstance(event.data, JobView) else event.data
-            yield frame(event.name, msgspec.json.encode(data), event.seq)
+            here = {} if event.seq is None else {"id": str(event.seq)}
+            yield {"event": event.name, "data": msgspec.json.encode(data).decode(), **here}
 
 
 def _id(request: Request) -> str:

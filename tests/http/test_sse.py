@@ -1,5 +1,6 @@
 """Server-sent events: replay, going on, ticks, and an end that is never missed."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -7,23 +8,23 @@ from pathlib import Path
 import anyio
 import httpx
 import pytest
+from starlette.responses import Response
+from structlog.testing import capture_logs
 
 from agents.http import sse
-from agents.http.server import GRACE_SECONDS
-from agents.http.sse import EventStream, frame
+from agents.http.server import GRACE_SECONDS, Server, base_url, bound
+from agents.http.sse import Event, EventStream
 from bus.client import Bus, connect
 from bus.ids import new_id
 from bus.server import local_server
 from bus.subjects import PREPARE, RESULT, TICK_PREVIEW, TICK_STEP
 from schemas.jobs import Result
+from schemas.settings import HttpSettings
 from schemas.ticks import PreviewTick, StepTick
 from tests.conftest import QUICK
 from tests.http.serving import listening, request, say_planned, say_released, say_started, serving, succeed
 
-
-def test_a_frame_is_what_the_standard_says():
-    assert frame("step", b'{"a":1}') == b'event: step\ndata: {"a":1}\n\n'
-    assert frame("planned", b"{}", 7) == b"id: 7\nevent: planned\ndata: {}\n\n"
+GET = {"type": "http", "method": "GET"}
 
 
 async def test_a_comment_keeps_a_silent_stream_alive_and_a_client_that_leaves_ends_it(monkeypatch: pytest.MonkeyPatch):
@@ -31,10 +32,10 @@ async def test_a_comment_keeps_a_silent_stream_alive_and_a_client_that_leaves_en
     closed = anyio.Event()
     commented = anyio.Event()
 
-    async def silent() -> AsyncGenerator[bytes, None]:
+    async def silent() -> AsyncGenerator[Event, None]:
         try:
             await anyio.sleep_forever()
-            yield b""
+            yield {}
         finally:
             closed.set()
 
@@ -47,8 +48,62 @@ async def test_a_comment_keeps_a_silent_stream_alive_and_a_client_that_leaves_en
             commented.set()
 
     with anyio.fail_after(5):
-        await EventStream(silent(), anyio.Event())({"type": "http"}, receive, send)
+        await EventStream(silent(), anyio.Event())(GET, receive, send)
     assert closed.is_set()
+
+
+async def test_a_source_that_fails_ends_its_stream_in_good_order_and_leaves_no_task_behind():
+    async def broken() -> AsyncGenerator[Event, None]:
+        yield {"event": "planned", "data": "{}", "id": "7"}
+        yield {"event": "step", "data": '{"a":1}'}
+        raise ValueError
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    tasks = asyncio.all_tasks()
+    with anyio.fail_after(5), capture_logs() as logs:
+        await EventStream(broken(), anyio.Event())(GET, anyio.sleep_forever, send)
+    body = b"".join(message.get("body", b"") for message in sent)
+    assert body == b'retry: 1000\n\nid: 7\nevent: planned\ndata: {}\n\nevent: step\ndata: {"a":1}\n\n'
+    assert sent[-1]["more_body"] is False and [log["event"] for log in logs] == ["event stream broke off"]
+    assert asyncio.all_tasks() == tasks
+
+
+async def test_of_a_reader_that_reads_nothing_only_a_buffer_is_kept_and_it_holds_up_nobody_else():
+    made, stopping = 0, anyio.Event()
+
+    async def endless() -> AsyncGenerator[Event, None]:
+        nonlocal made
+        while True:
+            await anyio.lowlevel.checkpoint()
+            made += 1
+            yield {"event": "step", "data": "x" * 1_000_000}
+
+    async def app(scope, receive, send) -> None:
+        if scope["path"] == "/events":
+            await EventStream(endless(), stopping)(scope, receive, send)
+        else:
+            await Response()(scope, receive, send)
+
+    settings = HttpSettings(port=0)
+    listener = bound(settings)
+    server = Server(app, settings)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(server.serve_on, listener)
+        await server.accepting.wait()
+        http = httpx.AsyncClient(base_url=base_url(listener), timeout=20)
+        async with http as client, client.stream("GET", "/events"):
+            before = -1
+            while made != before:  # until the buffers of both ends are full
+                before = made
+                for _ in range(20):
+                    assert (await client.get("/")).status_code == 200
+        stopping.set()
+        server.end()
+    assert 1 <= made < 30, "megabytes"
 
 
 async def test_a_job_is_followed_from_its_queue_to_its_end_with_ticks_in_between(bus: Bus, tmp_path: Path):
