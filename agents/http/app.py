@@ -44,7 +44,7 @@ def app(bus: Bus, settings: Settings, *, page: Path, stopping: anyio.Event) -> S
     return Starlette(
         routes=[
             Mount("/api", app=Router(api, redirect_slashes=False)),
-            pictures.finished(data / "outputs"),
+            *pictures.finished(data / "outputs"),
             *health.routes(bus, data),
             Mount("/", StaticFiles(directory=page, html=True, check_dir=False)),
         ],

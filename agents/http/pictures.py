@@ -8,6 +8,7 @@ GET    /api/images/{sha}.webp     the file: ?quality=high|medium|low of the one 
                                   ?number= (whose file never changes), else of the first that is finished
 GET    /api/outputs               generated pictures, newest first: ?q= words of what made them, model, limit, cursor
 GET    /images/{path}             the file of one
+GET    /images/{path}.txt         the infotext that this file holds
 """
 
 import os
@@ -21,6 +22,7 @@ from urllib.parse import quote
 import anyio
 import msgspec
 from anyio import to_thread
+from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
@@ -30,6 +32,7 @@ from agents.client import catalog as client
 from agents.http import parsing
 from agents.http.errors import BadRequest
 from agents.http.uploads import uploaded
+from agents.images import infotext
 from agents.images.decode import BadPicture, PictureTooLarge, UnknownFormat
 from agents.images.model_pictures import picture_names
 from bus.client import Bus
@@ -43,6 +46,7 @@ UPLOADS_AT_ONCE = 4
 MAX_LISTED = 500
 MAX_WORDS = 500
 
+_UNCHANGING = {"Cache-Control": "private, max-age=31536000, immutable"}
 _FINISHED = (".webp", ".png", ".jpg")
 TIERS = ("high", "medium", "low")
 _DIGITS = re.compile(r"[0-9a-fA-F]{0,64}")
@@ -70,16 +74,22 @@ def routes(bus: Bus, data: Path) -> list[Route]:
     ]
 
 
-def finished(outputs: Path) -> Route:
-    """The route of finished pictures, which lie below `outputs`. Their files never change."""
+def finished(outputs: Path) -> list[Route]:
+    """The routes of finished pictures, which lie below `outputs`. Their files never change."""
+
+    async def found(request: Request) -> Path:
+        if (file := await to_thread.run_sync(_inside, outputs, request.path_params["path"])) is None:
+            raise HTTPException(404)
+        return file
 
     async def picture(request: Request) -> Response:
-        found = await to_thread.run_sync(_inside, outputs, request.path_params["path"])
-        if found is None:
-            raise HTTPException(404)
-        return FileResponse(found, headers={"Cache-Control": "private, max-age=31536000, immutable"})
+        return FileResponse(await found(request), headers=_UNCHANGING)
 
-    return Route("/images/{path:path}", picture)
+    async def text(request: Request) -> Response:
+        held = await to_thread.run_sync(_infotext, await found(request))
+        return Response(held, headers=_UNCHANGING, media_type="text/plain")
+
+    return [Route("/images/{path:path}.txt", text), Route("/images/{path:path}", picture)]
 
 
 def picture_document(sha256: str, picture: ModelPicture) -> dict[str, Any]:
@@ -137,8 +147,8 @@ class _Pictures:
         wanted = parsing.number(given, "number" if by_number else "seq", 0)
         picture = await self._wanted(sha256, wanted, by_number=by_number) if is_named else await self._first(sha256)
         # A place may hold another picture tomorrow; what has a number is that picture for good.
-        cached = "private, max-age=31536000, immutable" if by_number else "private, no-cache"
-        headers = {"ETag": f'"{sha256[:16]}-{picture.number}-{tier}"', "Cache-Control": cached}
+        cached = _UNCHANGING if by_number else {"Cache-Control": "private, no-cache"}
+        headers = {"ETag": f'"{sha256[:16]}-{picture.number}-{tier}"', **cached}
         if {headers["ETag"], "*"} & {tag.strip().removeprefix("W/") for tag in _none_match(request).split(",")}:
             return Response(status_code=304, headers=headers)
         file = self.data / picture_names(sha256, picture.number)[tier]
@@ -216,6 +226,15 @@ def _inside(outputs: Path, path: str) -> Path | None:
     except (OSError, ValueError, RuntimeError):
         return None
     return found if regular and found.is_relative_to(root) and found.suffix in _FINISHED else None
+
+
+def _infotext(file: Path) -> str:
+    """What a picture's file holds of how it was made, or "". Raises Declined for a file that is no picture."""
+    try:
+        with Image.open(file) as image:
+            return infotext.read(image)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise Declined("broken-picture", "The picture's file is damaged; `darkroom verify` lists such.") from error
 
 
 def _is_file(path: Path) -> bool:

@@ -93,7 +93,7 @@ async function lookAtModels() {
   if (!choice) form.model.prepend(el("option", { value: "", selected: "" }, "No checkpoint yet"));
   $("generate").disabled = !choice;
   drawPortrait();
-  if (arrived.length) say(`New model: ${arrived.map((model) => model.name).join(", ")}`);
+  if (arrived.length) announce(`New model: ${arrived.map((model) => model.name).join(", ")}`);
   drawStage(true);
 }
 
@@ -142,7 +142,7 @@ function learn(job) {
   if (ended(job)) {
     streams.get(job.id)?.close();
     streams.delete(job.id);
-    if (before.status && !ended(before)) say(`${WORDS[job.status]}: ${title(job)}`);
+    if (before.status && !ended(before)) announce(`${WORDS[job.status]}: ${title(job)}`);
   }
 }
 
@@ -187,7 +187,7 @@ async function generate() {
     learn({ ...job, request });
     order.unshift(job.id);
     show(job.id);
-    say("In the queue");
+    announce("In the queue");
   } catch (error) {
     fail(error instanceof Refused ? error.message : "Darkroom can't be reached; nothing was queued.", error.path);
     if (!(error instanceof Refused)) lookAtService();
@@ -219,7 +219,7 @@ function el(tag, attributes = {}, ...children) {
   return node;
 }
 
-const say = (text) => { $("live").textContent = text; };
+const announce = (text) => { $("live").textContent = text; };
 const details = (job) => job.plan ?? job.result?.plan ?? job.request ?? {};
 const title = (job) => details(job).prompt?.slice(0, 120) || "no prompt";
 
@@ -310,7 +310,7 @@ function endedStage(job) {
   parts.push(el("div", { class: "pictures" }, ...images.map((image) => figure(image, asked))));
   parts.push(el("p", { class: "prompt" }, asked.prompt ?? ""));
   parts.push(el("div", { class: "tools" }, el("button", { type: "button", onclick: () => fill(asked) }, "Use these settings")));
-  if (images.length) parts.push(el("details", {}, el("summary", {}, "Infotext"), ...images.map((image) => el("pre", {}, infotext(asked, image)))));
+  if (images.length) parts.push(infotexts(images));
   return parts;
 }
 
@@ -324,13 +324,13 @@ function figure(image, asked) {
       el("a", { href: image.url, download: "" }, "Download")));
 }
 
-function infotext(asked, image) {
-  const lines = [asked.prompt ?? ""];
-  if (asked.negative_prompt) lines.push(`Negative prompt: ${asked.negative_prompt}`);
-  const model = asked.model?.name ? `, Model hash: ${asked.model.sha256.slice(0, 10)}, Model: ${asked.model.name}` : "";
-  lines.push(`Steps: ${asked.steps}, Sampler: ${asked.sampler}, Schedule type: ${asked.scheduler}, `
-    + `CFG scale: ${asked.cfg_scale}, Seed: ${image.seed}, Size: ${image.width}x${image.height}${model}`);
-  return lines.join("\n");
+function infotexts(images) { // what the files hold, read when somebody looks
+  const texts = images.map(() => el("pre", {}));
+  const read = ({ target }) => target.open && images.forEach(async ({ url }, n) => {
+    const response = await fetch(`${url}.txt`).catch(() => ({}));
+    texts[n].textContent = response.ok ? await response.text() : "The picture's file can't be read now.";
+  });
+  return el("details", { ontoggle: read }, el("summary", {}, "Infotext"), ...texts);
 }
 
 function drawGallery() {

@@ -3,8 +3,11 @@
 import os
 from pathlib import Path
 
+from PIL import Image
+
+from agents.images import infotext
 from bus.client import Bus
-from tests.http.serving import raw, serving
+from tests.http.serving import raw, reason, serving
 
 TRAVERSALS = [
     b"/images/../secret.png", b"/images/%2e%2e/secret.png", b"/images/..%2fsecret.png", b"/images/%2e%2e%2fsecret.png",
@@ -15,7 +18,9 @@ TRAVERSALS = [
     b"/images/day/.tmp.png", b"/images/.hidden/x.png", b"/images/day/notes.txt", b"/images/day/x.PNG",
     b"/images/dir.png", b"/images/pipe.png", b"/images/loop.png", b"/images/renamed.png", b"/images/%ff%fe.png",
     b"/images/" + b"a" * 5000 + b".png", b"/images/" + b"../" * 30 + b"etc/hosts.png",
-    b"/images/%c0%ae%c0%ae/secret.png",
+    b"/images/%c0%ae%c0%ae/secret.png", b"/images/../secret.png.txt", b"/images/day/notes.txt.txt",
+    b"/images/link.png.txt",
+    b"/images/%2e%2e/secret.png.txt", b"/images/pipe.png.txt", b"/images/.txt", b"/images/day/.tmp.png.txt",
 ]  # fmt: skip
 
 
@@ -47,3 +52,23 @@ async def test_nothing_but_finished_pictures_can_be_had_from_the_picture_route(b
         assert (part.status_code, part.content) == (206, b"234")
         assert (await client.head("/images/day/x.png")).headers["content-length"] == "10"
         assert (await client.post("/images/day/x.png")).status_code == 405
+
+
+async def test_the_infotext_of_a_picture_is_what_its_file_holds(bus: Bus, tmp_path: Path):
+    day = tmp_path / "outputs" / "day"
+    day.mkdir(parents=True)
+    text = "a rötes 🦊 <b>\nNegative prompt: x\nSteps: 4, Sampler: Euler, Seed: 1"
+    picture = Image.new("RGB", (8, 8))
+    picture.save(day / "a.webp", exif=infotext.exif(text))
+    picture.save(day / "b.png", pnginfo=infotext.png_info(text))
+    picture.save(day / "none.jpg")
+    (day / "broken.webp").write_bytes((day / "a.webp").read_bytes()[:20])
+    async with serving(bus, tmp_path) as client:
+        for name, held in (("a.webp", text), ("b.png", text), ("none.jpg", "")):
+            answer = await client.get(f"/images/day/{name}.txt")
+            assert (answer.status_code, answer.text) == (200, held), name
+            assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+            assert "immutable" in answer.headers["cache-control"]
+        answer = await client.get("/images/day/broken.webp.txt")
+        assert (answer.status_code, reason(answer)) == (422, "broken-picture")
+        assert (await client.get("/images/day/gone.webp.txt")).status_code == 404

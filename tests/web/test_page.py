@@ -16,6 +16,7 @@ from tests.web.page_steps import (
     CHROMIUM,
     browser_page,
     fits,
+    reads_the_infotext,
     sees_models,
     sees_portrait,
     sees_refusal,
@@ -127,3 +128,25 @@ async def test_models_are_shown_with_their_title_and_first_picture_and_those_tha
         await sees_portrait(page, f"/api/images/{'b' * 64}.webp?quality=low")
         await page.get_by_label("Model").select_option("a" * 64)
         await sees_portrait(page, "")
+
+
+@needs_chromium
+async def test_the_infotext_shown_is_what_the_file_holds_and_is_read_when_it_is_opened() -> None:
+    id, held = "a" * 32, "a <i>fox</i>\nSteps: 4, Sampler: Euler, Seed: 7, Version: of the file"
+    image = {"url": f"/images/day/{id}-0.webp", "width": 8, "height": 8, "seed": 7}
+    job = {"id": id, "status": "succeeded", "plan": {"prompt": "another"}, "result": {"images": [image]}}
+    read: list[str] = []
+
+    async def text(route: Route) -> None:
+        read.append(route.request.url)
+        await route.fulfill(content_type="text/plain", body=held)
+
+    async with only_files() as url, browser_page(url, expected="404") as page:
+        await page.route("**/api/jobs?*", lambda route: route.fulfill(json={"jobs": [job]}))
+        await page.route(f"**{image['url']}.txt", text)
+        await page.reload()
+        await sees_service(page, "wait")
+        await page.locator("#gallery li").first.wait_for()
+        assert not read
+        await reads_the_infotext(page, held)
+    assert len(read) == 1
