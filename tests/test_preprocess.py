@@ -1,13 +1,22 @@
 """Whose turn it is."""
 
+import functools
 from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agents import preprocess
 from agents.preprocess import WEIGHTS, Queue, Turns
-from bus.subjects import TENANTS
-from schemas.jobs import LANES
+from bus.client import Bus
+from bus.errors import Declined
+from bus.ids import new_id
+from bus.subjects import ASK_RESOLVE, JOB_PLANNED, PREPARE, TENANTS
+from schemas.catalog import ResolveModel, ResolveReply
+from schemas.jobs import LANES, Request
+from schemas.settings import LimitSettings
+from tests.bus.faults import MODEL, ask, result, until
+from tests.conftest import running
 
 queues = st.sets(st.tuples(st.sampled_from(LANES), st.sampled_from(TENANTS)), min_size=1)
 
@@ -63,3 +72,30 @@ def test_whatever_waits_every_queue_is_in_the_order_once_and_each_gets_its_share
         counts = [taken[queue] for queue in waiting if queue[0] == lane]
         assert sum(counts) == WEIGHTS[lane] * 8
         assert max(counts) - min(counts) <= 1
+
+
+async def test_a_name_that_the_catalog_declines_rejects_the_job_and_a_bug_in_the_catalog_only_delays_it(bus: Bus):
+    asked = 0
+
+    async def answer(question: ResolveModel) -> ResolveReply:
+        nonlocal asked
+        asked += 1
+        if question.name == "nothing":
+            raise Declined("unknown-model", 'No model is called "nothing".')
+        if asked < 3:
+            raise ZeroDivisionError
+        return ResolveReply(model=MODEL)
+
+    async def planned() -> bool:
+        return await bus.last(JOB_PLANNED, id=id) is not None
+
+    plan = functools.partial(preprocess.run, bus, LimitSettings())
+    async with running(functools.partial(bus.answer, ASK_RESOLVE, answer), plan):
+        id = await ask(bus)
+        await until(planned)
+        assert asked == 3
+        nothing = Request(prompt="quick", model="nothing")
+        await bus.publish(PREPARE, nothing, lane="normal", tenant="t0", id=(other := new_id()))
+        refused = await result(bus, other)
+    assert (refused.status, refused.reason) == ("rejected", "unknown-model")
+    assert refused.error == 'No model is called "nothing".'
