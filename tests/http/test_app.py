@@ -22,7 +22,7 @@ async def test_errors_are_json_everywhere(bus: Bus, tmp_path: Path):
         assert (await client.post("/livez", json={})).headers["allow"] in ("GET, HEAD", "HEAD, GET")
 
 
-async def test_a_method_refused_at_one_of_several_routes_of_an_address_is_told_the_methods_of_all(
+async def test_a_method_refused_at_one_of_several_routes_of_an_address_names_the_methods_of_all(
     bus: Bus, tmp_path: Path
 ):
     async with serving(bus, tmp_path) as client:

@@ -59,10 +59,10 @@ async def test_a_legacy_catalog_is_taken_over_and_a_record_promoted_when_its_fil
         async def ask() -> None:
             answers.append(await here.client.post("/api/models/sha256", json={"path": str(path)}))
 
-        async with bus.listen(ASK_FILE()) as heard, anyio.create_task_group() as tasks:
+        async with bus.listen(ASK_FILE()) as questions, anyio.create_task_group() as tasks:
             tasks.start_soon(ask)
             for _ in range(2):  # the first is answered when the second is asked
-                await heard.receive()
+                await questions.receive()
             control.unlink()
         found = answers[0].json()
         assert found["migrated"] is True
@@ -120,7 +120,7 @@ async def test_without_allowed_folders_nothing_is_imported_over_http(bus: Bus, t
         assert (answer.status_code, reason(answer)) == (403, "outside-import-roots")
 
 
-async def test_the_hash_of_a_file_is_told_for_files_in_the_roots_only(bus: Bus, tmp_path: Path):
+async def test_the_hash_of_a_file_is_given_for_files_in_the_roots_only(bus: Bus, tmp_path: Path):
     async with catalogued(bus, tmp_path) as here:
         sha256 = await here.drop("sub/a.safetensors")
         put(tmp_path / "secret.safetensors", b"secret")

@@ -155,8 +155,8 @@ async def test_what_is_no_picture_is_refused_and_nothing_of_it_is_kept(bus: Bus,
         answer = await upload(here, NOBODY, picture())
         assert (answer.status_code, reason(answer)) == (404, "unknown-model")
         head = f"POST /api/images/{sha256} HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n".encode()
-        status, told = await raw(here.client, head + b"Content-Length: 99999999\r\nConnection: close\r\n\r\n")
-        assert status == 413 and b"too-large" in told
+        status, answer = await raw(here.client, head + b"Content-Length: 99999999\r\nConnection: close\r\n\r\n")
+        assert status == 413 and b"too-large" in answer
         assert (await here.get(f"/api/images/{sha256}"))["pictures"] == [] and not (here.data / "blobs").exists()
 
 

@@ -119,7 +119,7 @@ async def test_with_a_key_everything_but_health_needs_it_in_one_of_three_forms(b
                 assert (answer.status_code, reason(answer)) == (401, "unauthorized"), (headers, path)
                 assert answer.headers["www-authenticate"].startswith("Basic")
         assert (await client.get("/livez")).status_code == 200
-        assert (await client.get("/readyz")).status_code == 503, "told, not refused"
+        assert (await client.get("/readyz")).status_code == 503, "answered, not refused"
         key = "sésame".encode()
         for headers in (
             [("X-API-Key", key)],

@@ -130,9 +130,7 @@ async def test_a_job_is_followed_from_its_queue_to_its_end_with_ticks_in_between
             assert await stream.next() is None
 
 
-async def test_replay_goes_on_after_the_last_id_and_a_client_that_heard_the_end_is_told_to_stay_away(
-    bus: Bus, tmp_path: Path
-):
+async def test_replay_goes_on_after_the_last_id_and_a_client_that_got_the_end_stays_away(bus: Bus, tmp_path: Path):
     async with serving(bus, tmp_path) as client:
         id, other = new_id(), new_id()
         planned = await say_planned(bus, id)
@@ -152,7 +150,7 @@ async def test_replay_goes_on_after_the_last_id_and_a_client_that_heard_the_end_
             assert answer.status_code == 400, bad
 
 
-async def test_the_end_is_told_when_its_fact_was_never_said_or_is_forgotten(bus: Bus, tmp_path: Path):
+async def test_the_end_is_sent_when_its_fact_was_never_published_or_is_forgotten(bus: Bus, tmp_path: Path):
     async with serving(bus, tmp_path) as client:
         silent, forgotten = new_id(), new_id()
         await bus.publish(RESULT, Result(id=silent, status="failed", ended_at=1.0, error="no"), id=silent)

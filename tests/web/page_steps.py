@@ -31,7 +31,7 @@ async def browser_page(base_url: str, *, width: int = 1280, expected: str = "$^"
     showed an error that does not match the pattern `expected`."""
     errors: list[str] = []
 
-    def hear(message: ConsoleMessage) -> None:
+    def note(message: ConsoleMessage) -> None:
         if message.type == "error":
             errors.append(message.text)
 
@@ -39,7 +39,7 @@ async def browser_page(base_url: str, *, width: int = 1280, expected: str = "$^"
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = await browser.new_page(viewport={"width": width, "height": 900})
         page.set_default_timeout(WAIT_MS)
-        page.on("console", hear)
+        page.on("console", note)
         page.on("pageerror", lambda error: errors.append(str(error)))
         await page.goto(base_url)
         yield page
@@ -125,7 +125,7 @@ async def cancels(page: Page) -> None:
 
 
 async def sees_models(page: Page, *names: str) -> None:
-    """These can be chosen from, or are told why not."""
+    """These can be chosen from, or are listed with why not."""
     await expect(page.get_by_label("Model").locator("option")).to_have_text(list(names), timeout=WAIT_MS)
 
 
@@ -139,7 +139,7 @@ async def sees_portrait(page: Page, address: str) -> None:
 
 
 async def sees_refusal(page: Page, words: str) -> None:
-    """The service's own words about what it refused, beside the form."""
+    """The service's own words about what it refused, next to the form."""
     await expect(page.locator("#error")).to_contain_text(words, timeout=WAIT_MS)
 
 

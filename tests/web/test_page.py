@@ -54,7 +54,7 @@ def test_every_element_the_script_looks_up_exists() -> None:
 
 @asynccontextmanager
 async def only_files() -> AsyncIterator[str]:
-    """The page served by itself, with no API behind it; its address."""
+    """The page served by itself, without an API; its address."""
     app = Starlette(routes=[Mount("/", StaticFiles(directory=WEB, html=True))])
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
@@ -67,7 +67,7 @@ async def only_files() -> AsyncIterator[str]:
 
 
 @needs_chromium
-async def test_a_service_that_goes_away_is_said_so_and_the_settings_are_kept() -> None:
+async def test_a_service_that_goes_away_is_noticed_and_the_settings_are_kept() -> None:
     async with only_files() as url, browser_page(url, expected="404|ERR_CONNECTION_REFUSED") as page:
         await sees_service(page, "wait")
         await page.get_by_label("Prompt", exact=True).fill("a fox")
@@ -97,7 +97,7 @@ async def test_the_page_fits_a_narrow_phone() -> None:
 
 
 def checkpoint(sha256: str, **more: object) -> dict[str, object]:
-    """A model as /api/models tells it, as far as the page looks at it."""
+    """A model as /api/models has it, as far as the page looks at it."""
     return {"sha256": sha256 * 64, "name": "x", "title": "", "unsafe": False, "problem": "", "pictures": 0, **more}
 
 
@@ -110,7 +110,7 @@ async def test_models_are_shown_with_their_title_and_first_picture_and_those_tha
         checkpoint("c", name="pickle", unsafe=True),
     ]
 
-    async def told(route: Route) -> None:
+    async def fulfil(route: Route) -> None:
         asked.append(route.request.url)
         if "/api/images/" in route.request.url:
             await route.fulfill(content_type="image/svg+xml", body='<svg xmlns="http://www.w3.org/2000/svg"/>')
@@ -118,8 +118,8 @@ async def test_models_are_shown_with_their_title_and_first_picture_and_those_tha
             await route.fulfill(json={"models": models, "next": ""})
 
     async with only_files() as url, browser_page(url, expected="404") as page:
-        await page.route("**/api/models?*", told)
-        await page.route("**/api/images/**", told)
+        await page.route("**/api/models?*", fulfil)
+        await page.route("**/api/images/**", fulfil)
         await page.reload()
         await sees_models(page, "plain", "Red <b>Fox</b> · fox_v1", "pickle (unsafe format)")
         assert "missing=no" in asked[0], "an imported catalog may know thousands that lie nowhere"

@@ -1,4 +1,4 @@
-"""Editing: the user's word goes over what files and imports say, even when it is empty, and can be taken back."""
+"""Editing a model: the user goes over what files and imports hold, even when it is empty, and can be taken back."""
 
 import msgspec
 import pytest
@@ -45,7 +45,7 @@ async def test_what_is_not_in_an_edit_stays_and_null_takes_the_users_word_back(d
     assert "user" not in whole.layers and whole.model.details.title == ""
 
 
-async def test_an_edit_is_told_once_and_one_that_changes_nothing_is_not(db: Database):
+async def test_an_edit_is_published_once_and_one_that_changes_nothing_is_not(db: Database):
     async def described() -> int:
         return [row.kind for row in await outgoing(db, limit=100)].count("model.described")
 

@@ -102,7 +102,7 @@ async def test_of_a_place_without_a_file_nothing_is_known(db: Database, tell: Te
         assert await file_state(db, "report", FileState(places=places)) == FileReply()
 
 
-async def test_a_file_that_nobody_has_told_of_is_waited_for_by_its_name_and_size(db: Database):
+async def test_a_file_that_no_fact_is_about_is_waited_for_by_its_name_and_size(db: Database):
     async with db.atomic() as sql:
         values = {"id": 7, "path": "/old/a.safetensors", "root": None, "rel": None, "name": "a", "size": 1}
         await sql.rows("adopt", **values, folded="a.safetensors", created_at=1.0)

@@ -20,8 +20,8 @@ from tests.catalog.facts import CHECKPOINT, LORA, PICKLE, hashed, removed, sha, 
 
 
 @pytest.fixture
-async def shelf(db: Database, tell: Tell) -> Database:
-    """Four models: two checkpoints (one said to be an inpainting one), a LoRA and a pickle whose file is gone."""
+async def four(db: Database, tell: Tell) -> Database:
+    """Four models: two checkpoints (one called an inpainting one), a LoRA and a pickle whose file is gone."""
     await tell(
         hashed("Golden Hour.safetensors", "a", at=1.0),
         hashed("golden_retriever.safetensors", "b", at=2.0, identity=LORA),
@@ -50,14 +50,14 @@ async def names(db: Database, **search: object) -> list[str]:
 ALL = ["Golden Hour", "golden_retriever", "old", "paint"]
 
 
-async def test_every_word_begins_a_word_of_the_name_tags_trigger_words_or_description(shelf: Database):
-    assert await names(shelf) == await names(shelf, text="  ") == ALL
-    assert await names(shelf, text="gold") == ["Golden Hour", "golden_retriever"]
-    assert await names(shelf, text="HOU gol") == ["Golden Hour"]
-    assert await names(shelf, text="retr") == ["golden_retriever"]
-    assert await names(shelf, text="photo") == ["Golden Hour", "golden_retriever", "paint"]
-    assert await names(shelf, text="gpz") == await names(shelf, text="light wárm") == ["Golden Hour"]
-    assert await names(shelf, text="olden") == []
+async def test_every_word_begins_a_word_of_the_name_tags_trigger_words_or_description(four: Database):
+    assert await names(four) == await names(four, text="  ") == ALL
+    assert await names(four, text="gold") == ["Golden Hour", "golden_retriever"]
+    assert await names(four, text="HOU gol") == ["Golden Hour"]
+    assert await names(four, text="retr") == ["golden_retriever"]
+    assert await names(four, text="photo") == ["Golden Hour", "golden_retriever", "paint"]
+    assert await names(four, text="gpz") == await names(four, text="light wárm") == ["Golden Hour"]
+    assert await names(four, text="olden") == []
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ async def test_every_word_begins_a_word_of_the_name_tags_trigger_words_or_descri
         ),
     ],
 )
-async def test_special_characters_and_words_of_the_search_language_are_text(shelf: Database, text: str):
-    page = await search_models(shelf, SearchModels(text=text))
+async def test_special_characters_and_words_of_the_search_language_are_text(four: Database, text: str):
+    page = await search_models(four, SearchModels(text=text))
     expected = {"C++", "(50%", "light;", "gold*", "-gold", "^golden", "golden + hour", "golden\0hour"}
     assert ("Golden Hour" in [model.name for model in page.models]) == (text in expected)
 
@@ -94,24 +94,24 @@ def test_any_text_at_all_is_an_expression(text: str):
             connection.execute("SELECT * FROM t WHERE t MATCH ?", (words,)).fetchall()
 
 
-async def test_a_search_has_a_bounded_number_of_words(shelf: Database):
+async def test_a_search_has_a_bounded_number_of_words(four: Database):
     with declined("bad-query"):
-        await search_models(shelf, SearchModels(text="x " * (WORDS + 1)))
+        await search_models(four, SearchModels(text="x " * (WORDS + 1)))
 
 
-async def test_models_are_filtered_by_kind_type_family_tags_and_whether_they_are_there(shelf: Database):
-    assert await names(shelf, kind="lora") == ["golden_retriever"]
-    assert await names(shelf, kind="checkpoint", family="sd15") == ["Golden Hour", "paint"]
-    assert await names(shelf, type="INPAINTING") == ["paint"]
-    assert await names(shelf, type="checkpoint") == ["Golden Hour", "old"], "a user's word goes over a file's"
-    assert await names(shelf, type="lora") == ["golden_retriever"], "where nobody says, the header does"
-    assert await names(shelf, tags=("Photo", "WARM")) == ["Golden Hour", "golden_retriever"]
-    assert await names(shelf, tags=("photo",), without=("warm",)) == ["paint"]
-    assert await names(shelf, without=("photo", "no such tag")) == ["old"]
-    assert await names(shelf, tags=("no such tag",)) == []
-    assert await names(shelf, missing="no") == ["Golden Hour", "golden_retriever", "paint"]
-    assert await names(shelf, missing="only") == ["old"]
-    assert await names(shelf, text="gold", tags=("photo",), kind="checkpoint", missing="no") == ["Golden Hour"]
+async def test_models_are_filtered_by_kind_type_family_tags_and_whether_they_are_there(four: Database):
+    assert await names(four, kind="lora") == ["golden_retriever"]
+    assert await names(four, kind="checkpoint", family="sd15") == ["Golden Hour", "paint"]
+    assert await names(four, type="INPAINTING") == ["paint"]
+    assert await names(four, type="checkpoint") == ["Golden Hour", "old"], "a user's word goes over a file's"
+    assert await names(four, type="lora") == ["golden_retriever"], "where nobody says, the header does"
+    assert await names(four, tags=("Photo", "WARM")) == ["Golden Hour", "golden_retriever"]
+    assert await names(four, tags=("photo",), without=("warm",)) == ["paint"]
+    assert await names(four, without=("photo", "no such tag")) == ["old"]
+    assert await names(four, tags=("no such tag",)) == []
+    assert await names(four, missing="no") == ["Golden Hour", "golden_retriever", "paint"]
+    assert await names(four, missing="only") == ["old"]
+    assert await names(four, text="gold", tags=("photo",), kind="checkpoint", missing="no") == ["Golden Hour"]
 
 
 @pytest.mark.parametrize("sort", ["name", "newest"])
@@ -128,16 +128,16 @@ async def test_pages_meet_without_gap_or_repeat_whatever_is_put_before_them(db: 
     assert seen == whole and len(seen) == 7
 
 
-async def test_a_cursor_of_another_list_is_refused(shelf: Database):
-    page = await search_models(shelf, SearchModels(limit=1))
+async def test_a_cursor_of_another_list_is_refused(four: Database):
+    page = await search_models(four, SearchModels(limit=1))
     for ask in (
         SearchModels(sort="newest", cursor=page.next),
         *(SearchModels(cursor=cursor) for cursor in ("x", "é", "W10", "../..", page.next + "x", "A" * 5000)),
     ):
         with declined("bad-cursor"):
-            await search_models(shelf, ask)
+            await search_models(four, ask)
     with declined("bad-cursor"):
-        await list_outputs(shelf, ListOutputs(cursor=page.next))
+        await list_outputs(four, ListOutputs(cursor=page.next))
 
 
 async def test_lists_leave_the_long_things_out_and_one_model_has_them(db: Database, tell: Tell):
@@ -162,7 +162,7 @@ async def test_lists_leave_the_long_things_out_and_one_model_has_them(db: Databa
         assert whole.model.digests == {"crc32": "0AB1C2D3"} and set(whole.layers) == {"import"}
 
 
-async def test_a_name_that_means_no_model_or_several_is_told_so(db: Database, tell: Tell):
+async def test_a_name_that_means_no_model_or_several_is_declined(db: Database, tell: Tell):
     await tell(hashed("x/same.safetensors", "a"), hashed("y/same.safetensors", "b"))
     for hash in (sha("a")[:10], sha("b")[:10]):
         with declined("ambiguous-model", hash):

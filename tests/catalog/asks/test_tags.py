@@ -19,7 +19,7 @@ async def models(tell: Tell) -> None:
 
 
 async def kinds(db: Database) -> list[str]:
-    """What the outbox says of tags, in order."""
+    """What the outbox has of tags, in order."""
     return [row.kind for row in await outgoing(db, limit=1000) if "tag" in row.kind]
 
 
@@ -27,7 +27,7 @@ async def everything(db: Database) -> tuple[object, ...]:
     return (await list_tags(db, ListTags())).tags
 
 
-async def test_a_tag_is_kept_folded_with_its_colour_and_is_told(db: Database):
+async def test_a_tag_is_kept_folded_with_its_colour_and_is_published(db: Database):
     made = await put_tag(db, PutTag(name="  Réa\u0301listic   PHOTO ", color="#FFaa00"))
     assert made.tag == Tag(id=1, name="réálistic photo", color="#ffaa00")
     assert await everything(db) == (made.tag,)
@@ -66,7 +66,7 @@ async def test_a_name_or_a_colour_that_can_be_none_is_refused(db: Database):
 
 
 @pytest.mark.usefixtures("models")
-async def test_models_are_tagged_in_bulk_and_only_those_that_changed_are_told(db: Database):
+async def test_models_are_tagged_in_bulk_and_only_those_that_changed_are_published(db: Database):
     first = await tag_models(db, TagModels(models=(A,), put=("Photo",)))
     assert (first.changed, first.tags) == (1, (("photo",),))
     both = await tag_models(db, TagModels(models=(A, B, A), put=("photo", "PHOTO", "light")))
@@ -97,7 +97,7 @@ async def test_of_a_change_that_can_not_be_done_whole_nothing_is_done(db: Databa
 
 
 @pytest.mark.usefixtures("models")
-async def test_a_deleted_tag_is_off_every_model_and_its_id_is_said(db: Database):
+async def test_a_deleted_tag_is_off_every_model_and_its_id_is_published(db: Database):
     await tag_models(db, TagModels(models=(A, B), put=("photo", "light")))
     dropped = await drop_tag(db, DropTag(id=1))
     assert dropped.tag == Tag(id=1, name="photo", models=2)
