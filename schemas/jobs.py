@@ -9,8 +9,16 @@ from schemas.images import ImageFormat, Picture
 
 Lane = Literal["high", "normal", "low"]
 Status = Literal["succeeded", "failed", "rejected", "cancelled"]
+JobStatus = Status | Literal["queued", "planned", "running"]
+
+AnyStatus = JobStatus | Literal[""]
+"""Of the jobs in a list; empty: any."""
+JobPlace = tuple[float, str]
+"""Of a job in lists: when it came (Unix seconds), and its id."""
 
 LANES: tuple[Lane, ...] = ("high", "normal", "low")
+UNDER_WAY: tuple[JobStatus, ...] = ("queued", "planned", "running")
+ENDED: tuple[Status, ...] = ("succeeded", "failed", "rejected", "cancelled")
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,3 +142,47 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     status: Status
     at: float
+
+
+class JobView(msgspec.Struct, frozen=True, kw_only=True):
+    """A job as stored messages tell it. Times are Unix seconds; those nobody knows are None.
+
+    `request` is known while the job waits to be planned, and where it ended unplanned; `plan` from then on. `attempts`
+    are the starts of a generator, less those given back unharmed. A job whose result was forgotten before its facts has
+    a final status, no `result`.
+    """
+
+    id: str
+    status: JobStatus
+    created_at: float | None = None
+    planned_at: float | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+    attempts: int = 0
+    request: Request | None = None
+    plan: Plan | None = None
+    result: Result | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Has the job come to its one end?"""
+        return self.status not in UNDER_WAY
+
+
+class ListJobs(msgspec.Struct, frozen=True, kw_only=True):
+    """Jobs, newest first: those in whose prompt, model or id each word of `text` begins a word, with this `status`
+    (empty: any). A page of at most `limit`, from behind the place `before` (what the page before gave as `next`).
+    `queued` are the newest ids in the queue PREPARE: of a job that is queued only its queue knows for certain."""
+
+    text: str = ""
+    status: AnyStatus = ""
+    before: JobPlace | None = None
+    limit: int = 50
+    queued: tuple[str, ...] = ()
+
+
+class JobPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Jobs; `next` is the place of the last one where more follow."""
+
+    jobs: tuple[JobView, ...] = ()
+    next: JobPlace | None = None

@@ -73,10 +73,11 @@ class HasherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 class MigratorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What becomes of a pending record when its file turns out to hold a model that is described already: `report` it
     and leave it, `ignore` (leave it), `delete` it, `merge` (fill what is empty) or `override`. What a sweep took away
-    stays in the trash for `trash_days`."""
+    stays in the trash for `trash_days`. Lists of jobs know those that ended less than `jobs_days` ago (0: all)."""
 
     conflicts: Literal["report", "override", "merge", "ignore", "delete"] = "report"
     trash_days: Seconds = 30.0
+    jobs_days: Annotated[float, Meta(ge=0)] = 90.0
 
 
 class GeneratorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -255,6 +255,7 @@ class Database:
             await sql.rows("touch_every_model")
             await self._make_search_fit(False)
             await sql.rows("search_every_output")
+            await sql.rows("search_every_job")
             await sql.rows("put_meta", key=_SEARCH, value=SEARCH_VERSION)
 
     async def meta(self, key: str) -> str | None:
@@ -303,7 +304,7 @@ def _add_functions(sql: Sql) -> None:
 
 def _empty_search(sql: Sql) -> None:
     """To take the rows out one by one would take as long again."""
-    for table in ("search", "search_outputs"):
+    for table in ("search", "search_outputs", "search_jobs"):
         [(made,)] = sql.execute("SELECT sql FROM sqlite_schema WHERE name = ?", [table])
         sql.execute(f"DROP TABLE {table}")
         sql.execute(made)

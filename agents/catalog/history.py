@@ -34,6 +34,7 @@ TABLES = (
     "pending_model_tags",
     "pending_images",
     "outputs",
+    "jobs",
 )
 """Tables of content, those first that others refer to."""
 

@@ -731,3 +731,39 @@ SELECT size, sha256 FROM paths WHERE root = :root AND rel = :rel AND present = 1
 
 -- name: pending_states
 SELECT id, state FROM pending_import WHERE id IN (SELECT value FROM json_each(:ids));
+
+-- name: add_jobs
+-- Those that are there already stay as they are. Returns the ids of the others.
+INSERT INTO jobs (id, at, view) SELECT value ->> 'id', value ->> 'at', value ->> 'view' FROM json_each(:rows)
+WHERE true ON CONFLICT DO NOTHING RETURNING id;
+
+-- name: search_jobs
+INSERT INTO search_jobs (id, words)
+SELECT id, id || ' ' || {words_of_job} FROM jobs WHERE id IN (SELECT value FROM json_each(:ids));
+
+-- name: search_every_job
+INSERT INTO search_jobs (id, words) SELECT id, id || ' ' || {words_of_job} FROM jobs;
+
+-- part: words_of_job
+searchable_json(coalesce(view -> '$.plan.prompt', view -> '$.request.prompt')) || ' '
+    || searchable_json(coalesce(view -> '$.plan.model.name', view -> '$.request.model')) || ' '
+    || coalesce(view ->> '$.plan.model.sha256', '')
+
+-- name: jobs_found
+SELECT at, id, view FROM jobs
+WHERE (at, id) < (:at, :id)
+    AND (:status = '' OR status = :status)
+    AND (:text IS NULL OR id IN (SELECT id FROM search_jobs WHERE search_jobs MATCH :text))
+ORDER BY at DESC, id DESC LIMIT :limit;
+
+-- name: jobs_among
+SELECT id FROM jobs WHERE id IN (SELECT value FROM json_each(:ids));
+
+-- name: drop_jobs
+-- Some of those that came and ended before a time. Returns their ids.
+DELETE FROM jobs WHERE id IN (
+    SELECT id FROM jobs WHERE at < :before AND coalesce(ended_at, 0) < :before ORDER BY at LIMIT :limit
+) RETURNING id;
+
+-- name: unsearch_jobs
+DELETE FROM search_jobs WHERE id IN (SELECT value FROM json_each(:ids));

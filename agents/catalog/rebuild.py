@@ -120,7 +120,7 @@ class Rebuilt:
                 "CREATE TEMP TABLE changes AS SELECT 'put' AS op, 'outputs' AS tbl,"
                 " json_object('job', job, 'n', n) AS content FROM outputs"
             )
-            for name in ("number_searched", "search", "number_searched_outputs", "search_outputs"):
+            for name in ("number_searched", "search", "number_searched_outputs", "search_outputs", "search_every_job"):
                 self._connection.execute(queries[name])
 
 

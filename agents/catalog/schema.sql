@@ -312,3 +312,33 @@ CREATE INDEX tag_names_by_becomes ON tag_names (becomes);
 
 -- Who is described by what lies next to a path: asked of each path at which another content was found.
 CREATE INDEX sidecars_by_path ON sidecars (root, rel);
+
+-- version: 4
+
+-- Generation jobs that have ended, each written once: `view` is schemas.jobs.JobView as JSON; what people look for is
+-- generated from it. `at` is the place in lists: when the job came, as far as that is known.
+CREATE TABLE jobs (
+    id TEXT PRIMARY KEY CHECK (length(id) = 32 AND id NOT GLOB '*[^0-9a-f]*'),
+    at REAL NOT NULL,
+    view TEXT NOT NULL CHECK (json_valid(view) AND json_extract(view, '$.id') = id),
+    status TEXT NOT NULL GENERATED ALWAYS AS (json_extract(view, '$.status')) VIRTUAL
+        CHECK (status IN ('succeeded', 'failed', 'rejected', 'cancelled')),
+    created_at REAL GENERATED ALWAYS AS (json_extract(view, '$.created_at')) VIRTUAL,
+    started_at REAL GENERATED ALWAYS AS (json_extract(view, '$.started_at')) VIRTUAL,
+    ended_at REAL GENERATED ALWAYS AS (json_extract(view, '$.ended_at')) VIRTUAL,
+    attempts INTEGER NOT NULL GENERATED ALWAYS AS (json_extract(view, '$.attempts')) VIRTUAL,
+    model TEXT GENERATED ALWAYS AS (
+        coalesce(json_extract(view, '$.plan.model.name'), json_extract(view, '$.request.model'))
+    ) VIRTUAL,
+    prompt TEXT GENERATED ALWAYS AS (
+        coalesce(json_extract(view, '$.plan.prompt'), json_extract(view, '$.request.prompt'))
+    ) VIRTUAL,
+    reason TEXT GENERATED ALWAYS AS (json_extract(view, '$.result.reason')) VIRTUAL,
+    error TEXT GENERATED ALWAYS AS (json_extract(view, '$.result.error')) VIRTUAL
+) STRICT;
+
+CREATE INDEX jobs_by_time ON jobs (at, id, status);
+
+CREATE VIRTUAL TABLE search_jobs USING fts5 (
+    id UNINDEXED, words, tokenize = "unicode61 remove_diacritics 2", prefix = '2 3'
+);

@@ -165,7 +165,7 @@ async def jobs(
 ) -> None:
     """A table of the latest jobs."""
     async with running_bus(settings) as bus:
-        found = await client.jobs(bus, limit)
+        found, _ = await client.jobs(bus, limit)
     if as_json:
         console.json(found)
         return

@@ -1,27 +1,29 @@
 """Jobs, as HTTP and the command line handle them: submitted, looked up, followed, cancelled. Nothing is kept here.
 
-Publishes job.prepare, asks ask.catalog.models; reads stored facts and results; cancels by writing a result.
+Publishes job.prepare, asks ask.catalog.jobs and ask.catalog.models; reads stored facts and results; cancels by writing
+a result.
 """
 
-import time
+import heapq
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
-import nats.errors
 import structlog
 from anyio.streams.memory import MemoryObjectReceiveStream
 from nats.aio.msg import Msg
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
-from nats.js.errors import NotFoundError
 
-from agents.client.views import EventName, JobEvent, JobStatus, JobView
+from agents.client.views import EventName, JobEvent
 from bus import results
 from bus.client import Bus, Stored
 from bus.errors import Declined, Retry, Taken, Undecodable
-from bus.ids import digest_id, new_id, time_of
+from bus.ids import digest_id
+from bus.jobs import place_of
+from bus.jobs import state as state
 from bus.subjects import (
+    ASK_JOBS,
     ASK_MODELS,
     EVENTS_OF_A_JOB,
     JOB_FINISHED,
@@ -35,7 +37,7 @@ from bus.subjects import (
     Subject,
 )
 from schemas.asks import ListModels, ModelList
-from schemas.jobs import Lane, Request
+from schemas.jobs import AnyStatus, JobPage, JobPlace, JobView, Lane, ListJobs, Request
 from schemas.models import Model
 
 log = structlog.get_logger()
@@ -45,10 +47,8 @@ LOOK_SECONDS = 2.0
 """How often stored facts are looked up when no message came: core NATS is lossy."""
 END_SECONDS = 0.5
 """How long the finished fact may come after its result before the end is sent without it."""
-_FACTS_PER_JOB = 8
-_PATIENCE = 5.0
-_AT_ONCE = 32
 _UNREAD = 32
+_CURSOR = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?(?:e[+-]?[0-9]{1,2})?)-([0-9a-f]{32})")
 
 _FACTS: tuple[tuple[EventName, Subject[Any]], ...] = (
     ("planned", JOB_PLANNED),
@@ -84,132 +84,47 @@ async def submit(
     """
     if id is not None and await state(bus, id) is not None:
         return id
-    id = id or new_id()
+    id = id or bus.clock.new_id()
     with suppress(Taken):
         await bus.publish(PREPARE, request, patience=SUBMIT_SECONDS, lane=lane, tenant=tenant, id=id)
     return id
 
 
-async def state(bus: Bus, id: str) -> JobView | None:
-    """A job as its stored messages have it now; None for an id nobody asked for. Raises BadSubject, Retry.
+async def jobs(
+    bus: Bus, limit: int, *, text: str = "", status: AnyStatus = "", before: str = ""
+) -> tuple[tuple[JobView, ...], str]:
+    """The newest `limit` jobs, newest first: those that `text` finds, with this `status`, behind the cursor `before`;
+    and the cursor of what follows, empty at the end. One look at the queue and one ask, where they fit into one answer.
 
-    Looked up from the first stage to the last: a job that moves on meanwhile is met again further on, never missed.
+    Ids without a time in them count from their plan, or their end; while they are still queued, as the newest.
+    Raises Declined (bad-cursor, bad-query), Retry, NoAnswer.
     """
-    result = await results.result_of(bus, id)
-    queued = None if result else await bus.raw("PREPARE", PREPARE.filter(id=id))
-    counts = await bus.waiting("EVENTS", EVENTS_OF_A_JOB.format(id=id))
-    plan = await bus.last(JOB_PLANNED, id=id) if JOB_PLANNED(id=id) in counts else None
-    started = await bus.last(JOB_STARTED, id=id) if JOB_STARTED(id=id) in counts else None
-    result = result or await results.result_of(bus, id)
-    finished = None
-    if result is None and JOB_FINISHED(id=id) in counts:  # results are forgotten by count and age of their own
-        finished = await bus.last(JOB_FINISHED, id=id)
-    if not (result or queued or counts):
-        return None
-    attempts = counts.get(JOB_STARTED(id=id), 0) - counts.get(JOB_RELEASED(id=id), 0)
-    status: JobStatus = "running" if attempts > 0 else "planned" if plan else "queued"
-    if result:
-        status = result.status
-    elif finished:
-        status = finished.payload.status
-    return JobView(
-        id=id,
-        status=status,
-        created_at=_created(id) or (plan.payload.created_at if plan else None),
-        planned_at=plan.payload.created_at if plan else None,
-        started_at=started.payload.at if started else None,
-        ended_at=result.ended_at if result else finished.payload.at if finished else None,
-        attempts=max(attempts, 0),
-        request=_request(queued) if queued else None,
-        plan=plan.payload if plan else None,
-        result=result,
-    )
+    now, place = bus.clock.now(), _place(before) if before else None
+    waiting = await bus.waiting("PREPARE", PREPARE.filter()) if status in ("", "queued") else {}
+    places = [place_of(PREPARE.parse(subject)["id"], now) for subject in waiting if PREPARE.matches(subject)]
+    found: list[JobView] = []
+    while len(found) < limit:
+        behind = (one for one in places if place is None or one < place)
+        newest = tuple(id for _, id in heapq.nlargest(limit - len(found) + 1, behind))
+        ask = ListJobs(text=text, status=status, before=place, limit=limit - len(found), queued=newest)
+        page = await bus.ask(ASK_JOBS, ask, JobPage)
+        found += page.jobs
+        place = page.next
+        if place is None:
+            return tuple(found), ""
+    return tuple(found), _cursor(place) if place else ""
 
 
-def _request(queued: Stored[bytes]) -> Request | None:
-    with suppress(Undecodable):
-        return PREPARE.decode(queued.payload)
-    return None
+def _cursor(place: JobPlace) -> str:
+    at, id = place
+    return f"{at!r}-{id}"
 
 
-def _created(id: str) -> float | None:
-    """The time inside an id that holds a plausible one (2020 up to an hour from now)."""
-    at = time_of(id)
-    return at if at is not None and 1_577_836_800 <= at < time.time() + 3600 else None
-
-
-async def jobs(bus: Bus, limit: int) -> list[JobView]:
-    """The newest `limit` jobs, newest first. Raises Retry.
-
-    Ids without a time in them count from their first fact; while they are still queued, as the newest.
-    """
-    born = await _lately(bus, limit)
-    for subject in await bus.waiting("PREPARE", PREPARE.filter()):
-        if PREPARE.matches(subject):
-            id = PREPARE.parse(subject)["id"]
-            born.setdefault(id, _created(id) or float("inf"))
-    newest = sorted(born, key=lambda id: (born[id], id), reverse=True)[:limit]
-    found: dict[str, JobView | None] = {}
-    slots = anyio.CapacityLimiter(_AT_ONCE)
-
-    async def look(id: str) -> None:
-        async with slots:
-            found[id] = await state(bus, id)
-
-    try:
-        async with anyio.create_task_group() as tasks:
-            for id in newest:
-                tasks.start_soon(look, id)
-    except ExceptionGroup as group:
-        if group.split(Retry)[1]:
-            raise
-        raise Retry("the bus did not tell the latest jobs") from group
-    return [view for id in newest if (view := found[id]) is not None]
-
-
-async def _lately(bus: Bus, limit: int) -> dict[str, float]:
-    """Ids of at least the `limit` jobs that were spoken of last (where there are as many), with when each was born.
-
-    Reads the subjects of the end of EVENTS, further and further back: what it costs depends on `limit`, not on the
-    length of the history. Raises Retry.
-    """
-    try:
-        stream = (await bus.js.stream_info("EVENTS")).state
-        span = limit * _FACTS_PER_JOB
-        while True:
-            start = max(stream.first_seq, stream.last_seq + 1 - span)
-            born: dict[str, float] = {}
-            async for subject, at in _subjects_since(bus, start):
-                id = subject.rsplit(".", 1)[1]
-                born.setdefault(id, _created(id) or at)
-            if len(born) >= limit or start <= stream.first_seq:
-                return born
-            span *= 4
-    except (nats.errors.Error, TimeoutError) as error:
-        raise Retry("the bus did not tell the latest jobs") from error
-
-
-async def _subjects_since(bus: Bus, seq: int) -> AsyncGenerator[tuple[str, float], None]:
-    """Subject and Unix time of every stored fact about a job from `seq` to the present end. No payload is read."""
-    inbox = bus.nc.new_inbox()
-    wanted = ConsumerConfig(
-        deliver_subject=inbox,
-        deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-        opt_start_seq=max(seq, 1),
-        filter_subject=EVENTS_OF_A_JOB.format(id="*"),
-        ack_policy=AckPolicy.NONE,
-        headers_only=True,
-        inactive_threshold=5.0,
-        mem_storage=True,
-    )
-    async with bus.listen(inbox, buffer=1_000_000) as heard:
-        made = await bus.js.add_consumer("EVENTS", wanted)
-        with suppress(NotFoundError):
-            for _ in range(made.num_pending or 0):
-                with anyio.fail_after(_PATIENCE):
-                    message = await heard.receive()
-                yield message.subject, message.metadata.timestamp.timestamp()
-        await bus.js.delete_consumer("EVENTS", made.name)
+def _place(cursor: str) -> JobPlace:
+    """The place that a cursor names. Raises Declined (bad-cursor)."""
+    if (found := _CURSOR.fullmatch(cursor)) is None:
+        raise Declined("bad-cursor", "A cursor is what the page before gave as `next`.")
+    return float(found[1]), found[2]
 
 
 async def events(bus: Bus, id: str, after_seq: int = 0) -> AsyncGenerator[JobEvent, None]:

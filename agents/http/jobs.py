@@ -1,7 +1,8 @@
 """Jobs over HTTP.
 
 POST /api/jobs                  a job (schemas.jobs.Request, strict); ?lane=high|normal|low; Idempotency-Key
-GET  /api/jobs                  the newest jobs; ?limit=
+GET  /api/jobs                  the newest jobs: ?q= words of prompt, model or id, status, limit, before (the `next` of
+                                the page before)
 GET  /api/jobs/{id}             one job
 GET  /api/jobs/{id}/events      its life as server-sent events; Last-Event-ID goes on from there
 POST /api/jobs/{id}/cancel      end it
@@ -33,9 +34,11 @@ from schemas import jobs
 from schemas.settings import LimitSettings
 
 MAX_LISTED = 500
+MAX_WORDS = 500
 _ID = re.compile(r"[0-9a-f]{32}")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _SEQUENCE = re.compile(r"[0-9]{1,18}")
+_STATUSES: tuple[jobs.AnyStatus, ...] = ("", *jobs.UNDER_WAY, *jobs.ENDED)
 
 
 class JobBody(jobs.Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -100,8 +103,14 @@ class _Jobs:
         return view or JobView(id=id, status="queued", request=request)
 
     async def list(self, request: Request) -> Response:
-        limit = parsing.number(parsing.query(request, "limit"), "limit", 50, least=1, most=MAX_LISTED)
-        return parsing.json({"jobs": [document(view) for view in await client.jobs(self.bus, limit)]})
+        given = parsing.query(request, "q", "status", "before", "limit")
+        limit = parsing.number(given, "limit", 50, least=1, most=MAX_LISTED)
+        status = parsing.one_of(given, "status", *_STATUSES)
+        text, before = given.get("q", ""), given.get("before", "")
+        if len(text) > MAX_WORDS:
+            raise BadRequest(422, "invalid", f"q has {MAX_WORDS} characters at most", "q")
+        views, following = await client.jobs(self.bus, limit, text=text, status=status, before=before)
+        return parsing.json({"jobs": [document(view) for view in views], "next": following})
 
     async def job(self, request: Request) -> Response:
         return parsing.json(document(await self._state(_id(request))))

@@ -28,9 +28,10 @@ from agents.catalog.facts import apply, forget_messages
 from agents.catalog.promotion import promote_present
 from agents.catalog.resolve import list_models, resolve
 from agents.migrator import answers as asked
-from agents.migrator import pictures
+from agents.migrator import jobs, pictures
 from agents.migrator.drift import Alike
 from agents.migrator.imports import serve_imports
+from agents.migrator.jobs import JobRecords
 from agents.migrator.pictures import Portraits
 from agents.migrator.relay import CatalogOutbox
 from agents.migrator.replay import prepare
@@ -43,6 +44,7 @@ from bus.relay import relay
 from bus.subjects import (
     ASK_COMPARE,
     ASK_HELLO,
+    ASK_JOBS,
     ASK_MODELS,
     ASK_PENDING,
     ASK_PROMOTE,
@@ -56,6 +58,7 @@ from bus.subjects import (
     FILE_REFUSED,
     FILE_REMOVED,
     FILE_SETTLED,
+    JOB_FINISHED,
     Subject,
 )
 from bus.wakeup import Bell
@@ -133,7 +136,7 @@ async def _keep(
         opened = Database.open(path, now=clock, changed=changed, begin=opening.begin, after=opening.after)
         async with opened as db, anyio.create_task_group() as tasks:
             await forget_messages(db, before=clock() - REMEMBERED_SECONDS)
-            files_from, images_from = await _starts(db)
+            files_from, images_from, jobs_from = await _starts(db)
             tasks.start_soon(relay, bus, CatalogOutbox(bus, db), to_say)
             files = partial(_hear_files, bus, db, clock, settings.conflicts)
             images = Portraits(bus, db, path.parent, clock, settings.trash_days)
@@ -143,6 +146,11 @@ async def _keep(
             tasks.start_soon(images.keep_asking, to_draw)
             hear = partial(follow, bus, EVENTS, pictures.HEARD, f"{NAME}-images", images.hear)
             await tasks.start(partial(hear, pattern=EVENTS_OF_IMAGES, afresh=images_from))
+            records = JobRecords(bus, db, settings.jobs_days)
+            await tasks.start(records.unfinished.keep)
+            write_down = partial(follow, bus, EVENTS, jobs.FOLLOWED, f"{NAME}-jobs", records.write_down)
+            await tasks.start(partial(write_down, pattern=JOB_FINISHED.filter(), afresh=jobs_from))
+            tasks.start_soon(records.keep_pruned)
             await db.put_meta(_FOLLOWED, "yes")
             alike = Alike(bus, db, frozenset(roots), clock, partial(_catch_up, bus))
             tasks.start_soon(alike.keep)
@@ -153,6 +161,7 @@ async def _keep(
             await tasks.start(serve_imports, bus, db, path.parent, roots, clock, promote)
             await tasks.start(bus.answer, ASK_COMPARE, alike.asked)
             await tasks.start(bus.answer, ASK_PROMOTE, images.promote)
+            await tasks.start(bus.answer, ASK_JOBS, records.list)
             for subject, reply in ANSWERS.items():
                 await tasks.start(bus.answer, subject, partial(reply, db))
             for subject, reply in asked.answers(db, images, roots, settings.conflicts).items():
@@ -161,13 +170,13 @@ async def _keep(
             task_status.started()
 
 
-async def _starts(db: Database) -> tuple[int | None, int | None]:
-    """Where a new or rebuilt catalog begins to read the facts about files and about pictures: behind those whose
-    effects are in it. None for one that was read into before: its durables know."""
+async def _starts(db: Database) -> tuple[int | None, int | None, int | None]:
+    """Where a new or rebuilt catalog begins to read the facts about files, about pictures and about jobs: behind those
+    whose effects are in it. None for one that was read into before: its durables know."""
     if await db.meta(_FOLLOWED) is not None:
-        return None, None
-    files, events = [int(await db.meta(f"cursor.{stream}") or 0) + 1 for stream in (FILES, EVENTS)]
-    return files, events
+        return None, None, None
+    files, events, finished = [int(await db.meta(f"cursor.{one}") or 0) + 1 for one in (FILES, EVENTS, jobs.CURSOR)]
+    return files, events, finished
 
 
 async def _hear_files(
