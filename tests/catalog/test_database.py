@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 import anyio
+import msgspec
 import pytest
 
 from agents.catalog import database
@@ -19,11 +20,15 @@ from agents.catalog.asks.tags import put_tag
 from agents.catalog.database import Database
 from agents.catalog.errors import CatalogTooNew, CatalogUnusable
 from agents.catalog.facts import apply
+from agents.catalog.jobs import add_jobs, list_jobs
+from agents.catalog.outbox import outgoing
 from agents.catalog.resolve import list_models
 from agents.storage.queries import migrations, sections
 from schemas.catalog import PutTag
+from schemas.jobs import JobView, ListJobs
+from schemas.models import Changed
 from tests.catalog.conftest import Tell, clock
-from tests.catalog.facts import hashed, removed, sha, stat
+from tests.catalog.facts import CHECKPOINT, hashed, removed, sha, stat
 from tests.catalog.sql import execute
 
 CODE = Path(database.__file__).parent
@@ -110,7 +115,30 @@ async def test_opening_again_migrates_nothing_and_keeps_everything(tmp_path: Pat
             await apply(db, [("m1", hashed("a.safetensors", "dream"))], now=1.0)
             assert len(await list_models(db)) == 1
     with contextlib.closing(sqlite3.connect(path)) as plain:
-        assert plain.execute("SELECT version, applied_at FROM migrations").fetchall() == [(1, 1.0), (2, 1.0), (3, 1.0)]
+        assert plain.execute("SELECT version, applied_at FROM migrations").fetchall() == [
+            (n, 1.0) for n in (1, 2, 3, 4)
+        ]
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+async def test_a_catalog_of_an_older_version_keeps_its_rows_and_gets_the_new_tables(tmp_path: Path, version: int):
+    path, scripts = tmp_path / "catalog.db", sections("agents.catalog", "schema.sql", "version")
+    with contextlib.closing(sqlite3.connect(path)) as old, old:
+        for number in range(1, version + 1):
+            old.executescript(scripts[str(number)])
+            old.execute("INSERT INTO migrations VALUES (?, 1.0)", [number])
+        values = [sha("dream"), msgspec.json.encode(CHECKPOINT).decode()]
+        old.execute(
+            "INSERT INTO models (sha256, name, folded, size, identity, created_at) VALUES (?, 'a', 'a', 1, ?, 2.0)",
+            values,
+        )
+    async with Database.open(path, now=clock) as db:
+        assert [model.sha256 for model in await list_models(db, missing=True)] == [sha("dream")]
+        async with db.atomic() as sql:
+            await add_jobs(sql, [(1.0, JobView(id="0" * 32, status="failed"))])
+        assert [job.id for job in (await list_jobs(db, ListJobs(), {})).jobs] == ["0" * 32]
+        payload = msgspec.json.decode((await outgoing(db))[0].payload, type=Changed)
+        assert [change.table for change in payload.changes] == ["models"], "its history begins with what it holds"
 
 
 async def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -124,7 +152,7 @@ async def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path, 
         async with Database.open(path, now=clock):
             pass
     with contextlib.closing(sqlite3.connect(path)) as plain:
-        assert plain.execute("SELECT max(version) FROM migrations").fetchone() == (3,)
+        assert plain.execute("SELECT max(version) FROM migrations").fetchone() == (4,)
         assert plain.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'fresh'").fetchone() == (0,)
 
 

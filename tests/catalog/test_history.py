@@ -20,6 +20,7 @@ from agents.catalog.asks.tags import drop_tag, put_tag, tag_models
 from agents.catalog.database import Database
 from agents.catalog.descriptions import picture_encoded, picture_refused
 from agents.catalog.facts import apply
+from agents.catalog.jobs import add_jobs, drop_jobs
 from agents.catalog.legacy.importer import import_legacy
 from agents.catalog.outbox import outgoing
 from agents.catalog.outputs import add_outputs
@@ -44,6 +45,7 @@ from schemas.catalog import (
 from schemas.files import Described, Details, Preview
 from schemas.images import Encoded, Picture, PictureRefused
 from schemas.imports import Import
+from schemas.jobs import JobView, Request, Result
 from schemas.models import Changed
 from tests.catalog.conftest import clock
 from tests.catalog.facts import CHECKPOINT, at_path, hashed, moved, removed, settled, sha, stat
@@ -156,6 +158,15 @@ class Life:
                 sql, Encoded(id=f"{n:032x}", pictures=(picture,), seconds=0.1, at=at), sha(f"{name}{n}"), [text]
             )
 
+    async def end_job(self, name: str, text: str, n: int, at: float) -> None:
+        asked, result = Request(prompt=text, model=name), Result(status="failed", ended_at=at, error=text)
+        view = JobView(id=f"{n:032x}", status="failed", ended_at=at, request=asked, result=result)
+        async with self.db.atomic() as sql:
+            await add_jobs(sql, [(at, view)])
+
+    async def drop_jobs(self, name: str, text: str, n: int, at: float) -> None:
+        await drop_jobs(self.db, before=at)
+
     async def pend(self, name: str, text: str, n: int, at: float) -> None:
         self.told += 1
         size = len(f"{name}{n}")
@@ -230,8 +241,12 @@ async def remade(db: Database, path: Path) -> None:
         new.make_searchable()
 
 
-def words(path: Path, table: Literal["search", "search_outputs"]) -> list[tuple[Any, ...]]:
+def words(path: Path, table: Literal["search", "search_outputs", "search_jobs"]) -> list[tuple[Any, ...]]:
     """What is searched, by what it belongs to; the index itself is checked."""
+    if table == "search_jobs":
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("INSERT INTO search_jobs (search_jobs) VALUES ('integrity-check')")
+            return sorted(db.execute("SELECT id, words FROM search_jobs").fetchall())
     which = "searched" if table == "search" else "searched_outputs"
     with closing(sqlite3.connect(path)) as db:
         db.execute(f"INSERT INTO {table} ({table}) VALUES ('integrity-check')")
@@ -254,7 +269,7 @@ async def same_again(life: list[tuple[str, str, str, int, float]]) -> None:
         with read_only(path) as live, read_only(other) as new:
             assert [table for table in compare(live, new) if not table.same] == []
             assert list(database_problems(live)) == []
-        for table in ("search", "search_outputs"):
+        for table in ("search", "search_outputs", "search_jobs"):
             assert words(path, table) == words(other, table)  # type: ignore[arg-type]
 
 
