@@ -12,7 +12,7 @@ from bus.jobs import queued
 from schemas.jobs import JobPage, JobPlace, JobView, ListJobs, Request, Result, Status
 from tests.catalog.conftest import clock
 from tests.catalog.sql import execute
-from tests.http.door import picture, plan
+from tests.http.serving import picture, plan
 
 DAY = 24 * 3600.0
 

@@ -1,22 +1,44 @@
-"""The front desk: what is told of jobs is what is stored, and nothing is said of a job that nobody asked for."""
+"""Jobs for front ends: a state is what is stored, a list is what the catalog has, and a job that nobody asked for is
+none."""
 
+import functools
 import time
-from contextlib import aclosing
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, aclosing
+from pathlib import Path
 
 import anyio
+import nats
 import pytest
 
 from agents.client import jobs
+from agents.migrator import agent as migrator
 from bus.client import Bus, connect
 from bus.errors import BadSubject, Declined, Full, NoAnswer, TooLarge
 from bus.ids import digest_id, new_id
-from bus.results import end
+from bus.results import end, ended
 from bus.server import LocalServer
 from bus.subjects import JOB_FINISHED, JOB_REJECTED, PREFIX, PREPARE, RESULT, TICK_STEP
-from schemas.jobs import Finished, Rejected, Result
-from schemas.settings import BusSettings
+from schemas.jobs import Finished, JobView, Rejected, Result
+from schemas.settings import BusSettings, MigratorSettings
 from schemas.ticks import StepTick
+from tests.conftest import running
 from tests.http.serving import request, say_planned, say_released, say_started, succeed
+
+
+def cataloguing(bus: Bus, tmp_path: Path) -> AbstractAsyncContextManager[None]:
+    """A migrator, which answers for lists."""
+    settings = MigratorSettings(jobs_days=0)
+    return running(functools.partial(migrator.run, bus, tmp_path / "catalog.db", settings=settings))
+
+
+async def when(bus: Bus, limit: int, is_so: Callable[[tuple[JobView, ...]], bool]) -> tuple[JobView, ...]:
+    """The newest jobs, once something is so of them."""
+    with anyio.fail_after(20):
+        while True:
+            found, _ = await jobs.jobs(bus, limit)
+            if is_so(found):
+                return found
 
 
 async def test_the_same_id_submitted_again_is_the_same_job_even_on_another_lane(bus: Bus):
@@ -95,34 +117,89 @@ async def test_a_rejected_job_and_one_whose_result_was_forgotten_have_ended(bus:
     assert (view.status, view.result, view.ended_at) == ("succeeded", None, 7.0)
 
 
-async def test_a_request_that_can_not_be_read_is_still_a_job(bus: Bus):
+async def test_a_request_that_can_not_be_read_is_still_a_job(bus: Bus, tmp_path: Path):
     id = new_id()
     await bus.publish_raw(PREPARE(lane="normal", tenant="t0", id=id), b"\xff not json")
     view = await jobs.state(bus, id)
     assert (view.status, view.request) == ("queued", None)
-    assert [job.id for job in await jobs.jobs(bus, 5)] == [id]
+    async with cataloguing(bus, tmp_path):
+        assert [job.id for job in (await jobs.jobs(bus, 5))[0]] == [id]
 
 
-async def test_the_newest_jobs_are_found_behind_any_number_of_other_facts(bus: Bus):
+async def test_the_newest_jobs_are_found_behind_any_number_of_other_facts(bus: Bus, tmp_path: Path):
     ids = [new_id(1_700_000_000 + n) for n in range(6)]
     for id in ids[:4]:
         await succeed(bus, id)
-    for n in range(200):  # more than the first look back takes in
+    for n in range(200):
         await say_started(bus, digest_id("noise", n % 2))
-    undated = await jobs.submit(bus, request(), id=digest_id("undated"))
-    await jobs.submit(bus, request(), id=ids[5])
-    await say_planned(bus, ids[4])
-    found = [job.id for job in await jobs.jobs(bus, 6)]
-    noise = {digest_id("noise", 0), digest_id("noise", 1)}
-    assert found[0] == undated and set(found[1:3]) == noise, "those without a time count from when they were heard of"
-    assert found[3:] == [ids[5], ids[4], ids[3]]
-    assert len(await jobs.jobs(bus, 100)) == 9
-    assert [job.id for job in await jobs.jobs(bus, 1)] == [undated]
+    async with cataloguing(bus, tmp_path):
+        undated = await jobs.submit(bus, request(), id=digest_id("undated"))
+        await jobs.submit(bus, request(), id=ids[5])
+        await say_planned(bus, ids[4])
+        planned = await when(bus, 7, lambda found: [job.status for job in found][:3] == ["queued", "queued", "planned"])
+        assert [job.id for job in planned] == [undated, *reversed(ids)]
+        assert [job.id for job in (await jobs.jobs(bus, 1))[0]] == [undated]
+        await end(bus, digest_id("noise", 0), "failed", "x", "y")
+        found = await when(bus, 8, lambda found: len(found) == 8)
+        assert [job.id for job in found] == [undated, digest_id("noise", 0), *reversed(ids)]
+        assert found[1].attempts == 100, "a job without a time counts from its end, if nobody planned it"
 
 
-async def test_no_jobs_is_an_empty_list_at_once(bus: Bus):
-    with anyio.fail_after(2):
-        assert await jobs.jobs(bus, 50) == []
+async def test_no_jobs_is_an_empty_list_at_once(bus: Bus, tmp_path: Path):
+    async with cataloguing(bus, tmp_path):
+        with anyio.fail_after(2):
+            assert await jobs.jobs(bus, 50) == ((), "")
+
+
+async def test_a_list_without_a_catalog_says_who_is_missing(bus: Bus):
+    with pytest.raises(NoAnswer, match="agent"):
+        await jobs.jobs(bus, 50)
+
+
+async def test_a_list_of_fifty_jobs_costs_four_messages_on_the_bus(bus: Bus, nats_server: LocalServer, tmp_path: Path):
+    for n in range(60):
+        id = new_id(1_700_000_000 + n)
+        await say_planned(bus, id)
+        await succeed(bus, id)
+    async with cataloguing(bus, tmp_path):
+        wire = await nats.connect(nats_server.url)
+        for n in range(5):
+            await jobs.submit(bus, request(f"queued {n}"), id=new_id(1_750_000_000 + n))
+        await say_planned(bus, new_id(1_760_000_000))
+        await say_started(bus, new_id())
+        await when(bus, 100, lambda found: len(found) == 66 and sum(job.ended for job in found) == 60)
+        everything = await wire.subscribe(">")
+        await wire.flush()
+        found, cursor = await jobs.jobs(bus, 50)
+        await wire.flush()
+        seen = [(await everything.next_msg()).subject for _ in range(everything.pending_msgs)]
+        await wire.close()
+        # The followers' standing pulls and what the server tells those who watch it are no part of it.
+        sent = [one for one in seen if not one.startswith(("$JS.API.CONSUMER.MSG.NEXT", "$JS.EVENT"))]
+        assert len(found) == 50 and cursor and found[0].status == "planned"
+        assert [job.request for job in found[1:6]] == [request(f"queued {n}") for n in (4, 3, 2, 1, 0)]
+        assert len(sent) == 4, sent
+
+
+async def test_pages_and_filters_go_on_from_each_other(bus: Bus, tmp_path: Path):
+    ids = [new_id(1_700_000_000 + n) for n in range(7)]
+    for id in ids[:4]:
+        await succeed(bus, id)
+    async with cataloguing(bus, tmp_path):
+        for n, id in enumerate(ids[4:]):
+            await jobs.submit(bus, request(f"fox {n}"), id=id)
+        await when(bus, 7, lambda found: len(found) == 7)
+        seen, cursor = await jobs.jobs(bus, 2)
+        while cursor:
+            page, cursor = await jobs.jobs(bus, 2, before=cursor)
+            seen += page
+        assert [job.id for job in seen] == [*reversed(ids)]
+        assert [job.id for job in (await jobs.jobs(bus, 9, status="succeeded"))[0]] == [*reversed(ids[:4])]
+        assert [job.id for job in (await jobs.jobs(bus, 9, text="fox 1"))[0]] == [ids[5]]
+        for bad in ("x", "1.0", f"nan-{ids[0]}", f"1e999999-{ids[0]}", f"1.0-{ids[0]} ", f"-1-{ids[0]}"):
+            with pytest.raises(Declined) as caught:
+                await jobs.jobs(bus, 2, before=bad)
+            assert caught.value.reason == "bad-cursor", bad
 
 
 async def test_events_come_in_order_once_each_however_much_is_missed_in_between(bus: Bus):
@@ -168,12 +245,17 @@ async def test_models_without_a_catalog_say_who_is_missing(bus: Bus):
         await jobs.models(bus)
 
 
-async def test_a_result_that_nobody_can_read_is_a_failed_job_and_the_others_are_listed(bus: Bus):
+async def test_a_result_that_nobody_can_read_is_a_failed_job_and_the_others_are_listed(bus: Bus, tmp_path: Path):
     good, bad, short = new_id(), new_id(), new_id()
     for id in (good, bad, short):
         await jobs.submit(bus, request("a fox"), id=id)
     await bus.publish_raw(RESULT(id=bad), b"junk")
     await bus.publish_raw(RESULT(id=short), b'{"status": "cancelled"}')
-    views = {view.id: view for view in await jobs.jobs(bus, 10)}
+    assert [(await jobs.state(bus, id)).status for id in (bad, short, good)] == ["failed", "cancelled", "queued"]
+    for id in (bad, short):  # as whoever meets the job next does
+        assert await ended(bus, id)
+    async with cataloguing(bus, tmp_path):
+        found = await when(bus, 10, lambda found: sum(job.ended for job in found) == 2)
+    views = {view.id: view for view in found}
     assert (views[bad].status, views[short].status, views[good].status) == ("failed", "cancelled", "queued")
     assert views[short].result is not None and views[short].result.id == short

@@ -1,20 +1,25 @@
 """The native front door: what it takes, what it refuses, and what it shows."""
 
+import functools
 import re
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import anyio
 import msgspec
 import pytest
 
 from agents.client.views import JobView
 from agents.http.jobs import document
+from agents.migrator import agent as migrator
 from bus.client import Bus, connect
 from bus.ids import new_id
 from bus.results import result_of
 from bus.server import LocalServer
 from bus.subjects import PREPARE
 from schemas.jobs import Request
-from schemas.settings import BusSettings
+from schemas.settings import BusSettings, MigratorSettings
+from tests.conftest import running
 from tests.http.serving import frozen, reason, request, say_planned, say_released, say_started, serving, succeed
 
 JSON = {"Content-Type": "application/json"}
@@ -158,19 +163,43 @@ async def test_a_job_is_told_by_its_stored_messages_at_every_stage(bus: Bus, tmp
         assert image["tiers"]["low"] == f"/images/2027-01-15/{id}-0_low.webp" and "plan" not in job["result"]
 
 
+def cataloguing(bus: Bus, tmp_path: Path) -> AbstractAsyncContextManager[None]:
+    settings = MigratorSettings(jobs_days=0)
+    return running(functools.partial(migrator.run, bus, tmp_path / "catalog.db", settings=settings))
+
+
 async def test_the_list_is_newest_first_and_bounded(bus: Bus, tmp_path: Path):
-    async with serving(bus, tmp_path) as client:
-        ids = [new_id(1_700_000_000 + n) for n in range(4)]
-        await succeed(bus, ids[1])
+    ids = [new_id(1_700_000_000 + n) for n in range(4)]
+    await succeed(bus, ids[1])
+    async with cataloguing(bus, tmp_path), serving(bus, tmp_path) as client:
         await say_planned(bus, ids[0])
         await bus.publish(PREPARE, request(), lane="low", tenant="t3", id=ids[3])
         await say_planned(bus, ids[2])
-        jobs = (await client.get("/api/jobs?limit=3")).json()["jobs"]
-        assert [(job["id"], job["status"]) for job in jobs] == [
+        with anyio.fail_after(20):
+            while len((await client.get("/api/jobs")).json()["jobs"]) < 4:
+                pass
+        answer = (await client.get("/api/jobs?limit=3")).json()
+        assert [(job["id"], job["status"]) for job in answer["jobs"]] == [
             (ids[3], "queued"),
             (ids[2], "planned"),
             (ids[1], "succeeded"),
         ]
+        rest = (await client.get("/api/jobs", params={"before": answer["next"]})).json()
+        assert [job["id"] for job in rest["jobs"]] == [ids[0]] and rest["next"] == ""
+        ended = (await client.get("/api/jobs?status=succeeded")).json()["jobs"]
+        assert ended == [(await client.get(f"/api/jobs/{ids[1]}")).json()], "an entry is the job's own document"
+        assert [job["id"] for job in (await client.get("/api/jobs?q=CAT")).json()["jobs"]] == [ids[3], ids[2], ids[0]]
+        for query, wanted in {
+            "status=done": "invalid",
+            "status=": "",
+            "before=x": "bad-cursor",
+            "q=" + "x" * 501: "invalid",
+            "after=1": "invalid",
+        }.items():
+            answer = await client.get(f"/api/jobs?{query}")
+            assert (answer.status_code, wanted) == (200, "") or (answer.status_code, reason(answer)) == (422, wanted), (
+                query
+            )
         for limit in ("0", "501", "-1", "x", "", "1e2", "9999999999"):
             answer = await client.get(f"/api/jobs?limit={limit}")
             assert (answer.status_code, reason(answer)) == (422, "invalid"), limit

@@ -19,7 +19,7 @@ from bus.subjects import DEAD, GENERATE, JOB_FINISHED, JOB_PLANNED, PREPARE, RES
 from schemas.jobs import Finished, JobView
 from schemas.settings import MigratorSettings
 from tests.conftest import running
-from tests.http.door import plan, request, say_planned, say_released, say_started, succeed
+from tests.http.serving import plan, request, say_planned, say_released, say_started, succeed
 
 
 @pytest.fixture
