@@ -15,7 +15,7 @@ class Import(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
-class Tally(msgspec.Struct, frozen=True, kw_only=True):
+class ImportCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Rows that an import met; `seen` is the sum of the others. `merged` rows went into what was there already,
     `skipped` ones were there already, just so."""
 
@@ -45,7 +45,7 @@ class ImportReport(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     dry_run: bool = False
-    tables: dict[str, Tally] = {}
+    tables: dict[str, ImportCounts] = {}
     images_found: int = 0
     images_missing: int = 0
     images_broken: int = 0

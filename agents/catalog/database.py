@@ -5,7 +5,6 @@ opened read-only and never checkpoints. Readers see what is committed, never the
 """
 
 import sqlite3
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -22,6 +21,7 @@ from agents.catalog.index_words import SEARCH_VERSION, functions
 from agents.catalog.position import KEY, PASSED, REMEMBERED, Position, Standing, refuse_newer, standing
 from agents.storage.database import Sql, Threaded, in_thread, opened
 from agents.storage.queries import migrations, sections
+from bus.clock import Clock
 from schemas.models import Changed
 
 CACHE_KIB = 64 * 1024
@@ -42,8 +42,9 @@ Row = tuple[Any, ...]
 class Statements:
     """The named queries of queries.sql on one connection. Values go in by name, lists as JSON text."""
 
-    def __init__(self, connection: Threaded[Sql]) -> None:
+    def __init__(self, connection: Threaded[Sql], clock: Clock) -> None:
         self._connection = connection
+        self.new_id = clock.new_id
 
     async def rows(self, name: str, /, **values: Any) -> list[Row]:
         """Run one query; all its rows (none for one that returns nothing). Raises sqlite3.Error."""
@@ -62,16 +63,16 @@ class Database:
         writer: Threaded[Sql],
         reader: Threaded[Sql],
         path: Path,
-        now: Callable[[], float],
+        clock: Clock,
         changed: Callable[[], None],
     ) -> None:
         self._writer = writer
-        self.path, self.now, self._changed = path, now, changed
+        self.path, self.clock, self._changed = path, clock, changed
         self._folder = path.parent / "history"
-        self._statements = Statements(writer)
+        self._statements = Statements(writer, clock)
         self._lock = anyio.Lock()
         self._owner: int | None = None
-        self.committed = Statements(reader)
+        self.committed = Statements(reader, clock)
 
     @classmethod
     @asynccontextmanager
@@ -79,12 +80,12 @@ class Database:
         cls,
         path: Path,
         *,
-        now: Callable[[], float],
+        clock: Clock,
         changed: Callable[[], None] = lambda: None,
         begin: bool = False,
         after: str = "",
     ) -> AsyncIterator[Self]:
-        """Open the catalog at `path`, made or migrated as needed; `now` gives Unix seconds for the record of that, and
+        """Open the catalog at `path`, made or migrated as needed; `clock` is read for what is written down, and
         `changed` is called when a transaction that changed its content is committed.
 
         With `begin`, after a migration, and where it has none yet, a history begins that holds every row there is;
@@ -97,12 +98,12 @@ class Database:
             try:
                 queries = sections("agents.catalog", "queries.sql", "name")
                 writer = await stack.enter_async_context(in_thread(partial(opened, path, queries), "catalog"))
-                applied = await writer.do(partial(_prepare, path=path, now=now()))
+                applied = await writer.do(partial(_prepare, path=path, now=clock.now()))
                 only = partial(opened, f"{path.absolute().as_uri()}?mode=ro", queries, uri=True)
                 reader = await stack.enter_async_context(in_thread(only, "catalog-reader"))
                 for connection in (writer, reader):
                     await connection.do(_add_functions)
-                db = cls(writer, reader, path, now, changed)
+                db = cls(writer, reader, path, clock, changed)
                 is_older = 0 < applied < max(migrations("agents.catalog"))
                 await db._settle_history(new=not applied, begin=begin or is_older, after=after)
                 await db._renew_search()
@@ -168,10 +169,10 @@ class Database:
             [(piece, last, outputs)] = await sql.rows("changes", after=last, limit=PIECE)
         if not (pieces or begins):
             return False
-        id, facts = uuid.uuid4().hex, list[Changed]()
+        id, facts = self.clock.new_id(), list[Changed]()
 
         async def write() -> None:
-            facts.append(await anyio.to_thread.run_sync(history.changed, id, pieces, self._folder, self.now()))
+            facts.append(await anyio.to_thread.run_sync(history.changed, id, pieces, self._folder, self.clock.now()))
 
         try:
             async with anyio.create_task_group() as tasks:  # side by side, each for the most part in its own thread
@@ -218,7 +219,7 @@ class Database:
 
     async def _settle_history(self, *, new: bool, begin: bool, after: str) -> None:
         if new:
-            at = Position(history=uuid.uuid4().hex, last=after, begun=self.now())
+            at = Position(history=self.clock.new_id(), last=after, begun=self.clock.now())
             await self.put_meta(KEY, msgspec.json.encode(at).decode())
         if begin or await self.meta(KEY) is None:
             await self.begin_history(after)
@@ -229,7 +230,7 @@ class Database:
         stored = await self.meta(KEY)
         before = msgspec.json.decode(stored, type=Position) if stored else Position(history="")
         lineage = (before.history, *before.lineage) if before.number or before.lineage or not stored else ()
-        at = Position(history=uuid.uuid4().hex, last=after, lineage=lineage, begun=before.begun)
+        at = Position(history=self.clock.new_id(), last=after, lineage=lineage, begun=before.begun)
         async with self._transaction(begins=True) as sql:
             await sql.rows("forget_unsent")
             await sql.rows("forget_passed", key=f"{PASSED}*")

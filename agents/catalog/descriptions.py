@@ -17,7 +17,7 @@ import structlog
 
 from agents.catalog.database import Database, Statements
 from agents.catalog.names import fold
-from agents.catalog.outbox import say
+from agents.catalog.outbox import publish
 from agents.storage.trash import Batch
 from schemas.files import Details
 from schemas.images import Encoded, PictureRefused
@@ -74,7 +74,7 @@ async def tag_ids(sql: Statements, names: Iterable[str], msg_id: str, at: float)
         if name not in found:
             [(id,)] = await sql.rows("add_tag", id=None, name=name, color="", created_at=at)
             found[name] = int(id)
-            await say(sql, TagPut(id=int(id), name=name, color="", at=at), f"{msg_id}.{id}")
+            await publish(sql, TagPut(id=int(id), name=name, color="", at=at), f"{msg_id}.{id}")
     return found
 
 
@@ -94,15 +94,15 @@ async def add_tags(
     if not ids.keys() - before:
         return 0
     await sql.many("add_model_tag", [{"sha256": sha256, "tag_id": id, "origin": origin} for id in ids.values()])
-    await say_tagged(sql, sha256, f"{msg_id}.s", at)
+    await publish_tagged(sql, sha256, f"{msg_id}.s", at)
     return 1
 
 
-async def say_tagged(sql: Statements, sha256: str, msg_id: str, at: float) -> None:
+async def publish_tagged(sql: Statements, sha256: str, msg_id: str, at: float) -> None:
     """The tags of a model changed: say all of them."""
     name = await model_name(sql, sha256) or ""
     tags = tuple(str(tag) for (tag,) in await sql.rows("tags_of", sha256=sha256))
-    await say(sql, ModelTagged(sha256=sha256, name=name, tags=tags, at=at), msg_id)
+    await publish(sql, ModelTagged(sha256=sha256, name=name, tags=tags, at=at), msg_id)
 
 
 async def add_picture(sql: Statements, sha256: str, source: str, original: str, origin: str, at: float) -> bool:
@@ -148,7 +148,7 @@ async def picture_encoded(sql: Statements, fact: Encoded) -> list[str]:
             if state != "ready":
                 size = {"width": picture.width, "height": picture.height, "bytes": picture.bytes}
                 await sql.rows("image_ready", **key, **size)
-                await say_pictured(sql, fact.model, f"{fact.id}.{picture.index}", fact.at)
+                await publish_pictured(sql, fact.model, f"{fact.id}.{picture.index}", fact.at)
                 done.append(str(original))
     return done
 
@@ -209,8 +209,8 @@ async def _renumber(sql: Statements, sha256: str, number: int) -> None:
         await sql.rows("move_image", sha256=sha256, number=free, seq=seq)
 
 
-async def say_pictured(sql: Statements, sha256: str, msg_id: str, at: float) -> None:
+async def publish_pictured(sql: Statements, sha256: str, msg_id: str, at: float) -> None:
     """The finished pictures of a model changed: say all of them, in order."""
     name = await model_name(sql, sha256) or ""
     numbers = tuple(int(number) for (number,) in await sql.rows("numbers_of", sha256=sha256))
-    await say(sql, ModelPictured(sha256=sha256, name=name, numbers=numbers, at=at), msg_id)
+    await publish(sql, ModelPictured(sha256=sha256, name=name, numbers=numbers, at=at), msg_id)

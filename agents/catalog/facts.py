@@ -11,9 +11,9 @@ from anyio import to_thread
 
 from agents.catalog import sidecars
 from agents.catalog.database import Database, Row, Statements
-from agents.catalog.ledger import Entry, FileFact, Ledger, ModelFact, Place
+from agents.catalog.ledger import Entry, FileFact, Ledger, LedgerRow, ModelFact
 from agents.catalog.names import fold, stem
-from agents.catalog.outbox import say
+from agents.catalog.outbox import publish
 from agents.catalog.promotion import promote_placed
 from schemas.catalog import Strategy
 from schemas.files import Described, FilePath, Hashed, HashFailed, Identity, Moved, Refused, Removed, Settled, Stat
@@ -70,14 +70,14 @@ async def _apply_some(
         fresh = {id: fact for id, fact in facts[:done] if id not in known}
         files = [fact for fact in fresh.values() if not isinstance(fact, Described)]
         await sql.many("put_model", [_model_values(entry) for entry in ledger.changed_entries.values()])
-        await sql.many("put_path", [_path_values(place) for place in ledger.changed_places.values()])
+        await sql.many("put_path", [_path_values(place) for place in ledger.changed_rows.values()])
         await sql.many("put_digest", [row for fact in files for row in _digest_values(fact)])
         for msg_id, news in said:
-            await say(sql, news, msg_id)
+            await publish(sql, news, msg_id)
         count = len(said) + await _settle_sidecars(sql, [*fresh.values()], ledger, before)
         placed = [
             (place.path, place.stat.size, place.sha256)
-            for place in ledger.changed_places.values()
+            for place in ledger.changed_rows.values()
             if place.present and place.sha256
         ]
         count += await promote_placed(sql, placed, strategy, now)
@@ -118,8 +118,8 @@ async def _settle_sidecars(
 ) -> int:
     """Write down how paths are described, and make that count for the models that these facts are about. `before` are
     the paths of each content before them. Returns how many facts that made."""
-    touched = {place.sha256 for place in ledger.changed_places.values() if place.sha256} | before.keys()
-    models = dict.fromkeys(await sidecars.described_among(sql, touched, ledger.changed_places))
+    touched = {place.sha256 for place in ledger.changed_rows.values() if place.sha256} | before.keys()
+    models = dict.fromkeys(await sidecars.described_among(sql, touched, ledger.changed_rows))
     repictured: dict[str, sidecars.Repictured] = {}
     for fact in facts:
         if isinstance(fact, Described):
@@ -136,7 +136,7 @@ async def _settle_sidecars(
     return count
 
 
-async def places_of(db: Database, root: str) -> dict[FilePath, Place]:
+async def rows_of(db: Database, root: str) -> dict[FilePath, LedgerRow]:
     """What the catalog says is present below a root."""
     return {place.path: place for place in map(_place, await db.committed.rows("places_of_root", root=root))}
 
@@ -181,11 +181,13 @@ async def _ledger(sql: Statements, facts: Iterable[FileFact]) -> Ledger:
     return Ledger(places.values(), map(_entry, await sql.rows("entries", sha256s=listed)))
 
 
-def _place(row: Row) -> Place:
+def _place(row: Row) -> LedgerRow:
     root, rel, key, sha256, dev, ino, size, mtime_ns, ctime_ns, present, away, seen_at = row
     stat = Stat(dev=int(dev), ino=int(ino), size=size, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
     path = FilePath(root=root, rel=rel)
-    return Place(path=path, key=key, stat=stat, sha256=sha256, present=bool(present), seen_at=seen_at, away=bool(away))
+    return LedgerRow(
+        path=path, key=key, stat=stat, sha256=sha256, present=bool(present), seen_at=seen_at, away=bool(away)
+    )
 
 
 def _entry(row: Row) -> Entry:
@@ -210,7 +212,7 @@ def _digest_values(fact: FileFact) -> list[dict[str, str]]:
     return [{"sha256": fact.sha256, "algorithm": name, "digest": digest} for name, digest in fact.digests.items()]
 
 
-def _path_values(place: Place) -> dict[str, Any]:
+def _path_values(place: LedgerRow) -> dict[str, Any]:
     return {
         "root": place.path.root,
         "rel": place.path.rel,

@@ -28,7 +28,7 @@ OVERTAKEN_SECONDS = 600.0
 _ORDER = (ModelMissing, ModelMoved, ModelReady)
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
+class LedgerRow(msgspec.Struct, frozen=True, kw_only=True):
     """What lies at a path: a row of `paths`. `away`: it is not there because its root or disk is not."""
 
     path: FilePath
@@ -64,12 +64,12 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ledger:
-    """Rows by path and by content. `changed_places` and `changed_entries` are what has to be written back."""
+    """Rows by path and by content. `changed_rows` and `changed_entries` are what has to be written back."""
 
-    def __init__(self, places: Iterable[Place], entries: Iterable[Entry]) -> None:
-        self.changed_places: dict[FilePath, Place] = {}
+    def __init__(self, places: Iterable[LedgerRow], entries: Iterable[Entry]) -> None:
+        self.changed_rows: dict[FilePath, LedgerRow] = {}
         self.changed_entries: dict[str, Entry] = {}
-        self._places: dict[FilePath, Place] = {}
+        self._places: dict[FilePath, LedgerRow] = {}
         self._by_key: dict[str, set[FilePath]] = {}
         self._at: dict[str, set[FilePath]] = {}
         self._entries = {entry.sha256: entry for entry in entries}
@@ -104,7 +104,7 @@ class Ledger:
             case _:
                 return []
 
-    def _hashed(self, fact: Hashed) -> list[Place]:
+    def _hashed(self, fact: Hashed) -> list[LedgerRow]:
         """The paths that this hash is about: the hashed one unless the fact is late, and every link to the file."""
         row = self._places.get(fact.path)
         placed = [msgspec.structs.replace(link, sha256=fact.sha256) for link in self._links(fact.key, fact.stat)]
@@ -119,7 +119,7 @@ class Ledger:
             placed.append(_place(fact.path, fact.key, fact.stat, fact.sha256, seen_at))
         return placed
 
-    def _settled(self, fact: Settled) -> list[Place]:
+    def _settled(self, fact: Settled) -> list[LedgerRow]:
         row = self._places.get(fact.path)
         links = [link for link in self._links(fact.key, fact.stat) if link.path != fact.path]
         if _overtaken(fact.at, row):
@@ -132,7 +132,7 @@ class Ledger:
             placed = []
         return [*placed, _place(fact.path, fact.key, fact.stat, sha256, fact.at)]
 
-    def _still(self, row: Place | None, fact: Settled) -> str | None:
+    def _still(self, row: LedgerRow | None, fact: Settled) -> str | None:
         """What the path held, when only attributes (a mode, a link) changed since; the coming hash has the last word.
 
         Anything else is another content until it is hashed: a model must not answer for bytes nobody has read.
@@ -141,7 +141,7 @@ class Ledger:
             return None
         return row.sha256 if _same_bytes(row.stat, fact.stat) else None
 
-    def _moved(self, fact: Moved) -> list[Place]:
+    def _moved(self, fact: Moved) -> list[LedgerRow]:
         source, target = self._places.get(fact.old), self._places.get(fact.path)
         sha256 = fact.known.sha256 if fact.known else None
         if sha256 is None and source is not None and source.key == fact.key and _same_bytes(source.stat, fact.stat):
@@ -153,7 +153,7 @@ class Ledger:
             placed.append(_place(fact.path, fact.key, fact.stat, sha256, fact.at))
         return placed
 
-    def _gone(self, path: FilePath, at: float, *, key: str | None = None, away: bool = False) -> list[Place]:
+    def _gone(self, path: FilePath, at: float, *, key: str | None = None, away: bool = False) -> list[LedgerRow]:
         """Whatever the path held is gone, unless it was found at this very moment that another file than `key` is there
         now (two files that change places, say)."""
         row = self._places.get(path)
@@ -161,14 +161,16 @@ class Ledger:
             return []
         return [msgspec.structs.replace(row, present=False, away=away, seen_at=at)]
 
-    def _links(self, key: str, stat: Stat) -> list[Place]:
+    def _links(self, key: str, stat: Stat) -> list[LedgerRow]:
         """Every present path of this very version of this file."""
         rows = (self._places[path] for path in self._by_key.get(key, ()))
         return [row for row in rows if row.present and row.stat == stat]
 
-    def _put(self, placed: list[Place], entry: Entry | None, at: float, *, refresh: bool = False) -> list[ModelFact]:
-        """Place, and say what changed. `entry` is what is known of the content, should it be new here; `refresh`
-        says that its identity was read from the file just now and goes over an older one."""
+    def _put(
+        self, placed: list[LedgerRow], entry: Entry | None, at: float, *, refresh: bool = False
+    ) -> list[ModelFact]:
+        """Place rows; what that changed. `entry` is what is known of the content, should it be new here; `refresh`
+        means that its identity was read from the file just now and goes over an older one."""
         old = [row.sha256 for place in placed if (row := self._places.get(place.path)) and row.present]
         touched = dict.fromkeys(sha for sha in (*old, *(place.sha256 for place in placed)) if sha is not None)
         before = {sha256: frozenset(self._at.get(sha256, ())) for sha256 in touched}
@@ -188,7 +190,7 @@ class Ledger:
         for place in placed:
             if self._places.get(place.path) != place:
                 self._index(place)
-                self.changed_places[place.path] = place
+                self.changed_rows[place.path] = place
         news = [
             self._news(sha256, before[sha256], at, refreshed and entry is not None and sha256 == entry.sha256)
             for sha256 in touched
@@ -212,7 +214,7 @@ class Ledger:
     def _enter(self, entry: Entry) -> None:
         self._entries[entry.sha256] = self.changed_entries[entry.sha256] = entry
 
-    def _index(self, place: Place) -> None:
+    def _index(self, place: LedgerRow) -> None:
         old = self._places.get(place.path)
         if old is not None:
             self._by_key[old.key].discard(place.path)
@@ -234,7 +236,7 @@ def _is_one_named(name: str, paths: Iterable[FilePath]) -> bool:
     return any((name in path.rel or "%" in path.rel) and stem(path.rel) == name for path in paths)
 
 
-def _content_of(links: Iterable[Place]) -> str | None:
+def _content_of(links: Iterable[LedgerRow]) -> str | None:
     """What is known of the content of the paths of one file: by the first of them that has any."""
     known = [link for link in links if link.sha256]
     return min(known, key=lambda link: (link.path.root, link.path.rel)).sha256 if known else None
@@ -244,11 +246,11 @@ def _entry(sha256: str, identity: Identity, fact: Hashed | Settled | Moved) -> E
     return Entry(sha256=sha256, name=stem(fact.path.rel), size=fact.stat.size, identity=identity, created_at=fact.at)
 
 
-def _place(path: FilePath, key: str, stat: Stat, sha256: str | None, seen_at: float) -> Place:
-    return Place(path=path, key=key, stat=stat, sha256=sha256, present=True, seen_at=seen_at)
+def _place(path: FilePath, key: str, stat: Stat, sha256: str | None, seen_at: float) -> LedgerRow:
+    return LedgerRow(path=path, key=key, stat=stat, sha256=sha256, present=True, seen_at=seen_at)
 
 
-def _overtaken(at: float, row: Place | None) -> bool:
+def _overtaken(at: float, row: LedgerRow | None) -> bool:
     return row is not None and 0 < row.seen_at - at < OVERTAKEN_SECONDS
 
 

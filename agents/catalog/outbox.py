@@ -1,4 +1,4 @@
-"""The outbox: what the catalog has still to say, in order. It is filled in the transaction of what it tells of."""
+"""The outbox: what the catalog has still to publish, in order. It is filled in the transaction that makes it true."""
 
 import json
 
@@ -24,7 +24,7 @@ from schemas.models import (
 LARGEST_PAYLOAD = 64 * 1024
 """Bytes of JSON that ride the bus at most."""
 
-Said = (
+CatalogFact = (
     ModelReady
     | ModelMissing
     | ModelMoved
@@ -90,9 +90,9 @@ async def stored_up_to(db: Database, msg_id: str) -> None:
         await sql.rows("delete_stored", msg_id=msg_id)
 
 
-async def say(sql: Statements, fact: Said, msg_id: str) -> None:
-    """Put a fact into the outbox, within the transaction that makes it true. Raises sqlite3.Error, and
-    OverflowError for one that is too large for the bus however much is left out."""
+async def publish(sql: Statements, fact: CatalogFact, msg_id: str = "") -> None:
+    """Put a fact into the outbox, within the transaction that makes it true; a message id is drawn when none is given.
+    Raises sqlite3.Error, and OverflowError for one that is too large for the bus however much is left out."""
     kind, token = KINDS[type(fact)]
     value = getattr(fact.model if isinstance(fact, ModelReady) else fact, token)
     await sql.rows(
@@ -100,14 +100,14 @@ async def say(sql: Statements, fact: Said, msg_id: str) -> None:
         kind=kind,
         tokens=json.dumps({_TOKENS.get(token, token): str(value)}),
         payload=fitted(fact).decode(),
-        msg_id=msg_id,
+        msg_id=msg_id or sql.new_id(),
     )
 
 
-def fitted(fact: Said) -> bytes:
+def fitted(fact: CatalogFact) -> bytes:
     """The fact as JSON, small enough for the bus.
 
-    One that is too large is said without the header's metadata, then with as much of what is longest in it (paths,
+    One that is too large is published without the header's metadata, then with as much of what is longest in it (paths,
     tags, pictures, a name) as fits: whoever needs all of it asks the catalog, which keeps it. Raises OverflowError for
     one that is too large all the same: in the outbox it would hold up all others for ever.
     """

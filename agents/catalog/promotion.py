@@ -6,7 +6,6 @@ it. What a kill leaves is either of the two, and both go on by themselves.
 """
 
 import json
-import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from agents.catalog import descriptions
 from agents.catalog.database import Database, Statements
 from agents.catalog.matching import Wanted, files_for
 from agents.catalog.names import file_name, fold
-from agents.catalog.outbox import say
+from agents.catalog.outbox import publish
 from schemas.catalog import Outcome, Strategy
 from schemas.files import Details, FilePath
 from schemas.models import ModelPromoted, PendingConflict, PendingDropped
@@ -51,7 +50,7 @@ async def promote_placed(
     for (known_by, sha256, rel), records in rivals.items():
         if known_by == "name" and (("size", sha256, rel) in rivals or rel not in sole):
             continue
-        id = nearest(records, rel)
+        id = longest_common_suffix(records, rel)
         if id is not None and id not in matched:
             matched[id] = sha256
     for id, sha256 in matched.items():
@@ -66,11 +65,11 @@ async def _of_one_content(rels: Sequence[str], sql: Statements) -> set[str]:
     return {rel for rel, record in wanted.items() if files is not None and files.match(record).sha256 is not None}
 
 
-def nearest(records: Sequence[tuple[int, str]], rel: str) -> int | None:
+def longest_common_suffix(records: Sequence[tuple[int, str]], rel: str) -> int | None:
     """Which of the records (id, legacy path), all with the name and size of the file at `rel`, it is of: the one whose
     folders, from the file up, are most like it. None when two are as near: a guess could be wrong for good. Pure."""
 
-    def alike(path: str) -> int:
+    def shared_parts(path: str) -> int:
         ours, theirs = reversed(fold(rel).split("/")), reversed(fold(path).replace("\\", "/").split("/"))
         same = 0
         for one, other in zip(ours, theirs, strict=False):
@@ -79,7 +78,7 @@ def nearest(records: Sequence[tuple[int, str]], rel: str) -> int | None:
             same += 1
         return same
 
-    ranked = sorted(((alike(path), id) for id, path in records), reverse=True)
+    ranked = sorted(((shared_parts(path), id) for id, path in records), reverse=True)
     if len(ranked) > 1 and ranked[0][0] == ranked[1][0]:
         return None
     return ranked[0][1] if ranked else None
@@ -121,7 +120,7 @@ async def promote(sql: Statements, id: int, sha256: str, strategy: Strategy, at:
         await _move_pictures(sql, id, sha256, replace=replace, at=at)
         name = await descriptions.model_name(sql, sha256) or ""
         fact = ModelPromoted(sha256=sha256, name=name, pending_id=id, strategy=strategy if conflict else "", at=at)
-        await say(sql, fact, uuid.uuid4().hex)
+        await publish(sql, fact)
         await sql.rows("pending_promoting", id=id, sha256=sha256)
         await drop_promoted(sql, [sha256], at)
         return Outcome(id=id, outcome="promoted", sha256=sha256)
@@ -131,12 +130,12 @@ async def promote(sql: Statements, id: int, sha256: str, strategy: Strategy, at:
 async def _not_promoted(sql: Statements, id: int, path: str, sha256: str, strategy: Strategy, at: float) -> Outcome:
     if strategy == "delete":
         await sql.rows("drop_pending", id=id)
-        await say(sql, PendingDropped(pending_id=id, path=path, reason="deleted", at=at), uuid.uuid4().hex)
+        await publish(sql, PendingDropped(pending_id=id, path=path, reason="deleted", at=at))
         return Outcome(id=id, outcome="deleted", sha256=sha256)
     if strategy == "ignore":
         return Outcome(id=id, outcome="ignored", sha256=sha256)
     if await sql.rows("pending_conflict", id=id, sha256=sha256):
-        await say(sql, PendingConflict(pending_id=id, sha256=sha256, path=path, at=at), uuid.uuid4().hex)
+        await publish(sql, PendingConflict(pending_id=id, sha256=sha256, path=path, at=at))
     return Outcome(id=id, outcome="conflict", sha256=sha256, error=REASONS["conflict"])
 
 
@@ -157,7 +156,7 @@ async def _move_tags(sql: Statements, id: int, sha256: str, *, replace: bool, at
         await sql.rows("untag_model", sha256=sha256)
     await sql.rows("tags_of_pending", id=id, sha256=sha256)
     if before != await sql.rows("tags_of", sha256=sha256):
-        await descriptions.say_tagged(sql, sha256, uuid.uuid4().hex, at)
+        await descriptions.publish_tagged(sql, sha256, sql.new_id(), at)
 
 
 async def _move_pictures(sql: Statements, id: int, sha256: str, *, replace: bool, at: float) -> None:
@@ -175,7 +174,7 @@ async def drop_promoted(sql: Statements, sha256s: Iterable[str], at: float) -> l
         originals += [f"{descriptions.PENDING}{file}" for file, _ in await sql.rows("pictures_of_pending", id=id)]
         await sql.rows("drop_pending", id=id)
         fact = PendingDropped(pending_id=int(id), path=str(path), reason="promoted", at=at)
-        await say(sql, fact, uuid.uuid4().hex)
+        await publish(sql, fact)
     return originals
 
 

@@ -7,7 +7,6 @@ pictures are united. What the user wrote, or took off, stands above all of them.
 """
 
 import json
-import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,9 +15,9 @@ import structlog
 
 from agents.catalog import descriptions as describing
 from agents.catalog.database import Statements
-from agents.catalog.descriptions import model_name, put_layer, say_pictured, say_tagged, tag_name
+from agents.catalog.descriptions import model_name, publish_pictured, publish_tagged, put_layer, tag_name
 from agents.catalog.ledger import OVERTAKEN_SECONDS
-from agents.catalog.outbox import say
+from agents.catalog.outbox import publish
 from schemas.files import Described, FilePath
 from schemas.models import ModelDescribed
 
@@ -135,7 +134,7 @@ async def settle(
     description = united([row.description for row in standing])
     count = 0
     if await put_layer(sql, sha256, "sidecar", description.details):
-        await say(sql, ModelDescribed(sha256=sha256, name=name, layer="sidecar", at=at), uuid.uuid4().hex)
+        await publish(sql, ModelDescribed(sha256=sha256, name=name, layer="sidecar", at=at))
         count += 1
     count += await _put_tags(sql, sha256, description.tags, at)
     return count + await _put_pictures(sql, sha256, _sources(description), repictured, at)
@@ -176,10 +175,10 @@ async def _put_tags(sql: Statements, sha256: str, names: Sequence[str], at: floa
     gone = [name for name, origin in has.items() if origin == "sidecar" and name not in wanted]
     if gone:
         await sql.rows("take_sidecar_tags", sha256=sha256, names=_json(gone))
-    if await describing.add_tags(sql, sha256, sorted(wanted), uuid.uuid4().hex, at, origin="sidecar"):
+    if await describing.add_tags(sql, sha256, sorted(wanted), sql.new_id(), at, origin="sidecar"):
         return 1
     if gone:
-        await say_tagged(sql, sha256, uuid.uuid4().hex, at)
+        await publish_tagged(sql, sha256, sql.new_id(), at)
     return bool(gone)
 
 
@@ -207,7 +206,7 @@ async def _put_pictures(sql: Statements, sha256: str, sources: Sequence[str], re
     )
     if shown == await sql.rows("numbers_of", sha256=sha256):
         return 0
-    await say_pictured(sql, sha256, uuid.uuid4().hex, at)
+    await publish_pictured(sql, sha256, sql.new_id(), at)
     return 1
 
 

@@ -20,7 +20,7 @@ Subject = Literal["database", "model", "picture", "original", "output", "history
 BLOCK = 1 << 20
 
 
-class Problem(msgspec.Struct, frozen=True, kw_only=True):
+class VerifyProblem(msgspec.Struct, frozen=True, kw_only=True):
     """Something that is not as the catalog says: what it is about, its name, and a sentence."""
 
     about: Subject
@@ -32,10 +32,10 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
     """How many of each kind were looked at, and what was wrong."""
 
     counts: dict[str, int]
-    problems: tuple[Problem, ...]
+    problems: tuple[VerifyProblem, ...]
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
+class CatalogedFile(msgspec.Struct, frozen=True, kw_only=True):
     """A path below a root that holds a model, by the catalog."""
 
     root: str
@@ -44,35 +44,37 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     size: int
 
 
-def database_problems(connection: sqlite3.Connection) -> Iterator[Problem]:
+def database_problems(connection: sqlite3.Connection) -> Iterator[VerifyProblem]:
     """What SQLite itself finds wrong, and what no constraint can say: gaps in the order of a model's pictures."""
     for (text,) in connection.execute("PRAGMA integrity_check"):
         if text != "ok":
-            yield Problem(about="database", name="integrity", error=str(text))
+            yield VerifyProblem(about="database", name="integrity", error=str(text))
     for table, row, parent, _ in connection.execute("PRAGMA foreign_key_check"):
-        yield Problem(
+        yield VerifyProblem(
             about="database", name=str(table), error=f"row {row} refers to a row of {parent} that is not there"
         )
     gaps = (
         "SELECT sha256 FROM images GROUP BY sha256 HAVING max(seq) <> count(*) - 1 OR count(DISTINCT seq) <> count(*)"
     )
     for (sha256,) in connection.execute(gaps):
-        yield Problem(about="picture", name=str(sha256), error="its pictures are not numbered 0, 1, 2 and so on")
+        yield VerifyProblem(about="picture", name=str(sha256), error="its pictures are not numbered 0, 1, 2 and so on")
     unsearched = "SELECT count(*) FROM models WHERE sha256 NOT IN (SELECT sha256 FROM searched)"
     [(count,)] = connection.execute(unsearched)
     if count:
-        yield Problem(about="database", name="search", error=f"{count} models can't be found by a search")
+        yield VerifyProblem(about="database", name="search", error=f"{count} models can't be found by a search")
 
 
-def places(connection: sqlite3.Connection) -> list[Place]:
+def places(connection: sqlite3.Connection) -> list[CatalogedFile]:
     """Every path that holds a model now."""
     rows = connection.execute(
         "SELECT root, rel, sha256, size FROM paths WHERE present = 1 AND sha256 IS NOT NULL ORDER BY root, rel"
     )
-    return [Place(root=root, rel=rel, sha256=sha256, size=size) for root, rel, sha256, size in rows]
+    return [CatalogedFile(root=root, rel=rel, sha256=sha256, size=size) for root, rel, sha256, size in rows]
 
 
-def picture_problems(connection: sqlite3.Connection, data: Path, seen: Callable[[str], None]) -> Iterator[Problem]:
+def picture_problems(
+    connection: sqlite3.Connection, data: Path, seen: Callable[[str], None]
+) -> Iterator[VerifyProblem]:
     """Pictures of models whose files are not all there; originals that are needed still, and are not there or have
     other bytes."""
     for sha256, number, state, original, source in connection.execute(
@@ -82,32 +84,34 @@ def picture_problems(connection: sqlite3.Connection, data: Path, seen: Callable[
         if state == "ready":
             for file in picture_names(sha256, number).values():
                 if problem := _missing(data / file):
-                    yield Problem(about="picture", name=file, error=problem)
+                    yield VerifyProblem(about="picture", name=file, error=problem)
         elif problem := _wrong(data / original, source):
-            yield Problem(about="original", name=original, error=problem)
+            yield VerifyProblem(about="original", name=original, error=problem)
     for file, source in connection.execute("SELECT file, source FROM pending_images ORDER BY pending_id, n"):
         seen("original")
         if problem := _wrong(data / "images" / "pending" / file, source):
-            yield Problem(about="original", name=file, error=problem)
+            yield VerifyProblem(about="original", name=file, error=problem)
 
 
-def output_problems(connection: sqlite3.Connection, data: Path, seen: Callable[[str], None]) -> Iterator[Problem]:
+def output_problems(connection: sqlite3.Connection, data: Path, seen: Callable[[str], None]) -> Iterator[VerifyProblem]:
     """Generated pictures that are not there, or are not what they were."""
     for file, digest in connection.execute("SELECT file, digest FROM outputs ORDER BY created_at, job, n"):
         seen("output")
         if problem := _wrong(data / file, digest):
-            yield Problem(about="output", name=file, error=problem)
+            yield VerifyProblem(about="output", name=file, error=problem)
 
 
-def history_problems(folder: Path, seen: Callable[[str], None]) -> Iterator[Problem]:
+def history_problems(folder: Path, seen: Callable[[str], None]) -> Iterator[VerifyProblem]:
     """Files of the history that are not what they were: without them nothing can be made anew."""
     for file in sorted(folder.glob("*.json.gz")) if folder.is_dir() else ():
         seen("history")
         if problem := _wrong(file, file.name.removesuffix(".json.gz")):
-            yield Problem(about="history", name=file.name, error=problem)
+            yield VerifyProblem(about="history", name=file.name, error=problem)
 
 
-def model_problem(place: Place, folders: Mapping[str, str], digest: Callable[[Path], str], path: Path | None) -> str:
+def model_problem(
+    place: CatalogedFile, folders: Mapping[str, str], digest: Callable[[Path], str], path: Path | None
+) -> str:
     """What is wrong with the file of a model at `path` (None: its root is not known here), as a sentence or nothing.
     `digest` gives its SHA-256."""
     if path is None:
@@ -123,7 +127,7 @@ def model_problem(place: Place, folders: Mapping[str, str], digest: Callable[[Pa
     return "" if found == place.sha256 else f"its SHA-256 is {found} and not {place.sha256}"
 
 
-def check(catalog: Path, data: Path, models: Callable[[list[Place]], list[Problem]]) -> Checked:
+def check(catalog: Path, data: Path, models: Callable[[list[CatalogedFile]], list[VerifyProblem]]) -> Checked:
     """Everything. `models` looks at the models' files. Raises sqlite3.Error when the catalog can't be read."""
     counts: dict[str, int] = {}
 

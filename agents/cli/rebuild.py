@@ -195,7 +195,7 @@ async def new_history(
             elif not await to_thread.run_sync(live.is_file):
                 raise UserError(f"{live} is not there: restore it, or begin with nothing (--empty)")
             after = (await stream_of(bus)).last
-            opened = Database.open(live, now=bus.clock.now, begin=True, after=after)
+            opened = Database.open(live, clock=bus.clock, begin=True, after=after)
             async with opened as db, anyio.create_task_group() as tasks:
                 tasks.start_soon(relay, bus, CatalogOutbox(bus, db), Bell())
                 await _until_published(db)

@@ -10,7 +10,7 @@ import typer
 from anyio import to_thread
 
 from agents.catalog import verify as verifying
-from agents.catalog.verify import Checked, Place, Problem
+from agents.catalog.verify import CatalogedFile, Checked, VerifyProblem
 from agents.cli import console
 from agents.ingest.hashing.digests import hash_file
 from agents.storage.errors import IngestError
@@ -45,7 +45,7 @@ async def verify(
 
 
 def _check(settings: Settings, catalog: Path, data: Path, quick: bool) -> Checked:
-    def models(places: list[Place]) -> list[Problem]:
+    def models(places: list[CatalogedFile]) -> list[VerifyProblem]:
         with ThreadPoolExecutor(settings.hasher.parallel) as pool:
             found = pool.map(lambda place: _model(settings, place, quick), places)
             return [problem for problem in found if problem is not None]
@@ -53,14 +53,14 @@ def _check(settings: Settings, catalog: Path, data: Path, quick: bool) -> Checke
     return verifying.check(catalog, data, models)
 
 
-def _model(settings: Settings, place: Place, quick: bool) -> Problem | None:
+def _model(settings: Settings, place: CatalogedFile, quick: bool) -> VerifyProblem | None:
     folder = settings.roots.get(place.root)
     try:
         path = Path(_text(resolve(folder, place.rel))) if folder is not None else None
         problem = verifying.model_problem(place, settings.roots, (lambda _: place.sha256) if quick else _digest, path)
     except IngestError as error:
         problem = str(error)
-    return Problem(about="model", name=f"{place.root}/{place.rel}", error=problem) if problem else None
+    return VerifyProblem(about="model", name=f"{place.root}/{place.rel}", error=problem) if problem else None
 
 
 def _digest(path: Path) -> str:

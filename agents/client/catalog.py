@@ -18,7 +18,7 @@ from agents.images.decode import picture
 from agents.ingest.scanning.names import why_ignored
 from agents.storage import blobs
 from agents.storage.paths import is_inside
-from agents.storage.roots import Below
+from agents.storage.roots import RootIndex
 from bus.client import Bus
 from bus.errors import Declined
 from bus.subjects import ASK_IMPORT, IMPORT, OF_CATALOG
@@ -159,8 +159,8 @@ def placed(path: str, roots: Mapping[str, str]) -> Place:
         raise Declined("outside-roots", f"{path} is in none of the configured folders: {', '.join(roots.values())}.")
     if why := why_ignored(raw.rpartition(b"/")[2]):
         raise Declined("not-a-model", why)
-    below = Below(roots)
-    found = dict.fromkeys(place for one in (raw, real) if (place := below(one)) is not None)
+    root_index = RootIndex(roots)
+    found = dict.fromkeys(place for one in (raw, real) if (place := root_index(one)) is not None)
     return Place(real, tuple(FilePath(root=root, rel=rel) for root, rel in found))
 
 

@@ -1,12 +1,11 @@
-"""Migrator: hears evt.file.* and evt.image.*, keeps the catalog, says evt.model.*, evt.tag.*, evt.pending.* and
-evt.catalog.changed, asks for job.picture; answers ask.catalog.*.
+"""Migrator: consumes evt.file.*, evt.image.*, evt.job.*, job.import and job.prepare, keeps the catalog, publishes
+evt.model.*, evt.tag.*, evt.pending.*, evt.catalog.changed and job.picture; answers ask.catalog.*.
 
 It owns the catalog's file and is the only writer of the CATALOG stream: one per bus, a second refuses to start. A fact
 is applied, remembered as applied and what follows from it put into the outbox in one transaction; the outbox is
 published in order. A kill anywhere between the two repeats nothing and loses nothing.
 """
 
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -27,19 +26,18 @@ from agents.catalog.errors import IMPOSSIBLE, CatalogTaken
 from agents.catalog.facts import apply, forget_messages
 from agents.catalog.promotion import promote_present
 from agents.catalog.resolve import list_models, resolve
-from agents.migrator import answers as asked
-from agents.migrator import jobs, pictures
-from agents.migrator.drift import Alike
+from agents.migrator import answers, jobs, pictures
+from agents.migrator.drift import DriftCheck
 from agents.migrator.imports import serve_imports
 from agents.migrator.jobs import JobRecords
-from agents.migrator.pictures import Portraits
+from agents.migrator.pictures import ModelPictures
 from agents.migrator.relay import CatalogOutbox
 from agents.migrator.replay import prepare
 from agents.storage.database import owned
 from bus.client import Bus, encode
 from bus.errors import Declined, NoAnswer, Undecodable
 from bus.followers import Fact, bury, follow
-from bus.ids import digest_id, new_id
+from bus.ids import digest_id
 from bus.relay import relay
 from bus.subjects import (
     ASK_COMPARE,
@@ -72,7 +70,7 @@ log = structlog.get_logger()
 
 NAME = "migrator"
 FILES, EVENTS = "FILES", "EVENTS"
-HEARD: tuple[Subject[Any], ...] = (
+FOLLOWED: tuple[Subject[Any], ...] = (
     FILE_SETTLED,
     FILE_HASHED,
     FILE_MOVED,
@@ -98,10 +96,9 @@ async def run(
     roots: Mapping[str, str] = MappingProxyType({}),
     settings: MigratorSettings = _DEFAULTS,
     *,
-    clock: Callable[[], float] = time.time,
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Keep the catalog at `path`, alike with what the watchers of `roots`, and of the roots it knows, have.
+    """Keep the catalog at `path`, and it the same as what the watchers of `roots`, and of the roots it knows, have.
 
     Ready when every fact stored before has been applied and asks are answered.
 
@@ -112,7 +109,7 @@ async def run(
     """
     await _refuse_to_be_second(bus)
     with owned(path):
-        await _keep(bus, path, roots, settings, clock, task_status)
+        await _keep(bus, path, roots, settings, task_status)
 
 
 async def _keep(
@@ -120,51 +117,50 @@ async def _keep(
     path: Path,
     roots: Mapping[str, str],
     settings: MigratorSettings,
-    clock: Callable[[], float],
     task_status: anyio.abc.TaskStatus[None],
 ) -> None:
     """The same, with the file our own."""
-    to_say, to_draw = Bell(), Bell()
+    to_publish, to_draw = Bell(), Bell()
 
     def changed() -> None:
-        to_say.ring()
+        to_publish.ring()
         to_draw.ring()
 
     async with anyio.create_task_group() as greeters:  # ends last: the place is free when the file is closed
-        instance = await _claim(bus, clock, greeters)
-        opening = await prepare(bus, path, clock())
-        opened = Database.open(path, now=clock, changed=changed, begin=opening.begin, after=opening.after)
+        instance = await _claim(bus, greeters)
+        opening = await prepare(bus, path, bus.clock.now())
+        opened = Database.open(path, clock=bus.clock, changed=changed, begin=opening.begin, after=opening.after)
         async with opened as db, anyio.create_task_group() as tasks:
-            await forget_messages(db, before=clock() - REMEMBERED_SECONDS)
+            await forget_messages(db, before=bus.clock.now() - REMEMBERED_SECONDS)
             files_from, images_from, jobs_from = await _starts(db)
-            tasks.start_soon(relay, bus, CatalogOutbox(bus, db), to_say)
-            files = partial(_hear_files, bus, db, clock, settings.conflicts)
-            images = Portraits(bus, db, path.parent, clock, settings.trash_days)
-            await tasks.start(partial(follow, bus, FILES, HEARD, NAME, files, pattern=EVERYTHING, afresh=files_from))
-            # Until the catalog has heard all there is, "no such model" would be a lie that ends jobs.
+            tasks.start_soon(relay, bus, CatalogOutbox(bus, db), to_publish)
+            files = partial(_apply_files, bus, db, settings.conflicts)
+            images = ModelPictures(bus, db, path.parent, settings.trash_days)
+            await tasks.start(partial(follow, bus, FILES, FOLLOWED, NAME, files, pattern=EVERYTHING, afresh=files_from))
+            # Until the catalog has all the facts there are, "no such model" would be a lie that ends jobs.
             await _catch_up(bus)
             tasks.start_soon(images.keep_asking, to_draw)
-            hear = partial(follow, bus, EVENTS, pictures.HEARD, f"{NAME}-images", images.hear)
-            await tasks.start(partial(hear, pattern=EVENTS_OF_IMAGES, afresh=images_from))
+            write_down = partial(follow, bus, EVENTS, pictures.FOLLOWED, f"{NAME}-images", images.write_down)
+            await tasks.start(partial(write_down, pattern=EVENTS_OF_IMAGES, afresh=images_from))
             records = JobRecords(bus, db, settings.jobs_days)
             await tasks.start(records.unfinished.keep)
             write_down = partial(follow, bus, EVENTS, jobs.FOLLOWED, f"{NAME}-jobs", records.write_down)
             await tasks.start(partial(write_down, pattern=JOB_FINISHED.filter(), afresh=jobs_from))
             tasks.start_soon(records.keep_pruned)
             await db.put_meta(_FOLLOWED, "yes")
-            alike = Alike(bus, db, frozenset(roots), clock, partial(_catch_up, bus))
-            tasks.start_soon(alike.keep)
+            drift = DriftCheck(bus, db, frozenset(roots), partial(_catch_up, bus))
+            tasks.start_soon(drift.keep_checking)
             tasks.start_soon(images.keep_tidy)
             await images.forget_leftovers()
-            promote = partial(_promote, db, settings.conflicts, clock)
+            promote = partial(_promote, db, settings.conflicts)
             await promote()
-            await tasks.start(serve_imports, bus, db, path.parent, roots, clock, promote)
-            await tasks.start(bus.answer, ASK_COMPARE, alike.asked)
+            await tasks.start(serve_imports, bus, db, path.parent, roots, promote)
+            await tasks.start(bus.answer, ASK_COMPARE, drift.answer)
             await tasks.start(bus.answer, ASK_PROMOTE, images.promote)
             await tasks.start(bus.answer, ASK_JOBS, records.list)
             for subject, reply in ANSWERS.items():
                 await tasks.start(bus.answer, subject, partial(reply, db))
-            for subject, reply in asked.answers(db, images, roots, settings.conflicts).items():
+            for subject, reply in answers.answers(db, images, roots, settings.conflicts).items():
                 await tasks.start(bus.answer, subject, reply)
             log.info("catalog ready", path=str(path), instance=instance)
             task_status.started()
@@ -179,15 +175,13 @@ async def _starts(db: Database) -> tuple[int | None, int | None, int | None]:
     return files, events, finished
 
 
-async def _hear_files(
-    bus: Bus, db: Database, clock: Callable[[], float], strategy: Strategy, facts: list[Fact]
-) -> None:
-    await _apply(bus, db, facts, clock, strategy)
+async def _apply_files(bus: Bus, db: Database, strategy: Strategy, facts: list[Fact]) -> None:
+    await _apply(bus, db, facts, strategy)
 
 
-async def _promote(db: Database, strategy: Strategy, clock: Callable[[], float]) -> None:
+async def _promote(db: Database, strategy: Strategy) -> None:
     """Files that were hashed before there was a record of them."""
-    if promoted := await promote_present(db, strategy, clock()):
+    if promoted := await promote_present(db, strategy, db.clock.now()):
         log.info("pending records promoted", count=promoted)
 
 
@@ -227,16 +221,16 @@ def listing(models: tuple[Model, ...], limit: int, room: int) -> msgspec.Raw:
     return msgspec.Raw(encode(ModelList(models=page, more=len(page) < len(models))))
 
 
-async def _apply(bus: Bus, db: Database, facts: list[Fact], clock: Callable[[], float], strategy: Strategy) -> int:
+async def _apply(bus: Bus, db: Database, facts: list[Fact], strategy: Strategy) -> int:
     """Apply facts, all at once where possible. One that no row can hold (a path out of its root, say) becomes a dead
     letter and the others go on. Returns how many facts went into the outbox."""
     # A fact holds the time it was true: the same words again, by whatever way, are the same fact.
-    told = [(digest_id(fact.row.template, encode(fact.payload)), fact.payload) for fact in facts]
+    batch = [(digest_id(fact.row.template, encode(fact.payload)), fact.payload) for fact in facts]
     try:
-        return await apply(db, told, now=clock(), strategy=strategy, cursor={FILES: facts[-1].seq})
+        return await apply(db, batch, now=bus.clock.now(), strategy=strategy, cursor={FILES: facts[-1].seq})
     except IMPOSSIBLE as error:
-        if len(told) > 1:
-            return sum([await _apply(bus, db, [fact], clock, strategy) for fact in facts])
+        if len(batch) > 1:
+            return sum([await _apply(bus, db, [fact], strategy) for fact in facts])
         await bury(bus, facts[0], error)
         return 0
 
@@ -270,10 +264,10 @@ async def _refuse_to_be_second(bus: Bus) -> None:
     raise CatalogTaken(f"{CatalogTaken.__doc__} It is instance {other.instance}.")
 
 
-async def _claim(bus: Bus, clock: Callable[[], float], tasks: anyio.abc.TaskGroup) -> str:
-    """Say hello from now on, and listen for others that start at this moment: the oldest instance stays. Returns ours.
+async def _claim(bus: Bus, tasks: anyio.abc.TaskGroup) -> str:
+    """Answer from now on, and listen for others that start at this moment: the oldest instance stays. Returns ours.
 
-    The id is drawn when asks are heard already, and holds the time: whoever has a smaller one hears us ask.
+    The id is drawn when asks arrive already, and holds the time: whoever has a smaller one gets our ask.
     Raises CatalogTaken.
     """
     drawn = anyio.Event()
@@ -283,7 +277,7 @@ async def _claim(bus: Bus, clock: Callable[[], float], tasks: anyio.abc.TaskGrou
         return Hello(instance=instance)
 
     await tasks.start(bus.answer, ASK_HELLO, hello)
-    instance = new_id(clock())
+    instance = bus.clock.new_id()
     drawn.set()
     inbox = bus.nc.new_inbox()
     async with bus.listen(inbox) as answers:

@@ -10,7 +10,7 @@ from agents.catalog.asks.pictures import add_picture, list_pictures, order_pictu
 from agents.catalog.asks.search import list_outputs, search_models
 from agents.catalog.asks.tags import drop_tag, list_tags, put_tag, tag_models
 from agents.catalog.database import Database
-from agents.migrator.pictures import Portraits
+from agents.migrator.pictures import ModelPictures
 from bus.subjects import (
     ASK_ADD_PICTURE,
     ASK_ADOPT,
@@ -32,7 +32,7 @@ from schemas.catalog import Strategy
 
 
 def answers(
-    db: Database, images: Portraits, roots: Mapping[str, str], strategy: Strategy
+    db: Database, images: ModelPictures, roots: Mapping[str, str], strategy: Strategy
 ) -> dict[Subject[Any], Callable[[Any], Awaitable[Any]]]:
     """Which function answers which question about this catalog. `roots` are the configured folders by name;
     `strategy` is for pending records whose model is described already."""

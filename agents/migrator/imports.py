@@ -36,14 +36,13 @@ async def serve_imports(
     db: Database,
     data_dir: Path,
     roots: Mapping[str, str],
-    clock: Callable[[], float],
     done: Callable[[], Awaitable[object]],
     *,
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Work off the queue IMPORT, and answer how far each import is, for ever. `roots` are the configured folders by
     name, `data_dir` holds the catalog; `done` is called after each import. Ready when the first pull is out."""
-    imports = Imports(bus, db, data_dir, roots, clock, done)
+    imports = Imports(bus, db, data_dir, roots, done)
     removed = await sweep_imports(db, data_dir)
     if removed:
         log.info("leavings of imports removed", count=removed)
@@ -63,21 +62,20 @@ class Imports:
         db: Database,
         data_dir: Path,
         roots: Mapping[str, str],
-        clock: Callable[[], float],
         done: Callable[[], Awaitable[object]],
     ) -> None:
-        self.bus, self.db, self.data_dir, self.roots, self.clock = bus, db, data_dir, roots, clock
+        self.bus, self.db, self.data_dir, self.roots = bus, db, data_dir, roots
         self.done = done
 
     async def take_over(self, job: Import, delivery: Delivery) -> None:
         """Do one import, or what is left of it. Raises Retry for what may pass: a full disk, a catalog in use."""
         job = _of(job, delivery)
         try:
-            report = await import_legacy(self.db, job, self.data_dir, self.roots, clock=self.clock)
+            report = await import_legacy(self.db, job, self.data_dir, self.roots)
             await self.done()
         except UserError as error:
             log.warning("import failed", source=job.database, error=str(error))
-            await end_import(self.db, job, words(error), clock=self.clock)
+            await end_import(self.db, job, words(error))
         except OSError as error:
             raise Retry(f"the import can't write to {self.data_dir}: {error.strerror}", delay=RETRY_SECONDS) from error
         except sqlite3.OperationalError as error:
@@ -99,7 +97,7 @@ class Imports:
                 job = _of(IMPORT.decode(letter.payload), delivery)
             except Undecodable as undecodable:
                 error = f"{error} ({undecodable})"
-        await end_import(self.db, job, error, clock=self.clock)
+        await end_import(self.db, job, error)
 
     async def asked(self, ask: AskImport) -> ImportState:
         """How far an import is."""

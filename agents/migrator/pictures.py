@@ -1,4 +1,4 @@
-"""Portraits: the pictures of models, asked of the encoder, a few at a time, and written down when they are there; and
+"""The pictures of models, asked of the encoder, a few at a time, and written down when they are there; and
 the gallery of what was generated.
 
 A picture that waits is a row of the catalog, so a kill loses none: what waits is asked for again at start, and a job
@@ -6,8 +6,6 @@ that is queued already is taken for the same.
 """
 
 import sqlite3
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,7 +51,7 @@ from schemas.images import Encoded, EncodePicture, PictureRefused
 
 log = structlog.get_logger()
 
-HEARD: tuple[Subject[Any], ...] = (IMAGE_ENCODED, IMAGE_REFUSED)
+FOLLOWED: tuple[Subject[Any], ...] = (IMAGE_ENCODED, IMAGE_REFUSED)
 STREAM = "EVENTS"
 UNDER_WAY = 32
 """Pictures of models in the encoder's queue at most: generated ones must find room there at any time."""
@@ -64,13 +62,11 @@ ASK_AGAIN_SECONDS = 600.0
 """What was asked for and has not come since is asked for once more."""
 
 
-class Portraits:
+class ModelPictures:
     """The pictures of one catalog, whose files lie below `data`."""
 
-    def __init__(
-        self, bus: Bus, db: Database, data: Path, clock: Callable[[], float], trash_days: float = TRASH_DAYS
-    ) -> None:
-        self.bus, self.db, self.data, self.clock = bus, db, data, clock
+    def __init__(self, bus: Bus, db: Database, data: Path, trash_days: float = TRASH_DAYS) -> None:
+        self.bus, self.db, self.data = bus, db, data
         self.trash_days = trash_days
         self.asked: set[str] = set()
 
@@ -98,7 +94,7 @@ class Portraits:
         await enqueue(self.bus, PICTURE, job, id=id)
         self.asked.add(id)
 
-    async def hear(self, facts: list[Fact]) -> None:
+    async def write_down(self, facts: list[Fact]) -> None:
         """Write down what was encoded, and what could not be: all of it at once where possible. A fact that no row can
         hold becomes a dead letter, and the others go on."""
         try:
@@ -108,7 +104,7 @@ class Portraits:
                 await bury(self.bus, facts[0], error)
             else:
                 for fact in facts:
-                    await self.hear([fact])
+                    await self.write_down([fact])
 
     async def _write_down(self, facts: list[Fact]) -> None:
         outputs = [await self._with_infotext(fact.payload) for fact in facts if _is_generated(fact.payload)]
@@ -126,12 +122,12 @@ class Portraits:
                 await add_outputs(sql, encoded, model, texts)
             await note_cursor(sql, {STREAM: facts[-1].seq})
             models = {fact.payload.sha256 if _is_refused(fact) else fact.payload.model for fact in facts} - {""}
-            done += await drop_promoted(sql, models, self.clock())
+            done += await drop_promoted(sql, models, self.bus.clock.now())
         await self.forget(done)
 
     async def promote(self, ask: Promote) -> Outcomes:
         """Promote the pending records that somebody chose."""
-        outcomes, originals = await promote_chosen(self.db, ask.ids, ask.strategy, self.clock())
+        outcomes, originals = await promote_chosen(self.db, ask.ids, ask.strategy, self.bus.clock.now())
         await self.forget(originals)
         return Outcomes(outcomes=outcomes)
 
@@ -155,11 +151,11 @@ class Portraits:
                 else:
                     originals = frozenset(await originals_used(self.db))
                     pictures = frozenset(await pictures_used(self.db))
-                    sweep = partial(tidy, self.data, originals, pictures, time.time(), since=since)
+                    sweep = partial(tidy, self.data, originals, pictures, self.bus.clock.now(), since=since)
                     moved = await to_thread.run_sync(sweep)
                     if moved:
                         log.info("unused pictures moved to the trash", files=moved)
-                before = time.time() - self.trash_days * DAY
+                before = self.bus.clock.now() - self.trash_days * DAY
                 files, size = await to_thread.run_sync(partial(empty, self.data, before=before))
                 if files:
                     log.info("old files removed from the trash", files=files, bytes=size)
@@ -182,7 +178,7 @@ class Portraits:
             originals = await to_thread.run_sync(pending_originals, self.data, since)
             async with self.db.atomic() as sql:
                 unused = await unused_originals(sql, originals)
-                await to_thread.run_sync(trash_originals, self.data, unused, time.time())
+                await to_thread.run_sync(trash_originals, self.data, unused, self.bus.clock.now())
 
     async def forget(self, originals: list[str]) -> None:
         """Remove those pending originals that nothing needs any more: within a transaction, so that no import can give

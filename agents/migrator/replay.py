@@ -5,7 +5,6 @@ those before it were left behind by a command, or went on in it.
 """
 
 import sqlite3
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import closing, suppress
@@ -138,7 +137,7 @@ async def _is_all_there_is(bus: Bus, path: Path, file: Standing, stream: Stream)
         stored = {await message_id(bus, seq) for seq in last_ones} & waiting.keys()
         unsent = [fact for id, fact in waiting.items() if fact and id not in stored]
         before = 0 if stream.tail else stream.last_seq - (file.queued - len(waiting) + len(stored))
-        async with Database.open(ours, now=time.time):
+        async with Database.open(ours, clock=bus.clock):
             pass  # it has the tables of this version now
         try:
             await replay(bus, path.with_name("history"), made, stream.end, unsent, before)
@@ -277,9 +276,9 @@ async def replay(
     """Make a catalog in `output` of the history that ends in `end`, as far as it is behind the sequence `after`, and
     then of what was not published yet; `folder` has its large transactions. Raises BrokenHistory when it does not fit
     together, CatalogUnusable when `output` can't be written, OSError, Retry."""
-    began, count = time.monotonic(), 0
+    began, count = bus.clock.steady(), 0
     try:
-        async with Database.open(output, now=time.time):
+        async with Database.open(output, clock=bus.clock):
             pass  # it has the tables now
         with rebuilt(output) as new:
             line = _Line(new, folder, end)
@@ -291,7 +290,7 @@ async def replay(
             await to_thread.run_sync(line.finish)
     except sqlite3.Error as error:
         raise CatalogUnusable(f"{output} can't be written ({error}): {_TRY_AGAIN}") from error
-    return Replayed(transactions=count, seconds=round(time.monotonic() - began, 3))
+    return Replayed(transactions=count, seconds=round(bus.clock.steady() - began, 3))
 
 
 class _Line:

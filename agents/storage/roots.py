@@ -1,4 +1,4 @@
-"""Below: which configured root a path of a legacy catalog lies in now, and where there."""
+"""Which configured root a path of a legacy catalog lies in now, and where there."""
 
 import os
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from agents.storage.paths import encode
 
 
-class Below:
+class RootIndex:
     """Finds a path's place below the roots (folders by name). A path is compared as it is written, and with the links
     in its folders followed; whether there is a file plays no part. For one thread at a time."""
 

@@ -24,6 +24,7 @@ from agents.catalog.resolve import list_models, resolve
 from agents.migrator.relay import CatalogOutbox
 from agents.migrator.replay import prepare, stream_of
 from bus.client import connect
+from bus.clock import Clock
 from bus.relay import relay
 from bus.server import local_server
 from bus.wakeup import Bell
@@ -44,7 +45,7 @@ async def figures(folder: Path) -> list[Figure]:
     data.mkdir()
     bell = Bell()
     idle = await loop_lag(asyncio.ensure_future(asyncio.sleep(2)))
-    async with Database.open(data / "catalog.db", now=time.time, changed=bell.ring) as db:
+    async with Database.open(data / "catalog.db", clock=Clock(), changed=bell.ring) as db:
         await apply(db, [("m", hashed("dream.safetensors", "dream"))], now=time.time())
         cpu = time.process_time()
         took, again, late, asks = await imported(db, source, data)
@@ -77,9 +78,7 @@ async def imported(db: Database, source: Path, data: Path) -> tuple[float, float
     asks: list[float] = []
 
     async def take(id: str) -> ImportReport:
-        return await import_legacy(
-            db, Import(id=id, database=str(source)), data, {"lora": "/old/lora"}, clock=time.time
-        )
+        return await import_legacy(db, Import(id=id, database=str(source)), data, {"lora": "/old/lora"})
 
     async def ask() -> None:
         while True:

@@ -18,6 +18,7 @@ from agents.catalog.asks.pending import list_pending
 from agents.catalog.database import Database
 from agents.migrator import agent as migrator
 from bus.client import Bus, connect
+from bus.clock import Clock
 from bus.server import local_server
 from bus.subjects import ASK_RESOLVE, MODEL_PROMOTED
 from schemas.catalog import ResolveModel, ResolveReply
@@ -60,7 +61,7 @@ async def figures(folder: Path) -> list[Figure]:
 async def pending(catalog: Path, count: int) -> None:
     """So many records, as an import leaves them, each of a file that will come."""
     names = [f"{n}.safetensors" for n in range(count)]
-    async with Database.open(catalog, now=time.time) as db, db.atomic():
+    async with Database.open(catalog, clock=Clock()) as db, db.atomic():
         await execute_many(
             db,
             "INSERT INTO tags (id, name, color, created_at) VALUES (?, ?, '', 1.0)",
@@ -93,7 +94,7 @@ async def burst(bus: Bus, data: Path) -> list[Figure]:
             promoted = await done
     took = time.perf_counter() - began
     late, waits = await lagging, await answering
-    async with Database.open(data / "catalog.db", now=time.time) as db:
+    async with Database.open(data / "catalog.db", clock=Clock()) as db:
         left = len(await list_pending(db, after=0, limit=RECORDS))
     assert (promoted, left) == (RECORDS, 0), f"{promoted} promoted, {left} left"
     aside = f"{RECORDS:,} records promoted, each once, in {took:.1f} s from the first byte: {RECORDS / took:,.0f}/s"

@@ -11,19 +11,29 @@ from agents.catalog.database import Database
 from agents.catalog.facts import apply
 from agents.catalog.ledger import FileFact, ModelFact
 from agents.catalog.outbox import outgoing
+from bus.clock import Clock
 from bus.errors import Declined
 from schemas.models import ModelMissing, ModelMoved, ModelReady
 
 TYPES = {"model.ready": ModelReady, "model.missing": ModelMissing, "model.moved": ModelMoved}
 
 
-def clock() -> float:
-    return 1.0
+class FixedClock(Clock):
+    """One whose time stands still; its ids differ all the same."""
+
+    def __init__(self, at: float) -> None:
+        self._at = at
+
+    def now(self) -> float:
+        return self._at
+
+
+clock = FixedClock(1.0)
 
 
 @pytest.fixture
 async def db(tmp_path: Path) -> AsyncIterator[Database]:
-    async with Database.open(tmp_path / "catalog.db", now=clock) as db:
+    async with Database.open(tmp_path / "catalog.db", clock=clock) as db:
         yield db
 
 

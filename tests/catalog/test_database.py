@@ -27,7 +27,7 @@ from agents.storage.queries import migrations, sections
 from schemas.catalog import PutTag
 from schemas.jobs import JobView, ListJobs
 from schemas.models import Changed
-from tests.catalog.conftest import Tell, clock
+from tests.catalog.conftest import FixedClock, Tell, clock
 from tests.catalog.facts import CHECKPOINT, hashed, removed, sha, stat
 from tests.catalog.sql import execute
 
@@ -111,7 +111,7 @@ async def test_a_path_out_of_its_root_is_refused_with_everything_that_came_with_
 async def test_opening_again_migrates_nothing_and_keeps_everything(tmp_path: Path):
     path = tmp_path / "catalog.db"
     for at in (1.0, 2.0):
-        async with Database.open(path, now=lambda at=at: at) as db:
+        async with Database.open(path, clock=FixedClock(at)) as db:
             await apply(db, [("m1", hashed("a.safetensors", "dream"))], now=1.0)
             assert len(await list_models(db)) == 1
     with contextlib.closing(sqlite3.connect(path)) as plain:
@@ -132,7 +132,7 @@ async def test_a_catalog_of_an_older_version_keeps_its_rows_and_gets_the_new_tab
             "INSERT INTO models (sha256, name, folded, size, identity, created_at) VALUES (?, 'a', 'a', 1, ?, 2.0)",
             values,
         )
-    async with Database.open(path, now=clock) as db:
+    async with Database.open(path, clock=clock) as db:
         assert [model.sha256 for model in await list_models(db, missing=True)] == [sha("dream")]
         async with db.atomic() as sql:
             await add_jobs(sql, [(1.0, JobView(id="0" * 32, status="failed"))])
@@ -143,13 +143,13 @@ async def test_a_catalog_of_an_older_version_keeps_its_rows_and_gets_the_new_tab
 
 async def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "catalog.db"
-    async with Database.open(path, now=clock):
+    async with Database.open(path, clock=clock):
         pass
     broken = "CREATE TABLE fresh (id INTEGER PRIMARY KEY) STRICT; CREATE TABLE models (again TEXT) STRICT;"
     known = migrations("agents.catalog")
     monkeypatch.setattr(database, "migrations", lambda package: {**known, 99: broken})
     with pytest.raises(CatalogUnusable, match="already exists"):
-        async with Database.open(path, now=clock):
+        async with Database.open(path, clock=clock):
             pass
     with contextlib.closing(sqlite3.connect(path)) as plain:
         assert plain.execute("SELECT max(version) FROM migrations").fetchone() == (4,)
@@ -158,12 +158,12 @@ async def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path, 
 
 async def test_a_catalog_of_a_newer_darkroom_is_refused(tmp_path: Path):
     path = tmp_path / "catalog.db"
-    async with Database.open(path, now=clock):
+    async with Database.open(path, clock=clock):
         pass
     with contextlib.closing(sqlite3.connect(path)) as plain, plain:
         plain.execute("INSERT INTO migrations VALUES (99, 1.0)")
     with pytest.raises(CatalogTooNew, match=r"version 99.*update it"):
-        async with Database.open(path, now=clock):
+        async with Database.open(path, clock=clock):
             pass
 
 
@@ -179,7 +179,7 @@ async def test_a_file_that_is_no_catalog_is_refused_and_left_alone(tmp_path: Pat
     ):
         before = path.read_bytes() if path.exists() else None
         with pytest.raises(CatalogUnusable, match=words):
-            async with Database.open(path, now=clock):
+            async with Database.open(path, clock=clock):
                 pass
         assert (path.read_bytes() if path.exists() else None) == before
 
@@ -242,15 +242,16 @@ async def test_transactions_of_many_tasks_queue_up(db: Database):
 
 
 HALF_WAY = """
-import anyio, sys, time
+import anyio, sys
 from pathlib import Path
 from agents.catalog.asks.tags import put_tag
 from agents.catalog.database import Database
 from agents.catalog.facts import apply
+from bus.clock import Clock
 from tests.catalog.facts import hashed
 
 async def main():
-    async with Database.open(Path(sys.argv[1]), now=time.time) as db:
+    async with Database.open(Path(sys.argv[1]), clock=Clock()) as db:
         await apply(db, [("m1", hashed("a.safetensors", "whole"))], now=1.0)
         async with db.atomic() as sql:
             await sql.many("add_message", [{"message_id": f"half {n}", "applied_at": 1.0} for n in range(50_000)])
@@ -261,15 +262,16 @@ anyio.run(main)
 """
 
 WITHOUT_END = """
-import anyio, itertools, sys, time
+import anyio, itertools, sys
 from pathlib import Path
 from agents.catalog.asks.tags import put_tag
 from agents.catalog.database import Database
 from agents.catalog.facts import apply
+from bus.clock import Clock
 from tests.catalog.facts import hashed
 
 async def main():
-    async with Database.open(Path(sys.argv[1]), now=time.time) as db:
+    async with Database.open(Path(sys.argv[1]), clock=Clock()) as db:
         for n in itertools.count(int(sys.argv[2])):
             await apply(db, [(f"m{n}.{k}", hashed(f"{n}-{k}.safetensors", f"{n} {k}")) for k in range(3)], now=1.0)
             print(n, flush=True)
@@ -294,7 +296,7 @@ async def test_a_kill_in_mid_transaction_leaves_nothing_of_it(tmp_path: Path):
     path = tmp_path / "catalog.db"
     with child(HALF_WAY, path) as (_, stdout):
         assert stdout.readline() == "half way\n"
-    async with Database.open(path, now=clock) as db:
+    async with Database.open(path, clock=clock) as db:
         assert [model.name for model in await list_models(db)] == ["a"]
         assert await db.committed.rows("applied_messages", ids='["m1", "half 0"]') == [("m1",)]
 

@@ -11,7 +11,7 @@ from agents.catalog.outbox import LARGEST_PAYLOAD, fitted, outgoing, published
 from agents.catalog.resolve import list_models
 from schemas.files import FilePath, Hashed, HashFailed, Identity, Refused
 from schemas.models import ModelMissing, ModelMoved, ModelPictured, ModelReady, ModelTagged
-from tests.catalog.conftest import Tell, brief, said
+from tests.catalog.conftest import Tell, brief, clock, said
 from tests.catalog.facts import CHECKPOINT, LORA, at_path, hashed, key, moved, removed, settled, sha, stat
 
 
@@ -290,7 +290,7 @@ async def test_batches_of_any_size_say_the_same_in_the_same_order(db: Database, 
         facts.append((f"m{n}", hashed(f"{order.randrange(15)}.safetensors", content, float(n), stat=of)))
     for start in range(0, 200, 37):
         await apply(db, facts[start : start + 37], now=1.0)
-    async with Database.open(tmp_path / "other.db", now=lambda: 1.0) as other:
+    async with Database.open(tmp_path / "other.db", clock=clock) as other:
         for fact in facts:
             await apply(other, [fact], now=1.0)
         assert await said(other) == await said(db)

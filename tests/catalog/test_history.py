@@ -194,7 +194,7 @@ class Life:
             rows.append(model(9, f"/old/{text.replace(chr(0), '')}/x.pt", extra_json=said(text, images="one.png")))
             make(source, rows, [(n, name), (n + 1, "tag")], [(1, n), (2, n + 1), (9, n)])
         job = Import(id=f"{self.told:032x}", database=str(source), images=str(self.data / "pictures"))
-        await import_legacy(self.db, job, self.data, ROOTS, clock=clock)
+        await import_legacy(self.db, job, self.data, ROOTS)
 
     async def adopt(self, name: str, text: str, n: int, at: float) -> None:
         await adopt_files(self.db, ROOTS, AdoptFiles())
@@ -228,7 +228,7 @@ async def lived(db: Database, data: Path, life: list[tuple[str, str, str, int, f
 
 async def remade(db: Database, path: Path) -> None:
     """A new catalog at `path`, of the history alone."""
-    async with Database.open(path, now=clock):
+    async with Database.open(path, clock=clock):
         pass
     facts = [
         msgspec.json.decode(row.payload, type=Changed)
@@ -263,7 +263,7 @@ def at_of_id(table: str) -> int:
 async def same_again(life: list[tuple[str, str, str, int, float]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path, other = Path(folder) / "catalog.db", Path(folder) / "new.db"
-        async with Database.open(path, now=clock) as db:
+        async with Database.open(path, clock=clock) as db:
             await lived(db, Path(folder), life)
             await remade(db, other)
         with read_only(path) as live, read_only(other) as new:
@@ -293,7 +293,7 @@ async def test_a_catalog_of_version_1_with_models_in_it_is_migrated_searched_and
         place = ("models", "dream 1.safetensors", "dream 1", "k", sha("1"), "1", "2", 1, 1, 1, 1, 2.5)
         old.execute(f"INSERT INTO paths VALUES ({', '.join('?' * len(place))})", place)
         old.commit()
-    async with Database.open(path, now=clock) as db:
+    async with Database.open(path, clock=clock) as db:
         await remade(db, other)
     with read_only(path) as live, read_only(other) as new:
         assert [table for table in compare(live, new) if not table.same] == []

@@ -1,7 +1,6 @@
 """Index words: what people see as a word is one, on whichever side it is written, and nothing else is found by it."""
 
 import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +12,7 @@ from agents.catalog.asks.tags import tag_models
 from agents.catalog.database import Database
 from agents.catalog.descriptions import put_layer
 from agents.catalog.index_words import functions, searchable, searchable_json
+from bus.clock import Clock
 from schemas.catalog import ListOutputs, TagModels
 from tests.catalog.asks.test_search import draw, names
 from tests.catalog.conftest import Tell
@@ -115,7 +115,7 @@ async def test_words_behind_a_null_byte_are_found_wherever_it_stands(db: Databas
 
 async def test_a_catalog_that_an_older_version_indexed_is_indexed_anew_once(tmp_path: Path):
     path = tmp_path / "catalog.db"
-    async with Database.open(path, now=time.time) as db:
+    async with Database.open(path, clock=Clock()) as db:
         await Tell(db)(hashed("🦊 den.safetensors", "a"))
         await draw(db, 1, 1.0, "a 🦊 in snow")
     with closing(sqlite3.connect(path)) as old:
@@ -124,14 +124,14 @@ async def test_a_catalog_that_an_older_version_indexed_is_indexed_anew_once(tmp_
         old.execute("UPDATE search_outputs SET infotext = 'a 🦊 in snow'")
         old.commit()
     for _ in range(2):
-        async with Database.open(path, now=time.time) as db:
+        async with Database.open(path, clock=Clock()) as db:
             assert await names(db, text="🦊 den") == ["🦊 den"]
             assert len((await list_outputs(db, ListOutputs(text="🦊"))).outputs) == 1
     with closing(sqlite3.connect(path)) as new:
         assert new.execute("SELECT count(*) FROM search").fetchone() == (1,)
         new.execute("UPDATE search SET name = 'untouched'")
         new.commit()
-    async with Database.open(path, now=time.time) as db:
+    async with Database.open(path, clock=Clock()) as db:
         assert await names(db, text="untouched") == ["🦊 den"]
 
 

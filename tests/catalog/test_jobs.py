@@ -138,10 +138,10 @@ async def test_a_row_holds_only_a_job_that_has_ended_and_has_an_id(db: Database)
 
 
 async def test_the_words_of_jobs_are_indexed_anew_with_the_others(tmp_path: Path):
-    async with Database.open(tmp_path / "catalog.db", now=clock) as db:
+    async with Database.open(tmp_path / "catalog.db", clock=clock) as db:
         await add(db, (1.0, view(1, "a fox")))
         await db.put_meta("search_version", "0")
-    async with Database.open(tmp_path / "catalog.db", now=clock) as db:
+    async with Database.open(tmp_path / "catalog.db", clock=clock) as db:
         assert ids(await list_jobs(db, ListJobs(text="fox"), {})) == [1]
         [(count,)] = await execute(db, "SELECT count(*) FROM search_jobs")
         assert count == 1

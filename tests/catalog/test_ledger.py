@@ -62,7 +62,7 @@ def kept(models: tuple[Model, ...]) -> dict[str, tuple[str, tuple[FilePath, ...]
 
 async def tell_in_batches(told: list[tuple[str, FileFact]], sizes: list[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        async with Database.open(Path(folder) / "catalog.db", now=clock) as db:
+        async with Database.open(Path(folder) / "catalog.db", clock=clock) as db:
             rest = told
             for size in sizes:
                 await apply(db, rest[:size], now=1.0)
@@ -71,7 +71,7 @@ async def tell_in_batches(told: list[tuple[str, FileFact]], sizes: list[int]) ->
             history = await said(db)
             assert replayed(history) == kept(await list_models(db, missing=True))
             assert await apply(db, told, now=1.0) == 0
-        async with Database.open(Path(folder) / "one-by-one.db", now=clock) as db:
+        async with Database.open(Path(folder) / "one-by-one.db", clock=clock) as db:
             for one in told:
                 await apply(db, [one], now=1.0)
             assert await said(db) == history
@@ -100,7 +100,7 @@ def test_a_true_history_of_one_path_ends_the_same_in_any_order(order: list[int])
 
     async def ends() -> set[tuple[str, bool]]:
         with tempfile.TemporaryDirectory() as folder:
-            async with Database.open(Path(folder) / "catalog.db", now=clock) as db:
+            async with Database.open(Path(folder) / "catalog.db", clock=clock) as db:
                 for n in order:
                     await apply(db, [(f"m{n}", true[n])], now=1.0)
                 return {(model.sha256, model.missing) for model in await list_models(db)}

@@ -10,7 +10,7 @@ from agents.catalog.database import Database
 from agents.catalog.descriptions import images_waiting, picture_encoded, picture_refused, put_layer
 from agents.catalog.facts import apply
 from agents.catalog.outbox import outgoing
-from agents.catalog.promotion import drop_promoted, nearest, promote_present, unused_originals
+from agents.catalog.promotion import drop_promoted, longest_common_suffix, promote_present, unused_originals
 from agents.catalog.resolve import list_models
 from schemas.catalog import Strategy
 from schemas.images import Encoded, Picture, PictureRefused
@@ -82,10 +82,10 @@ async def test_a_record_is_not_guessed_where_two_are_as_near(db: Database, tell:
     assert await left(db) == {1: "waiting", 2: "waiting"}
 
 
-def test_nearest_counts_the_folders_from_the_file_up():
-    assert nearest([(1, "/x/a/m.pt"), (2, "/x/b/m.pt")], "deep/B/m.pt") == 2
-    assert nearest([(1, "/a/m.pt")], "elsewhere/m.pt") == 1
-    assert nearest([], "m.pt") is None
+def test_a_common_suffix_counts_the_folders_from_the_file_up():
+    assert longest_common_suffix([(1, "/x/a/m.pt"), (2, "/x/b/m.pt")], "deep/B/m.pt") == 2
+    assert longest_common_suffix([(1, "/a/m.pt")], "elsewhere/m.pt") == 1
+    assert longest_common_suffix([], "m.pt") is None
 
 
 async def test_a_record_whose_own_file_is_there_is_not_given_to_another_of_that_name(db: Database, tell: Tell):

@@ -445,7 +445,7 @@ def version_2(path: Path) -> None:
 
 async def made_anew(db: Database, other: Path) -> None:
     told = [row for row in await outgoing(db, limit=100_000) if row.kind == "catalog.changed"]
-    async with Database.open(other, now=clock):
+    async with Database.open(other, clock=clock):
         pass
     with rebuilt(other) as new:
         for row in told:
@@ -456,7 +456,7 @@ async def made_anew(db: Database, other: Path) -> None:
 async def test_a_catalog_of_version_2_is_migrated_keeps_what_was_taken_off_and_is_rebuilt_the_same(tmp_path: Path):
     path, other = tmp_path / "catalog.db", tmp_path / "new.db"
     version_2(path)
-    async with Database.open(path, now=clock) as db:
+    async with Database.open(path, clock=clock) as db:
         tell = functools.partial(apply, db, now=1.0)
         word = described(tags=("fox", "light"), previews=("a.png=one", "a.jpg=two"), title="first")
         await tell([("1", word)])

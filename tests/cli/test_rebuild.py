@@ -19,27 +19,26 @@ from bus.client import Bus
 from bus.errors import UserError
 from bus.subjects import CATALOG_CHANGED
 from schemas.images import Encoded, Picture
+from tests.catalog.conftest import FixedClock
 from tests.catalog.facts import hashed, moved, removed, sha, stat
 from tests.catalog.pending import add_pending
 from tests.catalog.sql import execute
 from tests.conftest import running
 
-
-def clock() -> float:
-    return 1763712345.678901234
+clock = FixedClock(1763712345.678901234)
 
 
 async def lived(path: Path) -> None:
     """A catalog that has seen everything, in transactions small and large."""
-    async with Database.open(path, now=clock) as db:
+    async with Database.open(path, clock=clock) as db:
         many = [(f"m{n}", hashed(f"{n}.safetensors", f"content {n}", 10.1 + n / 7)) for n in range(700)]
-        await apply(db, many, now=clock())
+        await apply(db, many, now=clock.now())
         await add_pending(db, 7, "/old/x.safetensors", rel="x.safetensors", tags=("a",), images=(b"one", b"two"))
         await add_pending(db, 8, "/old/y.safetensors", rel="y.safetensors")
-        await apply(db, [("x", hashed("x.safetensors", "x"))], now=clock())
+        await apply(db, [("x", hashed("x.safetensors", "x"))], now=clock.now())
         of = stat("content 5")
-        await apply(db, [("mv", moved("5.safetensors", "%25 %FF ü.safetensors", of))], now=clock())
-        await apply(db, [("rm", removed("6.safetensors", stat("content 6")))], now=clock())
+        await apply(db, [("mv", moved("5.safetensors", "%25 %FF ü.safetensors", of))], now=clock.now())
+        await apply(db, [("rm", removed("6.safetensors", stat("content 6")))], now=clock.now())
         async with db.atomic() as sql:
             await put_layer(sql, sha("x"), "user", {"title": 'Ünï "quoted"', "extra": {"a": [1.5, None, True]}})
             await add_tags(sql, sha("content 1"), ("red", "green"), "t", 3.3)
@@ -123,13 +122,13 @@ async def test_a_rebuilt_catalog_is_one_that_a_migrator_takes_up_and_can_be_sear
 
 async def test_a_catalog_from_before_the_history_tells_all_it_has_first(bus: Bus, tmp_path: Path):
     path = tmp_path / "catalog.db"
-    async with Database.open(path, now=clock) as db:
+    async with Database.open(path, clock=clock) as db:
         await apply(db, [("m1", hashed("a.safetensors", "dream"))], now=1.0)
     with closing(sqlite3.connect(path)) as db_then:  # as version 1 left it: rows, and nothing published of them
         db_then.execute("DELETE FROM outbox")
         db_then.execute("DELETE FROM db_meta")
         db_then.commit()
-    async with Database.open(path, now=clock):
+    async with Database.open(path, clock=clock):
         pass
     assert (await rebuild_into(bus, path, tmp_path / "new.db")).same
 

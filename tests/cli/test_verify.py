@@ -3,7 +3,6 @@
 import hashlib
 import json
 import sqlite3
-import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from agents.images.model_pictures import encode_picture, picture_names
 from agents.storage.database import owned
 from agents.storage.paths import file_key, stat_of
 from agents.storage.trash import listed
+from bus.clock import Clock
 from bus.errors import UserError
 from bus.worker import sole
 from schemas.catalog import PutTag
@@ -53,7 +53,7 @@ async def settings(tmp_path: Path) -> Settings:
     source = hashlib.sha256(picture()).hexdigest()
     put(data / "blobs" / source, picture())
     output = put(data / "outputs" / "2026-01-01" / "a.webp", b"a picture")
-    async with Database.open(data / "catalog.db", now=time.time) as db:
+    async with Database.open(data / "catalog.db", clock=Clock()) as db:
         await apply(db, [("m", fact)], now=1.0)
         job = EncodePicture(id="1" * 32, sha256=sha256, number=0, original=f"blobs/{source}", source=source)
         async with db.atomic() as sql:
@@ -206,7 +206,7 @@ async def test_a_catalog_that_has_changes_to_publish_is_not_replaced_without_the
     data = Path(settings.data_dir)
     (data / "nats").mkdir()
     await new_history(settings, empty=False)
-    async with Database.open(data / "catalog.db", now=time.time) as db:
+    async with Database.open(data / "catalog.db", clock=Clock()) as db:
         await put_tag(db, PutTag(name="late"))
     before = content(data / "catalog.db")
     with pytest.raises(BaseException) as raised:

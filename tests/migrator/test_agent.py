@@ -5,7 +5,6 @@ import functools
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from agents.catalog.outbox import LARGEST_PAYLOAD, outgoing
 from agents.migrator import agent as migrator
 from agents.migrator import relay
 from bus.client import Bus, connect, encode
+from bus.clock import Clock
 from bus.errors import NoAnswer
 from bus.ids import digest_id
 from bus.server import LocalServer, local_server
@@ -147,7 +147,7 @@ async def test_the_same_fact_said_three_times_is_told_of_once(bus: Bus, path: Pa
 
 
 async def test_what_was_committed_and_not_published_before_a_death_is_published_after_it(bus: Bus, path: Path):
-    async with Database.open(path, now=time.time) as db:
+    async with Database.open(path, clock=Clock()) as db:
         for n in range(3):
             await apply(db, [(f"m{n}", hashed(f"{n}.safetensors", f"content {n}"))], now=1.0)
         rows = await outgoing(db)
@@ -166,7 +166,7 @@ MIGRATOR = """
 import anyio, sys
 from functools import partial
 from pathlib import Path
-from agents import migrator
+from agents.migrator import agent as migrator
 from bus.client import connect
 from schemas.settings import BusSettings
 
@@ -305,7 +305,7 @@ async def test_a_bus_that_was_away_hears_the_rest_of_the_history(tmp_path: Path,
             await history(bus, 1)
             first.process.kill()
             first.process.wait()
-            async with Database.open(path, now=time.time) as db:  # as if a fact had come through just before
+            async with Database.open(path, clock=Clock()) as db:  # as if a fact had come through just before
                 await apply(db, [("m", hashed("b.safetensors", "two"))], now=1.0)
             servers.enter_context(local_server(tmp_path / "store", port=port, store_bytes=1024**3))
             async with connect(first.url, QUICK, name="watcher") as other:

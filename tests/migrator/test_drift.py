@@ -49,9 +49,7 @@ async def until(bus: Bus, names: set[str]) -> None:
 
 
 @pytest.mark.parametrize("watcher_first", [True, False])
-async def test_a_catalog_restored_from_a_backup_is_made_alike_without_hashing(
-    bus: Bus, data: Path, watcher_first: bool
-):
+async def test_a_catalog_restored_from_a_backup_is_mended_without_hashing(bus: Bus, data: Path, watcher_first: bool):
     backup = data.parent / "backup.db"
     for name in ("first", "second"):
         write_tiny_checkpoint(data / "models" / f"{name}.safetensors", seed=len(name))

@@ -13,6 +13,7 @@ from agents.catalog.database import Database
 from agents.catalog.legacy.importer import Run
 from agents.migrator.imports import serve_imports
 from bus.client import Bus
+from bus.clock import Clock
 from bus.queues import enqueue
 from bus.subjects import ASK_IMPORT, IMPORT
 from schemas.imports import AskImport, Import, ImportState
@@ -22,7 +23,7 @@ from tests.conftest import running
 
 @pytest.fixture
 async def db(tmp_path: Path) -> AsyncIterator[Database]:
-    async with Database.open(tmp_path / "catalog.db", now=time.time) as db:
+    async with Database.open(tmp_path / "catalog.db", clock=Clock()) as db:
         yield db
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from agents.catalog.database import Database
 from agents.catalog.descriptions import pending_originals
-from agents.migrator.pictures import Portraits
+from agents.migrator.pictures import ModelPictures
 from bus.client import Bus
 from tests.catalog.conftest import clock
 from tests.catalog.sql import execute
@@ -21,8 +21,8 @@ async def test_an_original_that_an_import_is_giving_its_name_just_now_is_left(bu
     original = tmp_path / "images" / "pending" / FILE
     original.parent.mkdir(parents=True)
     original.write_bytes(b"new")
-    async with Database.open(tmp_path / "catalog.db", now=clock) as db, anyio.create_task_group() as tasks:
-        images = Portraits(bus, db, tmp_path, clock)
+    async with Database.open(tmp_path / "catalog.db", clock=clock) as db, anyio.create_task_group() as tasks:
+        images = ModelPictures(bus, db, tmp_path)
         async with db.atomic() as sql:
             if commits:
                 await execute(

@@ -26,7 +26,7 @@ from tests.conftest import running
 
 async def with_pictures(path: Path, *seeds: int) -> None:
     """A catalog with one model, to which these pictures are added."""
-    async with Database.open(path, now=clock) as db:
+    async with Database.open(path, clock=clock) as db:
         await apply(db, [("m", hashed("a.safetensors", "dream"))], now=1.0)
         for seed in seeds:
             blob = blobs.put(path.parent, png(seed))

@@ -11,7 +11,7 @@ import pytest
 from agents.catalog.database import Database
 from agents.catalog.descriptions import Waiting, add_picture
 from agents.catalog.facts import apply
-from agents.migrator.pictures import Portraits, job_id
+from agents.migrator.pictures import ModelPictures, job_id
 from bus.client import Bus
 from bus.followers import Fact
 from bus.subjects import DEAD, IMAGE_ENCODED, IMAGE_REFUSED, JOB_PLANNED, Subject
@@ -38,7 +38,7 @@ OTHER = msgspec.structs.replace(GOOD, id=JOB)
 @pytest.fixture
 async def db(tmp_path: Path) -> AsyncIterator[Database]:
     """A catalog with two models, each with a picture that waits."""
-    async with Database.open(tmp_path / "catalog.db", now=clock) as db:
+    async with Database.open(tmp_path / "catalog.db", clock=clock) as db:
         for name in ("dream", "other"):
             await apply(db, [(name, hashed(f"{name}.safetensors", name))], now=1.0)
             async with db.atomic() as sql:
@@ -70,18 +70,18 @@ POISON = {
 async def test_a_fact_that_no_row_can_hold_is_a_dead_letter_and_stops_no_other(
     bus: Bus, db: Database, tmp_path: Path, poison: Encoded | PictureRefused
 ):
-    images = Portraits(bus, db, tmp_path, clock)
+    images = ModelPictures(bus, db, tmp_path)
     with anyio.fail_after(10):
-        await images.hear([fact(poison, 1), fact(GOOD, 2)])
+        await images.write_down([fact(poison, 1), fact(GOOD, 2)])
     assert [job for (job,) in await execute(db, "SELECT job FROM outputs")] == [GOOD.id]
     assert sum((await bus.waiting("DLQ", DEAD.filter(kind="fact", reason="impossible"))).values()) == 1
 
 
 async def test_a_job_said_of_two_models_stops_no_other(bus: Bus, db: Database, tmp_path: Path):
-    images = Portraits(bus, db, tmp_path, clock)
+    images = ModelPictures(bus, db, tmp_path)
     twice = msgspec.structs.replace(OF_A_MODEL, model=sha("other"))
     with anyio.fail_after(10):
-        await images.hear([fact(OF_A_MODEL, 1), fact(twice, 2), fact(GOOD, 3)])
+        await images.write_down([fact(OF_A_MODEL, 1), fact(twice, 2), fact(GOOD, 3)])
     assert [job for (job,) in await execute(db, "SELECT job FROM outputs")] == [GOOD.id]
 
 
@@ -89,9 +89,9 @@ async def test_a_picture_whose_plan_can_not_be_read_is_in_the_gallery_all_the_sa
     bus: Bus, db: Database, tmp_path: Path
 ):
     await bus.publish_raw(JOB_PLANNED(id=GOOD.id), b"{}")
-    images = Portraits(bus, db, tmp_path, clock)
+    images = ModelPictures(bus, db, tmp_path)
     with anyio.fail_after(10):
-        await images.hear([fact(GOOD)])
+        await images.write_down([fact(GOOD)])
     assert [job for (job,) in await execute(db, "SELECT job FROM outputs")] == [GOOD.id]
 
 
@@ -110,7 +110,7 @@ async def test_a_picture_whose_plan_can_not_be_read_is_in_the_gallery_all_the_sa
 async def test_a_fact_about_what_is_not_there_changes_nothing(
     bus: Bus, db: Database, tmp_path: Path, harmless: Encoded | PictureRefused
 ):
-    images = Portraits(bus, db, tmp_path, clock)
-    await images.hear([fact(harmless)])
+    images = ModelPictures(bus, db, tmp_path)
+    await images.write_down([fact(harmless)])
     rows = await execute(db, "SELECT state FROM images")
     assert {state for (state,) in rows} == {"waiting"}

@@ -34,7 +34,7 @@ from tests.catalog.pending import add_pending
 @pytest.fixture
 async def db(tmp_path: Path) -> AsyncIterator[Database]:
     """A catalog that has twenty things to say."""
-    async with Database.open(tmp_path / "catalog.db", now=clock) as db:
+    async with Database.open(tmp_path / "catalog.db", clock=clock) as db:
         for n in range(10):
             await apply(db, [(f"m{n}", hashed(f"{n}.safetensors", f"content {n}"))], now=1.0)
         yield db
@@ -133,7 +133,7 @@ async def test_a_history_whose_beginning_was_purged_begins_again(bus: Bus, db: D
 async def test_a_relay_never_publishes_behind_another_catalogs_history(bus: Bus, db: Database, tmp_path: Path):
     await relayed(bus, db)
     before = await stored(bus)
-    async with Database.open(tmp_path / "other.db", now=clock) as other:
+    async with Database.open(tmp_path / "other.db", clock=clock) as other:
         await apply(other, [("other", hashed("other.safetensors", "other"))], now=1.0)
         with pytest.raises(CatalogApart, match=r"rebuild --replace.*new-history"):
             await relay(bus, CatalogOutbox(bus, other), Bell())
@@ -175,6 +175,6 @@ async def test_a_backup_whose_outbox_was_published_since_publishes_none_of_it_tw
         live.backup(copy)
     await relayed(bus, db)
     before = await stored(bus)
-    async with Database.open(tmp_path / "backup.db", now=clock) as backup:
+    async with Database.open(tmp_path / "backup.db", clock=clock) as backup:
         await relayed(bus, backup)
     assert await stored(bus) == before and len(before) > 2 * UNFORGOTTEN - 50

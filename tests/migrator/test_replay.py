@@ -32,7 +32,7 @@ from bus.relay import relay
 from bus.subjects import CATALOG_CHANGED
 from bus.wakeup import Bell
 from schemas.catalog import AddPicture
-from tests.catalog.conftest import clock
+from tests.catalog.conftest import FixedClock, clock
 from tests.catalog.facts import hashed, sha
 from tests.catalog.pending import add_pending
 from tests.catalog.sql import execute
@@ -65,13 +65,13 @@ async def published(bus: Bus, db: Database) -> None:
 async def opened(bus: Bus, path: Path) -> None:
     """What a migrator does with the file before anything else."""
     opening = await prepare(bus, path, 100.0)
-    async with Database.open(path, now=clock, begin=opening.begin, after=opening.after) as db:
+    async with Database.open(path, clock=clock, begin=opening.begin, after=opening.after) as db:
         await published(bus, db)
 
 
 async def lived(bus: Bus, path: Path, points: int, operations: tuple[tuple[str, str, str, int], ...] = LIFE) -> None:
     """The first so many things that happen to a catalog, published; a copy of its file is left after each."""
-    async with Database.open(path, now=clock) as db:
+    async with Database.open(path, clock=clock) as db:
         life = Life(db, path.parent)
         for point, (operation, name, text, n) in enumerate(operations[:points]):
             await getattr(life, operation)(name, text, n, 5.0 + point)
@@ -160,7 +160,7 @@ async def test_a_catalog_made_of_its_history_lives_on_as_if_nothing_had_been(bus
     await lived(bus, path, 5)
     lose(path)
     await opened(bus, path)
-    async with Database.open(path, now=clock) as db:
+    async with Database.open(path, clock=clock) as db:
         life = Life(db, tmp_path)
         life.told = 50
         await life.tag("a", "late", 0, 9.0)
@@ -185,7 +185,7 @@ async def test_a_file_that_is_replaced_by_its_history_is_kept_in_the_trash(bus: 
 async def test_a_backup_under_the_log_that_a_kill_left_is_no_mixture_of_both(bus: Bus, tmp_path: Path):
     path, log = tmp_path / "catalog.db", tmp_path / "catalog.db-wal"
     await lived(bus, path, 2)
-    async with Database.open(path, now=clock) as db:
+    async with Database.open(path, clock=clock) as db:
         life = Life(db, tmp_path)
         life.told = 50
         for name in ("first", "second"):
@@ -230,7 +230,7 @@ async def test_another_catalog_in_its_place_is_refused_with_the_commands_that_go
     path, other = tmp_path / "catalog.db", tmp_path / "other" / "catalog.db"
     other.parent.mkdir()
     await lived(bus, path, 4)
-    async with Database.open(other, now=clock) as db:
+    async with Database.open(other, clock=clock) as db:
         await Life(db, other.parent).hash("b", "", 0, 1.0)
     shutil.copy(other, path)
     before = path.read_bytes()
@@ -243,7 +243,7 @@ async def test_a_backup_that_was_changed_elsewhere_is_refused(bus: Bus, tmp_path
     path = tmp_path / "catalog.db"
     await lived(bus, path, 4)
     restore_the_first_backup(path)
-    async with Database.open(path, now=clock) as db:
+    async with Database.open(path, clock=clock) as db:
         life = Life(db, tmp_path)
         life.told = 50
         await life.hash("other", "", 3, 1.0)
@@ -257,7 +257,7 @@ async def test_a_copy_that_went_further_than_the_history_is_no_history_that_lost
     await lived(bus, path, 4)
     copied(path, copy)
     for file, tags in ((path, ("only here",)), (copy, ("one", "two", "three"))):
-        async with Database.open(file, now=clock) as db:
+        async with Database.open(file, clock=clock) as db:
             for tag in tags:
                 await Life(db, tmp_path).put_tag(tag, "", 0, 9.0)
             if file == path:
@@ -285,7 +285,7 @@ async def test_a_backup_from_before_a_new_beginning_is_refused(bus: Bus, tmp_pat
     await lived(bus, path, 4)
     lose(path)
     end = (await bus.last(CATALOG_CHANGED)).payload.id  # type: ignore[union-attr]
-    async with Database.open(path, now=clock, begin=True, after=end) as db:
+    async with Database.open(path, clock=clock, begin=True, after=end) as db:
         await published(bus, db)
     begun = content(path)
     assert not any(begun.values())
@@ -300,7 +300,7 @@ async def test_a_backup_from_before_a_new_beginning_is_refused(bus: Bus, tmp_pat
 async def test_a_backup_from_before_a_history_that_went_on_is_made_todays(bus: Bus, tmp_path: Path):
     path = tmp_path / "catalog.db"
     await lived(bus, path, 4)
-    async with Database.open(path, now=clock) as db:
+    async with Database.open(path, clock=clock) as db:
         await db.begin_history((await bus.last(CATALOG_CHANGED)).payload.id)  # type: ignore[union-attr]
         await Life(db, tmp_path).tag("a", "late", 0, 9.0)
         await published(bus, db)
@@ -353,7 +353,7 @@ def unnamed(path: Path) -> None:
 async def from_before(bus: Bus, tmp_path: Path) -> AsyncIterator[Path]:
     """A catalog and its history from before histories had names."""
     path = tmp_path / "catalog.db"
-    async with Database.open(path, now=clock) as db:
+    async with Database.open(path, clock=clock) as db:
         life = Life(db, path.parent)
         for operation, name, text, n in LIFE[:6]:
             await getattr(life, operation)(name, text, n, 5.0)
@@ -403,7 +403,7 @@ async def two_from_before(bus: Bus, path: Path) -> None:
     same ids are of other things."""
     for name, tag, at in (("a", "gold", 1.0), ("b", "silver", 2.0)):
         lose(path)
-        async with Database.open(path, now=lambda at=at: at) as db:  # type: ignore[misc]
+        async with Database.open(path, clock=FixedClock(at)) as db:
             life = Life(db, path.parent)
             life.told = int(at) * 10
             await life.hash(name, "", 0, 5.0)
@@ -435,7 +435,7 @@ async def test_the_histories_of_two_catalogs_without_names_are_not_made_one_cata
 async def test_a_disk_that_is_full_while_a_catalog_is_made_of_its_history_is_named(bus: Bus, tmp_path: Path):
     path = tmp_path / "catalog.db"
     await lived(bus, path, 9)
-    async with Database.open(path, now=clock) as db:
+    async with Database.open(path, clock=clock) as db:
         await Life(db, tmp_path).edit("a", "many words " * 50_000, 0, 9.0)
         await published(bus, db)
     never_lost, size = content(path), path.stat().st_size
@@ -478,7 +478,7 @@ async def test_what_an_older_darkroom_did_to_a_catalog_is_part_of_its_history(bu
     with closing(sqlite3.connect(path)) as db_then:
         [(position,)] = db_then.execute("SELECT value FROM db_meta WHERE key = 'position'").fetchall()
     copied(path, tmp_path / "backup.db")
-    async with Database.open(path, now=clock) as db:
+    async with Database.open(path, clock=clock) as db:
         life = Life(db, tmp_path)
         life.told = 50
         await life.tag("a", "later", 0, 9.0)
@@ -491,7 +491,7 @@ async def test_what_an_older_darkroom_did_to_a_catalog_is_part_of_its_history(bu
         for _ in range(2):
             await opened(bus, path)
             assert content(path) == older, how
-        async with Database.open(path, now=clock) as db:
+        async with Database.open(path, clock=clock) as db:
             await Life(db, tmp_path).put_tag("latest", "", 0, 9.0)
             await published(bus, db)
         latest = content(path)
@@ -510,7 +510,7 @@ async def test_pictures_and_pending_originals_outlive_their_catalogs_file(
     monkeypatch.setattr("agents.images.model_pictures.KEEP_LOOSE", -3600.0)
     monkeypatch.setattr("agents.images.model_pictures.KEEP_BLOBS", -3600.0)
     path = tmp_path / "catalog.db"
-    async with Database.open(path, now=clock) as db:
+    async with Database.open(path, clock=clock) as db:
         await Life(db, tmp_path).hash("a", "", 0, 1.0)
         blob = blobs.put(tmp_path, b"a picture that waits")
         await add_picture(db, AddPicture(sha256=sha("a0"), blob=blob))

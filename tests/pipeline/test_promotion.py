@@ -19,6 +19,7 @@ from agents.storage.atomic import sweep
 from bus.client import Bus, connect
 from bus.server import LocalServer, local_server
 from bus.subjects import FILE_HASHED
+from tests.catalog.conftest import FixedClock
 from tests.catalog.facts import hashed
 from tests.catalog.pending import add_pending
 from tests.conftest import QUICK
@@ -40,6 +41,7 @@ from agents.storage import atomic
 from agents.storage.database import Sql
 from bus.client import connect
 from schemas.settings import BusSettings, EncoderSettings
+from tests.catalog.conftest import FixedClock
 
 url, data, last = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 moments = itertools.count(1)
@@ -69,9 +71,9 @@ atomic.os.link = linked
 
 async def main():
     settings = BusSettings(ack_wait=2.0, heartbeat=0.5, retry_delay=0.05, store_bytes=2**28)
-    async with connect(url, settings, name="killed") as bus, anyio.create_task_group() as tasks:
-        clock = lambda: 1763712345.25
-        await tasks.start(functools.partial(migrator.run, bus, data / "catalog.db", clock=clock))
+    clock = FixedClock(1763712345.25)
+    async with connect(url, settings, name="killed", clock=clock) as bus, anyio.create_task_group() as tasks:
+        await tasks.start(functools.partial(migrator.run, bus, data / "catalog.db"))
         await tasks.start(functools.partial(encoder.run, bus, data, EncoderSettings(parallel=1)))
         print("ready", flush=True)
 
@@ -86,7 +88,7 @@ def content(n: int) -> str:
 async def made_ready(bus: Bus, data: Path) -> None:
     """Records with pictures in the catalog, and the facts that their files are hashed, waiting in the stream."""
     data.mkdir()
-    async with Database.open(data / "catalog.db", now=lambda: 1.0) as db:
+    async with Database.open(data / "catalog.db", clock=FixedClock(1.0)) as db:
         for n in range(RECORDS):
             images = tuple(picture(f"#{n}{m}{m}", (40 + 10 * m, 30)) for m in range(PICTURES))
             await add_pending(

@@ -1,7 +1,6 @@
 """One model: all that is known of it, which one a name means, and what a user changes of it."""
 
 import json
-import uuid
 from typing import Any
 
 import msgspec
@@ -11,7 +10,7 @@ from agents.catalog import descriptions
 from agents.catalog.asks.pictures import pictures_of
 from agents.catalog.database import Database
 from agents.catalog.errors import unknown_model
-from agents.catalog.outbox import say
+from agents.catalog.outbox import publish
 from agents.catalog.resolve import HASH_PREFIX, Candidate, meant_by, read_candidate
 from bus.errors import Declined
 from schemas.catalog import EditModel, KnownPath, ModelReply, ShowModel, SidecarProblem, WholeModel
@@ -88,8 +87,8 @@ async def edit_model(db: Database, ask: EditModel) -> ModelReply:
             else:
                 details[field] = value
         if await descriptions.put_layer(sql, ask.sha256, "user", details):
-            fact = ModelDescribed(sha256=ask.sha256, name=name, layer="user", at=db.now())
-            await say(sql, fact, uuid.uuid4().hex)
+            fact = ModelDescribed(sha256=ask.sha256, name=name, layer="user", at=db.clock.now())
+            await publish(sql, fact)
     return ModelReply(model=await whole_model(db, ask.sha256))
 
 

@@ -2,7 +2,6 @@
 file, with the records that wait for it."""
 
 import json
-import uuid
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -11,7 +10,7 @@ from agents.catalog import descriptions
 from agents.catalog.database import Database, Statements
 from agents.catalog.matching import RIVALS, Wanted, files_for
 from agents.catalog.names import file_name, fold, shown, stem
-from agents.catalog.outbox import say
+from agents.catalog.outbox import publish
 from agents.catalog.promotion import REASONS, promote, promote_placed, unknown_record
 from schemas.catalog import Adopted, AdoptFiles, FileReply, FileState, Outcome, PendingRecord, Strategy
 from schemas.files import Details, FilePath
@@ -33,7 +32,7 @@ async def adopt_files(db: Database, roots: Mapping[str, str], ask: AdoptFiles) -
         rows = await sql.rows("adoptable", roots=json.dumps([*roots]), limit=AT_ONCE + 1)
         [(largest,)] = await sql.rows("largest_pending")
         [(before,)] = await sql.rows("count_pending")
-        first, at = max(FIRST_ID, largest + 1), db.now()
+        first, at = max(FIRST_ID, largest + 1), db.clock.now()
         values = [
             {
                 "id": id,
@@ -53,7 +52,7 @@ async def adopt_files(db: Database, roots: Mapping[str, str], ask: AdoptFiles) -
         if added:
             last = first + len(values) - 1
             fact = PendingAdded(source="scan", count=added, first_id=first, last_id=last, at=at)
-            await say(sql, fact, uuid.uuid4().hex)
+            await publish(sql, fact)
     return Adopted(added=added, pending=after, more=len(rows) > AT_ONCE)
 
 
@@ -63,7 +62,7 @@ async def file_state(db: Database, strategy: Strategy, ask: FileState) -> FileRe
     async with db.atomic() as sql:
         for place in ask.places:
             for size, sha256 in await sql.rows("file_at", root=place.root, rel=place.rel):
-                return await _state(sql, place, size, sha256, strategy, ask, db.now())
+                return await _state(sql, place, size, sha256, strategy, ask, db.clock.now())
         heralded = [await _waiting(sql, place, ask.size) for place in ask.places]
     return FileReply(waiting=tuple(sorted({id for ids in heralded for id in ids})))
 

@@ -4,7 +4,6 @@ A place (`seq`) is counted without gaps and changes; a number is a picture's own
 """
 
 import re
-import uuid
 
 from agents.catalog import descriptions
 from agents.catalog.database import Database, Statements
@@ -54,7 +53,7 @@ async def add_picture(db: Database, ask: AddPicture) -> Pictures:
     async with db.atomic() as sql:
         await _refuse_unknown(sql, ask.sha256)
         original = f"blobs/{ask.blob}"
-        added = await descriptions.add_picture(sql, ask.sha256, ask.blob, original, "upload", db.now())
+        added = await descriptions.add_picture(sql, ask.sha256, ask.blob, original, "upload", db.clock.now())
         pictures = await pictures_of(sql, ask.sha256)
         if added and len(pictures) > PICTURES:
             raise Declined("too-many", f"A model has {PICTURES} pictures at most.")
@@ -74,7 +73,7 @@ async def order_pictures(db: Database, ask: OrderPictures) -> Pictures:
         for seq, number in moved:
             await sql.rows("move_image", sha256=ask.sha256, number=number, seq=seq)
         if moved:
-            await descriptions.say_pictured(sql, ask.sha256, uuid.uuid4().hex, db.now())
+            await descriptions.publish_pictured(sql, ask.sha256, sql.new_id(), db.clock.now())
         after = await pictures_of(sql, ask.sha256)
     return Pictures(pictures=after)
 
@@ -95,8 +94,8 @@ async def drop_picture(db: Database, ask: DropPicture) -> tuple[Pictures, list[s
         await sql.rows("drop_image", sha256=ask.sha256, number=gone.number)
         await sql.rows("close_gap", sha256=ask.sha256, seq=gone.seq)
         if gone.state == "ready":
-            await descriptions.say_pictured(sql, ask.sha256, uuid.uuid4().hex, db.now())
-        originals += await drop_promoted(sql, [ask.sha256], db.now())
+            await descriptions.publish_pictured(sql, ask.sha256, sql.new_id(), db.clock.now())
+        originals += await drop_promoted(sql, [ask.sha256], db.clock.now())
         after = await pictures_of(sql, ask.sha256)
     return Pictures(pictures=after, number=gone.number), [path for path in originals if path]
 

@@ -2,14 +2,13 @@
 
 import json
 import re
-import uuid
 from collections.abc import Iterable
 
 from agents.catalog import descriptions
 from agents.catalog.database import Database, Statements
 from agents.catalog.descriptions import TAG_LENGTH
 from agents.catalog.errors import unknown_model
-from agents.catalog.outbox import say
+from agents.catalog.outbox import publish
 from bus.errors import Declined
 from schemas.catalog import DropTag, ListTags, PutTag, Tagged, TagModels, TagPage, TagReply
 from schemas.fitting import fitted
@@ -42,9 +41,9 @@ async def put_tag(db: Database, ask: PutTag) -> TagReply:
         if name is not None:
             await _refuse_taken(sql, name, ask.id)
         if ask.id is None:
-            tag = await _made(sql, name, color or "", db.now())
+            tag = await _made(sql, name, color or "", db.clock.now())
         else:
-            tag = await _changed(sql, ask.id, name, color, db.now())
+            tag = await _changed(sql, ask.id, name, color, db.clock.now())
     return TagReply(tag=tag)
 
 
@@ -57,7 +56,7 @@ async def drop_tag(db: Database, ask: DropTag) -> TagReply:
         await sql.rows("rename_meant", before=tag.name, becomes="")
         await sql.rows("put_name_meant", name=tag.name, becomes="")
         await sql.rows("drop_tag", id=ask.id)
-        await say(sql, TagDropped(id=tag.id, name=tag.name, at=db.now()), uuid.uuid4().hex)
+        await publish(sql, TagDropped(id=tag.id, name=tag.name, at=db.clock.now()))
     return TagReply(tag=tag)
 
 
@@ -73,12 +72,12 @@ async def tag_models(db: Database, ask: TagModels) -> Tagged:
         known = {name for _, name in await sql.rows("tags_named", names=json.dumps(take))}
         if unknown := [name for name in take if name not in known]:
             raise Declined("unknown-tag", f"There is no tag {unknown[0]!r}.")
-        ids = await descriptions.tag_ids(sql, put, uuid.uuid4().hex, db.now())
+        ids = await descriptions.tag_ids(sql, put, sql.new_id(), db.clock.now())
         await sql.rows("names_again", names=json.dumps(put))
         for sha256 in models:
             before, now = await _retag(sql, sha256, ids, take)
             if before != now:
-                await descriptions.say_tagged(sql, sha256, uuid.uuid4().hex, db.now())
+                await descriptions.publish_tagged(sql, sha256, sql.new_id(), db.clock.now())
                 changed += 1
             after.append(now)
     return Tagged(changed=changed, tags=tuple(after))
@@ -131,7 +130,7 @@ async def _made(sql: Statements, name: str | None, color: str, at: float) -> Tag
         raise Declined("bad-tag", "A new tag needs a name.")
     [(id,)] = await sql.rows("add_tag", id=None, name=name, color=color, created_at=at)
     await sql.rows("names_again", names=json.dumps([name]))
-    await say(sql, TagPut(id=int(id), name=name, color=color, at=at), uuid.uuid4().hex)
+    await publish(sql, TagPut(id=int(id), name=name, color=color, at=at))
     return Tag(id=int(id), name=name, color=color)
 
 
@@ -147,7 +146,7 @@ async def _changed(sql: Statements, id: int, name: str | None, color: str | None
         await sql.rows("rename_meant", before=before.name, becomes=name)
         await sql.rows("put_name_meant", name=before.name, becomes=name)
         await sql.rows("drop_name_meant", name=name)
-    await say(sql, TagPut(id=id, name=name, color=color, at=at), uuid.uuid4().hex)
+    await publish(sql, TagPut(id=id, name=name, color=color, at=at))
     return Tag(id=id, name=name, color=color, models=before.models)
 
 

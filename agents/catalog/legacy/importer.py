@@ -8,7 +8,7 @@ contents of models, paths of what is not hashed), so that importing the same thi
 import shutil
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from anyio import to_thread
 from agents.catalog.database import Database, Statements
 from agents.catalog.descriptions import add_picture
 from agents.catalog.legacy import rows as legacy_rows
-from agents.catalog.legacy.pictures import Copied, Shelf, Unusable, sweep_pending
+from agents.catalog.legacy.pictures import Copied, PictureCopier, Unusable, sweep_pending
 from agents.catalog.legacy.plan import (
     DISPLACED,
     PORTION,
@@ -33,13 +33,13 @@ from agents.catalog.legacy.plan import (
     plan_batch,
     to_json,
 )
-from agents.catalog.legacy.report import Tally
+from agents.catalog.legacy.report import ImportTally
 from agents.catalog.legacy.rows import LegacyModel, LegacyTag
 from agents.catalog.legacy.source import Legacy, opened
 from agents.catalog.legacy.state import Cursor, cursor_of, import_state, put_state, write_state
 from agents.catalog.legacy.tags import take_tags
-from agents.catalog.outbox import say
-from agents.storage.roots import Below
+from agents.catalog.outbox import publish
+from agents.storage.roots import RootIndex
 from schemas.imports import Import, ImportReport
 from schemas.models import PendingAdded
 
@@ -55,9 +55,7 @@ PARALLEL = 2
 WORK = "work"
 
 
-async def import_legacy(
-    db: Database, job: Import, data: Path, roots: Mapping[str, str], *, clock: Callable[[], float]
-) -> ImportReport:
+async def import_legacy(db: Database, job: Import, data: Path, roots: Mapping[str, str]) -> ImportReport:
     """Take over the legacy catalog that `job` names into `db`, whose files lie below `data`; or go on with that. A job
     that is done already answers its report again. `roots` are the configured folders by name.
 
@@ -69,13 +67,13 @@ async def import_legacy(
     state = await import_state(db, job.id)
     if state.state == "done":
         return state.report
-    began_at = clock() if state.began_at is None else state.began_at
+    began_at = db.clock.now() if state.began_at is None else state.began_at
     try:
         if not job.dry_run:
-            return await _run(db, job, data, roots, folder, began_at, clock)
-        async with _copied(db, folder.with_name(f"{folder.name}-dry"), clock) as copy:
-            report = await _run(copy, job, data, roots, folder, began_at, clock)
-        await put_state(db, job, "done", Cursor(phase="done"), report, began_at, clock())
+            return await _run(db, job, data, roots, folder, began_at)
+        async with _copied(db, folder.with_name(f"{folder.name}-dry")) as copy:
+            report = await _run(copy, job, data, roots, folder, began_at)
+        await put_state(db, job, "done", Cursor(phase="done"), report, began_at, db.clock.now())
         return report
     except BaseExceptionGroup as group:  # of the threads' errors, the first says enough
         error: BaseException = group
@@ -93,7 +91,7 @@ async def sweep_imports(db: Database, data: Path) -> int:
         folders = list((data / WORK).glob("import-*"))
         for folder in folders:
             shutil.rmtree(folder)
-        return len(folders) + sweep_pending(data, used, db.now(), begun)
+        return len(folders) + sweep_pending(data, used, db.clock.now(), begun)
 
     return await to_thread.run_sync(remove)
 
@@ -103,7 +101,7 @@ async def _pending_used(db: Database) -> set[str]:
 
 
 @asynccontextmanager
-async def _copied(db: Database, folder: Path, clock: Callable[[], float]) -> AsyncIterator[Database]:
+async def _copied(db: Database, folder: Path) -> AsyncIterator[Database]:
     """A copy of the catalog as it is now, to be changed and thrown away."""
 
     def copy() -> None:
@@ -118,7 +116,7 @@ async def _copied(db: Database, folder: Path, clock: Callable[[], float]) -> Asy
 
     try:
         await to_thread.run_sync(copy)
-        async with Database.open(folder / "catalog.db", now=clock) as copied:
+        async with Database.open(folder / "catalog.db", clock=db.clock) as copied:
             yield copied
     finally:
         with anyio.CancelScope(shield=True):
@@ -132,7 +130,6 @@ async def _run(
     roots: Mapping[str, str],
     folder: Path,
     began_at: float,
-    clock: Callable[[], float],
 ) -> ImportReport:
     images = Path(job.images) if job.images else None
     source = opened(Path(job.database).absolute(), folder / "source")
@@ -140,12 +137,12 @@ async def _run(
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         with anyio.CancelScope(shield=True):  # or the copy would stay behind
             legacy = await to_thread.run_sync(stack.enter_context, source)
-        shelf = await to_thread.run_sync(lambda: Shelf(images, data, folder, keep=not job.dry_run))
-        run = Run(db, job, legacy, shelf, Below(roots), began_at, clock)
+        copier = await to_thread.run_sync(lambda: PictureCopier(images, data, folder, keep=not job.dry_run))
+        run = Run(db, job, legacy, copier, RootIndex(roots), began_at)
         await run.begin()
         if not job.dry_run:
             used, begun = await _pending_used(db), await db.begun()
-            await to_thread.run_sync(sweep_pending, data, used, db.now(), begun)
+            await to_thread.run_sync(sweep_pending, data, used, db.clock.now(), begun)
         return await run.all()
 
 
@@ -157,13 +154,12 @@ class Run:
         db: Database,
         job: Import,
         legacy: Legacy,
-        shelf: Shelf,
-        below: Below,
+        copier: PictureCopier,
+        root_index: RootIndex,
         began_at: float,
-        clock: Callable[[], float],
     ) -> None:
-        self.db, self.job, self.legacy, self.shelf, self.below = db, job, legacy, shelf, below
-        self.began_at, self.clock = began_at, clock
+        self.db, self.job, self.legacy, self.copier, self.root_index = db, job, legacy, copier, root_index
+        self.began_at = began_at
         self.cursor, self.report = Cursor(of=legacy.fingerprint), ImportReport(dry_run=job.dry_run)
         self.limiter = anyio.CapacityLimiter(PARALLEL)
         # What is parsed and what is planned would take turns with Python's lock, and the loop would wait for both.
@@ -184,20 +180,20 @@ class Run:
         await self._tags()
         await self._models()
         strays = await to_thread.run_sync(self.legacy.stray_links, self.cursor.after)
-        tally = Tally(self.report)
+        tally = ImportTally(self.report)
         fail_strays(strays, tally)
         async with self.db.atomic() as sql:
             await self._reach(sql, "done", self.cursor.after, tally)
         return self.report
 
-    async def _reach(self, sql: Statements, phase: str, after: int | None, tally: Tally) -> None:
+    async def _reach(self, sql: Statements, phase: str, after: int | None, tally: ImportTally) -> None:
         """Move the cursor, within the transaction of what it stands for. (What is taken over here, and then not
         committed, ends the run with an error.)"""
         lap = time.monotonic()
         tally.seconds += lap - self.lap
         self.lap, self.report = lap, tally.report()
         self.cursor = Cursor(of=self.legacy.fingerprint, phase=phase, after=after)
-        state, ended_at = ("done", self.clock()) if phase == "done" else ("running", None)
+        state, ended_at = ("done", self.db.clock.now()) if phase == "done" else ("running", None)
         await write_state(sql, self.job, state, self.cursor, self.report, self.began_at, ended_at)
 
     async def _tags(self) -> None:
@@ -211,7 +207,7 @@ class Run:
             after = rows[-1].id
             if self.cursor.phase != "tags" or (done is not None and after <= done):
                 continue
-            tally = Tally(self.report)
+            tally = ImportTally(self.report)
             async with self.db.atomic() as sql:
                 await take_tags(sql, rows, tally, now=self.began_at, largest=largest)
                 await self._reach(sql, "tags", after, tally)
@@ -254,7 +250,7 @@ class Run:
             for raw in raws:
                 row = legacy_rows.model_of(raw)
                 if row.path and not row.sha256:
-                    row = msgspec.structs.replace(row, place=self.below(row.raw_path))
+                    row = msgspec.structs.replace(row, place=self.root_index(row.raw_path))
                 models.append(row)
                 images += len(row.images)
                 if images >= BATCH_IMAGES:
@@ -264,14 +260,14 @@ class Run:
 
     async def _take(self, batch: Batch) -> None:
         pictures = await self._copy(batch)
-        tally = Tally(self.report)
+        tally = ImportTally(self.report)
         async with self.db.atomic() as sql:
             met = await self._met(sql, batch)
             plan = await to_thread.run_sync(
                 lambda: plan_batch(batch, met, self.tags, pictures, tally, now=self.began_at)
             )
             self.planned.release()
-            await to_thread.run_sync(self.shelf.hang, plan.files, self.db.now())
+            await to_thread.run_sync(self.copier.link, plan.files, self.db.clock.now())
             await self._write(sql, plan, tally)
             await self._reach(sql, "models", batch.last, tally)
 
@@ -285,7 +281,7 @@ class Run:
 
         async def take(row: LegacyModel, n: int, name: str) -> None:
             took[row.id][n] = await to_thread.run_sync(
-                lambda: self.shelf.take(name, hashed=bool(row.sha256)), limiter=self.limiter
+                lambda: self.copier.copy(name, hashed=bool(row.sha256)), limiter=self.limiter
             )
 
         async with anyio.create_task_group() as tasks:
@@ -311,7 +307,7 @@ class Run:
             )
         )
 
-    async def _write(self, sql: Statements, plan: Plan, tally: Tally) -> None:
+    async def _write(self, sql: Statements, plan: Plan, tally: ImportTally) -> None:
         models = await to_thread.run_sync(to_json, plan.models)
         await sql.rows("import_models", rows=models)
         descriptions = await to_thread.run_sync(to_json, [*plan.descriptions.values()])
@@ -328,11 +324,13 @@ class Run:
         if plan.pending:
             ids = [row["id"] for row in plan.pending]
             fact = PendingAdded(
-                source=self.job.database, count=len(ids), first_id=min(ids), last_id=max(ids), at=self.clock()
+                source=self.job.database, count=len(ids), first_id=min(ids), last_id=max(ids), at=self.db.clock.now()
             )
-            await say(sql, fact, f"{self.job.id}.{ids[0]}")
+            await publish(sql, fact, f"{self.job.id}.{ids[0]}")
 
-    async def _write_links(self, sql: Statements, table: str, statement: str, links: list[Any], tally: Tally) -> None:
+    async def _write_links(
+        self, sql: Statements, table: str, statement: str, links: list[Any], tally: ImportTally
+    ) -> None:
         if not links:
             return
         text = await to_thread.run_sync(to_json, links)

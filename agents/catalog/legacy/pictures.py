@@ -1,4 +1,4 @@
-"""Shelf: pictures of a legacy catalog on their way into the data directory. Synchronous, for worker threads.
+"""Pictures of a legacy catalog on their way into the data directory. Synchronous, for worker threads.
 
 A picture is copied, durably, before the transaction that mentions it: to the blobs when its model is hashed, else to
 the import's own folder, from where the transaction gives it its name among the pending originals, which depends on the
@@ -47,7 +47,7 @@ class Unusable(msgspec.Struct, frozen=True):
     detail: str
 
 
-class Shelf:
+class PictureCopier:
     """The pictures in `images` (None: no folder was named), on their way to `data`, by way of the import's own
     `folder`. With `keep` false nothing is copied, and everything else done all the same. Raises LegacyUnusable."""
 
@@ -57,7 +57,7 @@ class Shelf:
         if self._images is not None and not self._images.is_dir():
             raise LegacyUnusable(f"There is no folder {images}: name the one with the legacy catalog's pictures.")
 
-    def take(self, name: str, *, hashed: bool) -> Copied | Unusable:
+    def copy(self, name: str, *, hashed: bool) -> Copied | Unusable:
         """Check one picture by its name, and copy it for a model that is hashed, or not. Raises OSError when it can't
         be written."""
         base = name.removeprefix(MEDIA)
@@ -81,7 +81,7 @@ class Shelf:
         suffix = next((suffix for magic, suffix in _FORMATS if data.startswith(magic)), "avif")
         return Copied(source, suffix)
 
-    def hang(self, files: dict[str, str], now: float) -> None:
+    def link(self, files: dict[str, str], now: float) -> None:
         """Give pictures that were copied, by their SHA-256, their names among the pending originals, durably. A file
         that has such a name and belongs to no record (nobody committed it) goes to the trash; `now` is seconds since
         1970. Raises OSError."""

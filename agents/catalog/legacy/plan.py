@@ -6,7 +6,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from agents.catalog.legacy.pictures import BROKEN, MISSING, Copied, Unusable
-from agents.catalog.legacy.report import Outcome, Tally
+from agents.catalog.legacy.report import ImportTally, Outcome
 from agents.catalog.legacy.rows import NO_PATH, LegacyModel, merged
 from agents.catalog.legacy.source import ODD, Link, shown
 from agents.catalog.names import fold, stem
@@ -98,7 +98,7 @@ Pictures = Mapping[int, list[Copied | Unusable]]
 
 
 def plan_batch(
-    batch: Batch, met: Met, tags: Mapping[int, int], pictures: Pictures, tally: Tally, *, now: float
+    batch: Batch, met: Met, tags: Mapping[int, int], pictures: Pictures, tally: ImportTally, *, now: float
 ) -> Plan:
     """The plan for a batch; `tags` are the catalog's ids of legacy tags, `now` stands in for times that are missing.
     All that happens to rows is counted, but for links and pictures of models, which only writing tells."""
@@ -118,12 +118,12 @@ def plan_batch(
                 tally.note("images", row.id, NO_OWNER, name)
         else:
             record, owners[row.id] = _take_pending(row, met, plan, tally, now)
-            _hang(record, list(_usable(row, took, tally)), met, plan, tally)
+            _add_pictures(record, list(_usable(row, took, tally)), met, plan, tally)
     _link(batch.links, owners, tags, plan, tally)
     return plan
 
 
-def _take_model(row: LegacyModel, met: Met, plan: Plan, tally: Tally, now: float) -> str:
+def _take_model(row: LegacyModel, met: Met, plan: Plan, tally: ImportTally, now: float) -> str:
     """A hashed row becomes a model, or adds to the one that has its content."""
     before = met.models.get(row.sha256)
     details = row.details if before is None else _together(before, row.details)
@@ -150,7 +150,7 @@ def _take_model(row: LegacyModel, met: Met, plan: Plan, tally: Tally, now: float
 
 
 def _take_pending(
-    row: LegacyModel, met: Met, plan: Plan, tally: Tally, now: float
+    row: LegacyModel, met: Met, plan: Plan, tally: ImportTally, now: float
 ) -> tuple[MetPending | None, int | None]:
     """A row without a hash becomes a pending record, or adds to the one with its path; None, where that is over."""
     record = met.pending.get(row.path)
@@ -189,7 +189,7 @@ def _take_pending(
     return record, id
 
 
-def _usable(row: LegacyModel, took: list[Copied | Unusable], tally: Tally) -> Iterable[Copied]:
+def _usable(row: LegacyModel, took: list[Copied | Unusable], tally: ImportTally) -> Iterable[Copied]:
     """The pictures of a row that can be used; the others are counted, with why not."""
     for one in took:
         if isinstance(one, Copied):
@@ -202,7 +202,7 @@ def _usable(row: LegacyModel, took: list[Copied | Unusable], tally: Tally) -> It
         tally.broken += one.why == BROKEN
 
 
-def _hang(record: MetPending | None, copied: list[Copied], met: Met, plan: Plan, tally: Tally) -> None:
+def _add_pictures(record: MetPending | None, copied: list[Copied], met: Met, plan: Plan, tally: ImportTally) -> None:
     """Originals for a pending record: each of its pictures once."""
     for one in copied:
         if record is None or one.source in record.sources:
@@ -222,7 +222,7 @@ def _link(
     owners: Mapping[int, str | int | None],
     tags: Mapping[int, int],
     plan: Plan,
-    tally: Tally,
+    tally: ImportTally,
 ) -> None:
     for model, tag in links:
         owner = owners.get(model, "") if isinstance(model, int) else ""
@@ -239,13 +239,13 @@ def _link(
             plan.link_pending.append((owner, tags[tag]))
 
 
-def fail_strays(links: Iterable[Link], tally: Tally) -> None:
+def fail_strays(links: Iterable[Link], tally: ImportTally) -> None:
     """Links of models that the legacy catalog does not have."""
     for model, tag in links:
         _fail_link(model, tag, "model_tags", NO_MODEL, tally)
 
 
-def _fail_link(model: Any, tag: Any, table: str, why: str, tally: Tally) -> None:
+def _fail_link(model: Any, tag: Any, table: str, why: str, tally: ImportTally) -> None:
     tally.count(table, "failed")
     tally.note(table, model if isinstance(model, int) else None, why, f"model {_id(model)}, tag {_id(tag)}")
 

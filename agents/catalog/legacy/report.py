@@ -1,11 +1,10 @@
-"""Tally: what an import counts, row by row, as it goes; the report is made of it, and it of the report."""
+"""What an import counts, row by row, as it goes; the report is made of it, and it of the report."""
 
 from collections import Counter
 from typing import Literal
 
 from agents.catalog.legacy.source import ODD
-from schemas.imports import ImportReason, ImportReport
-from schemas.imports import Tally as Counts
+from schemas.imports import ImportCounts, ImportReason, ImportReport
 
 REASONS = 200
 """Reasons that a report names; the others are only counted."""
@@ -16,7 +15,7 @@ TABLES = ("tags", "models", "pending_import", "model_tags", "pending_model_tags"
 Outcome = Literal["inserted", "merged", "skipped", "failed"]
 
 
-class Tally:
+class ImportTally:
     """The counts of one import, going on from a report."""
 
     def __init__(self, report: ImportReport) -> None:
@@ -49,7 +48,7 @@ class Tally:
                 self._counts[table, outcome] for outcome in ("inserted", "merged", "skipped", "failed")
             )
             seen = inserted + merged + skipped + failed
-            tables[table] = Counts(seen=seen, inserted=inserted, merged=merged, skipped=skipped, failed=failed)
+            tables[table] = ImportCounts(seen=seen, inserted=inserted, merged=merged, skipped=skipped, failed=failed)
         return ImportReport(
             dry_run=self.dry_run,
             tables=tables,

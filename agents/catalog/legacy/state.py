@@ -1,7 +1,5 @@
 """How far each import is: one row of the catalog's table of imports, from the first batch to the end."""
 
-from collections.abc import Callable
-
 import msgspec
 
 from agents.catalog.database import Database, Statements
@@ -29,13 +27,13 @@ async def import_state(db: Database, id: str) -> ImportState:
     return ImportState(id=id, state="unknown")
 
 
-async def end_import(db: Database, job: Import, error: str, *, clock: Callable[[], float]) -> None:
+async def end_import(db: Database, job: Import, error: str) -> None:
     """An import can't go on, and failed: `error` says why. What it did stays. Raises sqlite3.Error."""
     known = await import_state(db, job.id)
     if known.state in ("unknown", "running"):
         report = msgspec.structs.replace(known.report, dry_run=job.dry_run, error=error)
-        began_at = clock() if known.began_at is None else known.began_at
-        await put_state(db, job, "failed", Cursor(phase="done"), report, began_at, clock())
+        began_at = db.clock.now() if known.began_at is None else known.began_at
+        await put_state(db, job, "failed", Cursor(phase="done"), report, began_at, db.clock.now())
 
 
 async def cursor_of(db: Database, id: str) -> Cursor | None:

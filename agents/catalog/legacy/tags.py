@@ -7,7 +7,7 @@ from anyio import to_thread
 
 from agents.catalog.database import Statements
 from agents.catalog.legacy.plan import DISPLACED
-from agents.catalog.legacy.report import Tally
+from agents.catalog.legacy.report import ImportTally
 from agents.catalog.legacy.rows import NO_NAME, LegacyTag
 from agents.catalog.legacy.source import ODD
 
@@ -15,7 +15,7 @@ MAPPED = "A tag of this name has another id: links to it go there."
 ID_TAKEN = "Its id is taken by another tag, or impossible: it got a new one."
 
 
-async def take_tags(sql: Statements, rows: list[LegacyTag], tally: Tally, *, now: float, largest: int) -> None:
+async def take_tags(sql: Statements, rows: list[LegacyTag], tally: ImportTally, *, now: float, largest: int) -> None:
     """Take over some tags; `largest` is the largest id that any legacy tag will keep, behind which new ones are given.
     Raises sqlite3.Error."""
     ids, names = json.dumps([row.id for row in rows]), json.dumps([row.name for row in rows])
@@ -43,7 +43,7 @@ class TagPlan:
         self.added: dict[str, dict[str, Any]] = {}
         self.coloured: dict[str, dict[str, Any]] = {}
 
-    def take(self, rows: list[LegacyTag], tally: Tally, now: float) -> None:
+    def take(self, rows: list[LegacyTag], tally: ImportTally, now: float) -> None:
         """Plan them, in order."""
         for row in rows:
             for why, detail in row.notes:
@@ -56,7 +56,7 @@ class TagPlan:
             else:
                 self._add(row, tally, now)
 
-    def _add(self, row: LegacyTag, tally: Tally, now: float) -> None:
+    def _add(self, row: LegacyTag, tally: ImportTally, now: float) -> None:
         id = row.id
         if not 0 < id < DISPLACED or id in self._taken:
             id, self._free = self._free, self._free + 1
@@ -68,7 +68,7 @@ class TagPlan:
         self._taken.add(id)
         tally.count("tags", "inserted")
 
-    def _meet(self, row: LegacyTag, tally: Tally) -> None:
+    def _meet(self, row: LegacyTag, tally: ImportTally) -> None:
         """A tag that is there by name keeps its id, and its colour if it has one."""
         known = self._known[row.name]
         filled = bool(row.color and not known.color)

@@ -54,7 +54,7 @@ def take(db: Database, tmp_path: Path, images: Path) -> Take:
         nonlocal count
         count += 1
         job = {"id": f"{count:032x}", "database": str(source), "images": str(images), **job}
-        return await import_legacy(db, Import(**job), tmp_path, roots or {}, clock=clock)
+        return await import_legacy(db, Import(**job), tmp_path, roots or {})
 
     return take
 
@@ -405,7 +405,7 @@ async def test_an_import_that_can_not_be_done_says_why_and_is_over(db: Database,
     with pytest.raises(LegacyUnusable, match="There is no folder"):
         await take(make(tmp_path / "legacy.db"), images=str(tmp_path / "none"))
     job = Import(id="c" * 32, database=str(gone))
-    await end_import(db, job, "There is no file.", clock=clock)
+    await end_import(db, job, "There is no file.")
     state = await import_state(db, job.id)
     assert (state.state, state.report.error) == ("failed", "There is no file.")
     assert not list((tmp_path / "work").iterdir())
@@ -464,6 +464,7 @@ from agents.catalog.legacy import importer as importing
 from agents.catalog.database import Database
 from agents.storage.database import Sql
 from schemas.imports import Import
+from tests.catalog.conftest import FixedClock
 
 source, images, data, point, when = sys.argv[1:]
 importing.BATCH, importing.BATCH_IMAGES = 16, 8
@@ -491,10 +492,10 @@ def synced(handle):
     fsync(handle)
 
 async def main():
-    async with Database.open(Path(data) / "catalog.db", now=lambda: 1.0) as db:
+    async with Database.open(Path(data) / "catalog.db", clock=FixedClock(1.0)) as db:
         Sql.execute, os.fsync = counted, synced
         job = Import(id="e" * 32, database=source, images=images)
-        await importing.import_legacy(db, job, Path(data), {"old": "/old"}, clock=lambda: 1.0)
+        await importing.import_legacy(db, job, Path(data), {"old": "/old"})
     print(commits, files)
 
 anyio.run(main)
@@ -509,7 +510,7 @@ def run_until(point: str, when: int, source: Path, images: Path, data: Path) -> 
 
 async def everything(data: Path) -> tuple[dict[str, list[tuple[Any, ...]]], dict[str, str], dict[str, Any]]:
     """Content, files, and the report without its seconds."""
-    async with Database.open(data / "catalog.db", now=clock) as db:
+    async with Database.open(data / "catalog.db", clock=clock) as db:
         state = await import_state(db, "e" * 32)
         assert state.state == "done"
         return await content(db), files(data), msgspec.to_builtins(msgspec.structs.replace(state.report, seconds=0.0))

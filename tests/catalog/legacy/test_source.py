@@ -19,7 +19,7 @@ from agents.catalog.legacy import rows
 from agents.catalog.legacy import source as legacy
 from agents.catalog.legacy.rows import model_of, tag_of
 from agents.catalog.legacy.source import RawModel, RawTag, opened
-from agents.storage.roots import Below
+from agents.storage.roots import RootIndex
 from schemas.files import Details, Identity
 from tests.catalog import legacy_making
 from tests.catalog.legacy_making import SCHEMA, SPARE, WHEN, make, model, said, sha
@@ -324,12 +324,12 @@ def test_a_path_is_found_below_the_innermost_root_also_through_links(tmp_path: P
     models = tmp_path / "models"
     (models / "lora").mkdir(parents=True)
     (tmp_path / "link").symlink_to(models)
-    below = Below({"all": str(models), "loras": str(tmp_path / "link" / "lora")})
+    root_index = RootIndex({"all": str(models), "loras": str(tmp_path / "link" / "lora")})
     at = os.fsencode(tmp_path)
-    assert below(at + b"/models/50%\xe9.ckpt") == ("all", "50%25%E9.ckpt")
-    assert below(at + b"/link/sub/a.ckpt") == ("all", "sub/a.ckpt")
-    assert below(at + b"/link/lora/a.ckpt") == ("loras", "a.ckpt")
-    assert below(at + b"/models/../models/a.ckpt") == ("all", "a.ckpt")
+    assert root_index(at + b"/models/50%\xe9.ckpt") == ("all", "50%25%E9.ckpt")
+    assert root_index(at + b"/link/sub/a.ckpt") == ("all", "sub/a.ckpt")
+    assert root_index(at + b"/link/lora/a.ckpt") == ("loras", "a.ckpt")
+    assert root_index(at + b"/models/../models/a.ckpt") == ("all", "a.ckpt")
     for path in (
         b"/elsewhere/a.ckpt",
         b"relative/a.ckpt",
@@ -338,7 +338,7 @@ def test_a_path_is_found_below_the_innermost_root_also_through_links(tmp_path: P
         at + b"/models/../a.ckpt",
         b"",
     ):
-        assert below(path) is None
+        assert root_index(path) is None
 
 
 def test_the_generator_makes_every_odd_shape_and_the_same_again(tmp_path: Path):

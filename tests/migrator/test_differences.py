@@ -1,16 +1,16 @@
-"""The catalog and the watcher's table, made alike again after one of them was lost or restored."""
+"""The catalog and the watcher's table, the same again after one of them was lost or restored."""
 
 import msgspec
 
-from agents.catalog.ledger import Place
-from agents.migrator.differences import differences
+from agents.catalog.ledger import LedgerRow
+from agents.migrator.drift import differences
 from schemas.files import Known, ListedFile, Removed, Settled
 from tests.catalog.facts import CHECKPOINT, at_path, key, sha, stat
 
 
-def place(rel: str, content: str) -> Place:
+def place(rel: str, content: str) -> LedgerRow:
     of = stat(content)
-    return Place(path=at_path(rel), key=key(of), stat=of, sha256=sha(content), present=True, seen_at=1.0)
+    return LedgerRow(path=at_path(rel), key=key(of), stat=of, sha256=sha(content), present=True, seen_at=1.0)
 
 
 def listed(rel: str, content: str, *, hashed: bool = True) -> ListedFile:
@@ -19,7 +19,7 @@ def listed(rel: str, content: str, *, hashed: bool = True) -> ListedFile:
     return ListedFile(path=at_path(rel), key=key(of), stat=of, known=known)
 
 
-def by_path(*places: Place):
+def by_path(*places: LedgerRow):
     return {one.path: one for one in places}
 
 
