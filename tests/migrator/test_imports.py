@@ -1,7 +1,6 @@
 """Imports as jobs on a real bus: taken over once, however often asked and killed, and told of while they run."""
 
 import functools
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ async def db(tmp_path: Path) -> AsyncIterator[Database]:
 
 
 def serving(bus: Bus, db: Database, data: Path) -> functools.partial[Any]:
-    return functools.partial(serve_imports, bus, db, data, {}, time.time, anyio.lowlevel.checkpoint)
+    return functools.partial(serve_imports, bus, db, data, {}, anyio.lowlevel.checkpoint)
 
 
 async def ended(bus: Bus, id: str) -> ImportState:

@@ -111,7 +111,7 @@ async def test_jobs_that_ended_before_there_was_a_list_are_in_it_and_a_repeated_
 
 
 async def test_jobs_that_end_while_no_migrator_runs_are_written_down_by_the_next(bus: Bus, path: Path):
-    first, second = new_id(), new_id()
+    first, second = new_id(1_790_000_000), new_id(1_790_000_001)
     async with running(migrating(bus, path)):
         await succeed(bus, first)
         await listed(bus, have_ended(1))
