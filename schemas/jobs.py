@@ -145,7 +145,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
-    """A job as stored messages tell it. Times are Unix seconds; those nobody knows are None.
+    """A job as its stored messages show it. Times are Unix seconds; those nobody knows are None.
 
     `request` is known while the job waits to be planned, and where it ended unplanned; `plan` from then on. `attempts`
     are the starts of a generator, less those given back unharmed. A job whose result was forgotten before its facts has
@@ -171,7 +171,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
 
 class ListJobs(msgspec.Struct, frozen=True, kw_only=True):
     """Jobs, newest first: those in whose prompt, model or id each word of `text` begins a word, with this `status`
-    (empty: any). A page of at most `limit`, from behind the place `before` (what the page before gave as `next`).
+    (empty: any). A page of at most `limit`, after the place `before` (what the page before gave as `next`).
     `queued` are the newest ids in the queue PREPARE: of a job that is queued only its queue knows for certain."""
 
     text: str = ""

@@ -116,7 +116,7 @@ class Database:
 
     def atomic(self) -> AbstractAsyncContextManager[Statements]:
         """One writing transaction: committed (and on disk) when the block ends, undone when it raises or is cancelled.
-        What it changed is searched for anew, and told in the outbox. Within another one of the same task it is part of
+        What it changed is searched for anew, and put into the outbox. Within another one of the same task it is part of
         that: undone by itself, committed with it.
 
         Raises sqlite3.OperationalError when another process holds the file for more than five seconds, or
@@ -146,7 +146,7 @@ class Database:
     @asynccontextmanager
     async def _step(self) -> AsyncIterator[None]:
         """A transaction, or a part of one. A statement that was handed to the thread runs to its end, cancelled or not:
-        what follows queues behind it, so only the ends need a shield."""
+        what follows waits for it, so only the ends need a shield."""
         with anyio.CancelScope(shield=True):
             await self._writer.do(Sql.begin)
         try:

@@ -1,6 +1,6 @@
-"""Describing: what is said of a model besides what its file is: details in layers, tags, and pictures.
+"""Descriptions: what is known of a model besides what its file is: details in layers, tags, and pictures.
 
-Everything here happens within a transaction of the caller's, which also says it to the world. A model's pictures are
+Everything here happens within a transaction of the caller's, which also publishes it. A model's pictures are
 counted from 0 without gaps (`seq`); the number in their files' names is another one, which is never given twice, so
 that deleting and moving pictures renames no file.
 """
@@ -38,7 +38,7 @@ def tag_name(text: str) -> str:
 
 
 def spelled(text: str) -> str:
-    """`tag_name` in full length. A NUL is a space: SQLite's JSON would lose what is behind one."""
+    """`tag_name` in full length. A NUL is a space: SQLite's JSON would lose what follows one."""
     return " ".join(fold(text.replace("\0", " ")).split())
 
 
@@ -48,7 +48,7 @@ async def model_name(sql: Statements, sha256: str) -> str | None:
 
 
 async def put_layer(sql: Statements, sha256: str, layer: Layer, details: dict[str, Any]) -> bool:
-    """Make `details` all that a layer says of a model; nothing removes the layer. Whether that changed anything."""
+    """Make `details` all that a layer has of a model; nothing removes the layer. Whether that changed anything."""
     before = [json.loads(text) for (text,) in await sql.rows("description", sha256=sha256, layer=layer)]
     if before == ([details] if details else []):
         return False
@@ -60,7 +60,7 @@ async def put_layer(sql: Statements, sha256: str, layer: Layer, details: dict[st
 
 
 async def layer_of(sql: Statements, sha256: str, layer: Layer) -> Details | None:
-    """What one layer says of a model; None when it says nothing."""
+    """What one layer has of a model; None when it has nothing."""
     for (text,) in await sql.rows("description", sha256=sha256, layer=layer):
         return msgspec.json.decode(text, type=Details)
     return None
@@ -99,7 +99,7 @@ async def add_tags(
 
 
 async def publish_tagged(sql: Statements, sha256: str, msg_id: str, at: float) -> None:
-    """The tags of a model changed: say all of them."""
+    """The tags of a model changed: publish all of them."""
     name = await model_name(sql, sha256) or ""
     tags = tuple(str(tag) for (tag,) in await sql.rows("tags_of", sha256=sha256))
     await publish(sql, ModelTagged(sha256=sha256, name=name, tags=tags, at=at), msg_id)
@@ -192,8 +192,8 @@ def trash_originals(data: Path, originals: Iterable[str], now: float) -> None:
 
 
 async def picture_refused(sql: Statements, fact: PictureRefused) -> None:
-    """A picture can't be encoded: it keeps its place and its original, and says why. One whose number is taken, by the
-    files of a catalog that was lost, say, waits again under the next."""
+    """A picture can't be encoded: it keeps its place, its original and the reason. One whose number is taken, by the
+    files of a catalog that was lost, for example, waits again under the next."""
     if fact.taken:
         await _renumber(sql, fact.sha256, fact.number)
         return
@@ -210,7 +210,7 @@ async def _renumber(sql: Statements, sha256: str, number: int) -> None:
 
 
 async def publish_pictured(sql: Statements, sha256: str, msg_id: str, at: float) -> None:
-    """The finished pictures of a model changed: say all of them, in order."""
+    """The finished pictures of a model changed: publish all of them, in order."""
     name = await model_name(sql, sha256) or ""
     numbers = tuple(int(number) for (number,) in await sql.rows("numbers_of", sha256=sha256))
     await publish(sql, ModelPictured(sha256=sha256, name=name, numbers=numbers, at=at), msg_id)

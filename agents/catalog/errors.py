@@ -6,7 +6,7 @@ from bus.errors import BadSubject, Declined, UserError
 
 
 class CatalogUnusable(UserError):
-    """The catalog's file can't be opened, written or read as a catalog: the message says which file and what helps."""
+    """The catalog's file can't be opened, written or read as a catalog: the message names the file and what helps."""
 
 
 class CatalogTooNew(UserError):
@@ -18,12 +18,12 @@ class CatalogTaken(UserError):
 
 
 class CatalogApart(UserError):
-    """The catalog's file and the history on the bus don't belong together: the message says why, and names the two
+    """The catalog's file and the history on the bus don't belong together: the message gives the reason, and the two
     commands that go on."""
 
 
 class LegacyUnusable(UserError):
-    """The legacy catalog, or its folder of pictures, can't be read: the message says which and what helps."""
+    """The legacy catalog, or its folder of pictures, can't be read: the message names it and what helps."""
 
 
 IMPOSSIBLE = (sqlite3.IntegrityError, OverflowError, BadSubject)

@@ -1,4 +1,4 @@
-"""Applying facts about files to the catalog: rows in, ledger, rows out, and what it says about models in the outbox."""
+"""Applying facts about files to the catalog: rows in, ledger, rows out, and what changed into the outbox."""
 
 import json
 import time
@@ -37,13 +37,13 @@ async def apply(
     between which others get their turn.
 
     A message id that was applied before changes nothing. What changed about models goes into the outbox as facts of
-    their own, whose message ids are made of the id of the fact that caused them. `now` (Unix seconds) is when the inbox
-    says it happened. Pending records of files whose content is known now are promoted; `strategy` is for those whose
-    model is described already. `cursor` is the sequence of the last of them, by stream. Returns how many facts went
-    into the outbox.
+    their own, whose message ids are made of the id of the fact that caused them. `now` (Unix seconds) is when that
+    happened, by the inbox. Pending records of files whose content is known now are promoted; `strategy` is for those
+    whose model is described already. `cursor` is the sequence of the last of them, by stream. Returns how many facts
+    went into the outbox.
 
     Raises sqlite3.IntegrityError, or OverflowError for a number over 63 bits, for a fact that no true watcher or hasher
-    says, and sqlite3.OperationalError when the file can't be written.
+    publishes, and sqlite3.OperationalError when the file can't be written.
     """
     count, left = 0, list(facts)
     while True:
@@ -66,15 +66,15 @@ async def _apply_some(
         known = {id for (id,) in await sql.rows("applied_messages", ids=json.dumps([id for id, _ in facts]))}
         ledger = await _ledger(sql, [fact for id, fact in facts if id not in known and not isinstance(fact, Described)])
         before = ledger.whereabouts()
-        said, done = await to_thread.run_sync(_applied, ledger, facts, known)
+        news, done = await to_thread.run_sync(_applied, ledger, facts, known)
         fresh = {id: fact for id, fact in facts[:done] if id not in known}
         files = [fact for fact in fresh.values() if not isinstance(fact, Described)]
         await sql.many("put_model", [_model_values(entry) for entry in ledger.changed_entries.values()])
         await sql.many("put_path", [_path_values(place) for place in ledger.changed_rows.values()])
         await sql.many("put_digest", [row for fact in files for row in _digest_values(fact)])
-        for msg_id, news in said:
-            await publish(sql, news, msg_id)
-        count = len(said) + await _settle_sidecars(sql, [*fresh.values()], ledger, before)
+        for msg_id, change in news:
+            await publish(sql, change, msg_id)
+        count = len(news) + await _settle_sidecars(sql, [*fresh.values()], ledger, before)
         placed = [
             (place.path, place.stat.size, place.sha256)
             for place in ledger.changed_rows.values()
@@ -92,16 +92,16 @@ def _applied(
 ) -> tuple[list[tuple[str, ModelFact]], int]:
     """What facts change about models, each change with its message id; and how many facts were looked at. In a thread:
     a content with thousands of copies takes a while, and others ask the catalog meanwhile."""
-    said: list[tuple[str, ModelFact]] = []
+    news: list[tuple[str, ModelFact]] = []
     seen: set[str] = set()
     until = time.monotonic() + PIECE_SECONDS
     for done, (id, fact) in enumerate(facts):
         if done and time.monotonic() > until:
-            return said, done
+            return news, done
         if id not in known and id not in seen and not isinstance(fact, Described):
-            said += [(f"{id}.{n}", news) for n, news in enumerate(ledger.apply(fact))]
+            news += [(f"{id}.{n}", change) for n, change in enumerate(ledger.apply(fact))]
         seen.add(id)
-    return said, len(facts)
+    return news, len(facts)
 
 
 async def note_cursor(sql: Statements, cursor: Mapping[str, int]) -> None:
@@ -137,12 +137,12 @@ async def _settle_sidecars(
 
 
 async def rows_of(db: Database, root: str) -> dict[FilePath, LedgerRow]:
-    """What the catalog says is present below a root."""
+    """What is present below a root, by the catalog."""
     return {place.path: place for place in map(_place, await db.committed.rows("places_of_root", root=root))}
 
 
 async def roots_of(db: Database) -> set[str]:
-    """The roots below which the catalog says something is present."""
+    """The roots below which something is present, by the catalog."""
     return {str(row[0]) for row in await db.committed.rows("roots")}
 
 

@@ -39,7 +39,7 @@ TABLES = (
 """Tables of content, those first that others refer to."""
 
 INLINE_BYTES = 48 * 1024
-"""Up to here the rows are in the fact itself; more are in a file beside the catalog, which the fact names."""
+"""Up to here the rows are in the fact itself; more are in a file next to the catalog, which the fact names."""
 
 _NOTE_SELECTED = "INSERT INTO temp.changes (op, tbl, content)"
 _NOTE = "INSERT INTO changes (op, tbl, content) VALUES"  # a temporary trigger finds it without its schema's name
@@ -75,7 +75,7 @@ def note_everything(sql: Sql) -> None:
 
 
 class Column(msgspec.Struct, frozen=True):
-    """A column that holds something of its own; `is_key` says that it is part of what names its row."""
+    """A column that holds something of its own; `is_key`: it is part of what names its row."""
 
     name: str
     type: str
@@ -126,7 +126,7 @@ def changed(id: str, pieces: list[str], folder: Path, at: float) -> Changed:
 
 
 def changes_of(fact: Changed, folder: Path) -> list[Change]:
-    """The rows that a fact tells of. Raises OSError when its file is gone, ValueError when it is not what it was."""
+    """The rows in a fact. Raises OSError when its file is gone, ValueError when it is not what it was."""
     if not fact.file:
         return list(fact.changes)
     data = (folder / f"{fact.file}.json.gz").read_bytes()

@@ -113,7 +113,7 @@ def _token(part: str) -> str:
 
 
 def _can_be_left_out(mark: str) -> bool:
-    """Is this mark an accent, or none that is seen? Others spell: the vowels of India, say."""
+    """Is this mark an accent, or none that is seen? Others spell: the vowels of India, for example."""
     order = unicodedata.combining(mark)
     is_selector = 0xFE00 <= ord(mark) <= 0xFE0F or 0xE0100 <= ord(mark) <= 0xE01EF or mark == "\u034f"
     return is_selector or order == 1 or 10 <= order <= 35 or order >= 200

@@ -67,7 +67,7 @@ def _page(rows: list[Row], unfinished: dict[JobPlace, JobView], limit: int) -> J
 
 
 def _fits(view: JobView, ask: ListJobs) -> bool:
-    """Is a job one of those that are asked for? (The index says the same of those that have ended.)"""
+    """Is a job one of those that are asked for? (The index decides the same for those that have ended.)"""
     if ask.status not in ("", view.status):
         return False
     if not ask.text.strip():

@@ -1,13 +1,13 @@
-"""The ledger: which content lies at which path, and what the catalog says when that changes. No IO.
+"""The ledger: which content lies at which path, and what the catalog publishes when that changes. No IO.
 
-It is filled with the rows that a batch of facts can touch, told the facts in order, and asked which rows changed. Facts
-about files may be late, repeated or out of order. Three rules keep the rows true:
+It is filled with the rows that a batch of facts can touch, given the facts in order, and asked which rows changed.
+Facts about files may be late, repeated or out of order. Three rules keep the rows true:
 
 - the watcher's times order the facts about one path: a fact a little older than the last one applied was overtaken and
   changes nothing; one much older was not, the clock was put back;
 - a hash belongs to every path whose file key and Stat are those that were hashed (hard links are one file), and to no
-  other: a Stat says which version of the file was read;
-- of two facts of one moment about a path, one that says its file is gone and one that names another file there, the
+  other: a Stat names the version of the file that was read;
+- of two facts of one moment about a path, one that its file is gone and one that another file is there, the
   second is what remains, whichever comes first.
 """
 
@@ -114,7 +114,7 @@ class Ledger:
             fact.at < row.seen_at or (row.present and fact.stat.ctime_ns < row.stat.ctime_ns)  # a version before this
         )
         if not late:
-            # Ahead of the watcher's own word. Its clock alone orders what is said of a path: the hasher's may differ.
+            # Ahead of the watcher's own word. Its clock alone orders the facts about a path: the hasher's may differ.
             seen_at = row.seen_at if row else 0.0
             placed.append(_place(fact.path, fact.key, fact.stat, fact.sha256, seen_at))
         return placed
@@ -155,7 +155,7 @@ class Ledger:
 
     def _gone(self, path: FilePath, at: float, *, key: str | None = None, away: bool = False) -> list[LedgerRow]:
         """Whatever the path held is gone, unless it was found at this very moment that another file than `key` is there
-        now (two files that change places, say)."""
+        now (two files that change places, for example)."""
         row = self._places.get(path)
         if row is None or _overtaken(at, row) or (at == row.seen_at and key not in (None, row.key)):
             return []
@@ -255,5 +255,5 @@ def _overtaken(at: float, row: LedgerRow | None) -> bool:
 
 
 def _same_bytes(one: Stat, other: Stat) -> bool:
-    """Whether nothing but attributes can differ, as far as size and modification time tell."""
+    """Whether nothing but attributes can differ, as far as size and modification time show."""
     return (one.dev, one.ino, one.size, one.mtime_ns) == (other.dev, other.ino, other.size, other.mtime_ns)

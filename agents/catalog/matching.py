@@ -18,7 +18,7 @@ RIVALS = "Other records could be of the same file; promote one of them by its id
 
 
 class Wanted(NamedTuple):
-    """What a record says of its file: where it lay below a root, if it did, its folded name, and its bytes."""
+    """What a record holds about its file: where it lay below a root, if it did, its folded name, and its bytes."""
 
     place: FilePath | None
     folded: str
@@ -34,7 +34,7 @@ class Found(NamedTuple):
 
 
 class Match(NamedTuple):
-    """The one content that a record is of, as far as anything tells; else why there is none."""
+    """The one content that a record is of, as far as anything shows; else why there is none."""
 
     sha256: str | None
     why_not: str

@@ -59,8 +59,8 @@ _TOKENS = {"id": "number", "first_id": "number", "pending_id": "number"}
 
 
 class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
-    """One message to publish: `kind` names its subject (model.ready, say), `tokens` fill it, `msg_id` keeps a repeat
-    from counting."""
+    """One message to publish: `kind` names its subject (model.ready, for example), `tokens` fill it, `msg_id` keeps a
+    repeat from counting."""
 
     id: int
     kind: str

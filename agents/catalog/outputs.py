@@ -1,4 +1,4 @@
-"""The gallery: every generated picture, with the text that tells how it was made."""
+"""The gallery: every generated picture, with the text that describes how it was made."""
 
 from agents.catalog.database import Statements
 from schemas.images import Encoded

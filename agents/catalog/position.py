@@ -1,7 +1,7 @@
-"""Position: which history a catalog's file belongs to and how far it has come, beside what a bus has of it.
+"""Position: which history a catalog's file belongs to and how far it has come, compared with what a bus has of it.
 
 Every transaction that changes content has a number in its history, and names the one before it. So a file and a stream
-can be held side by side without replaying either: the file is at the stream's end, or behind it, or ahead of it, or it
+can be compared without replaying either: the file is at the stream's end, or before it, or ahead of it, or it
 belongs elsewhere.
 """
 
@@ -19,8 +19,8 @@ from schemas.models import Changed
 KEY = "position"
 """Of the position in the table db_meta."""
 PASSED, REMEMBERED = "passed.", 1000
-"""Of the last so many transactions in the table db_meta, by number: their ids. They tell a stream that lost its end
-from one in which another copy of the catalog went on."""
+"""Of the last so many transactions in the table db_meta, by number: their ids. They distinguish a stream that lost its
+end from one in which another copy of the catalog went on."""
 
 
 class Position(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +66,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 
 class Stream(msgspec.Struct, frozen=True, kw_only=True):
     """What the bus has: the first and the last transaction (None: none), and the sequence of the last message of any
-    kind. `tail` is the id of the last transaction without a name behind the end: an older Darkroom went on with the
+    kind. `tail` is the id of the last transaction without a name after the end: an older Darkroom went on with the
     catalog (empty: none did). `lineage` are the histories that the last one's went on with, and `ids` those of its
     transactions that are asked for: both are known when the whole stream was read (`is_read`)."""
 
@@ -100,7 +100,7 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def judge(file: Standing | None, stream: Stream) -> Judgement:
-    """Hold a file beside the stream; see Judgement. Pure."""
+    """Compare a file with the stream; see Judgement. Pure."""
     end = stream.end
     if file is None:
         return Judgement(verdict="rebuild" if end else "begin", why="there was no catalog")
@@ -196,7 +196,7 @@ def _standing(file: sqlite3.Connection, path: Path) -> Standing | None:
     [(applied,)] = file.execute("SELECT coalesce(max(version), 0) FROM migrations").fetchall()
     refuse_newer(path, int(applied))
     if _log_size(path) and (found := file.execute("PRAGMA integrity_check(1)").fetchone()) != ("ok",):
-        # A log that a kill left beside a file which was put in its place meanwhile mixes both.
+        # A log that a kill left next to a file which was put in its place meanwhile mixes both.
         raise sqlite3.DatabaseError(f"it is damaged: {found[0]}")
     [found] = file.execute(sections("agents.catalog", "queries.sql", "name")["standing"]).fetchall()
     return standing(*found)
@@ -236,6 +236,6 @@ def _log_size(path: Path) -> int:
 
 
 def _is_mixed(path: Path) -> bool:
-    """Did the file come after its log? SQLite changes it only to take over what the log says, and goes on in the log;
+    """Did the file come after its log? SQLite changes it only to take over what is in the log, and goes on in the log;
     it would take over the rest on top of whatever file lies there, and most of that would fit."""
     return _log_size(path) > 0 and path.stat().st_ctime_ns > _log(path).stat().st_mtime_ns

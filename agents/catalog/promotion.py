@@ -1,6 +1,6 @@
-"""Promotion: a pending record whose file's content is known becomes what is said of the model with that content.
+"""Promotion: a pending record whose file's content is known becomes part of the model with that content.
 
-The first transaction moves what the record says, its tags and the places of its pictures, all at once; the record
+The first transaction moves the record's details, its tags and the places of its pictures, all at once; the record
 stays, `promoting`, while the encoder makes the pictures' files. The second one, when the last of them is there, drops
 it. What a kill leaves is either of the two, and both go on by themselves.
 """
@@ -98,14 +98,16 @@ async def promote_present(db: Database, strategy: Strategy, at: float) -> int:
 
 
 async def promote(sql: Statements, id: int, sha256: str, strategy: Strategy, at: float) -> Outcome:
-    """Make what a record says part of the model. Where that is described already, by an import or a user, the strategy
+    """Make a record's details part of the model. Where that is described already, by an import or a user, the strategy
     decides: report it, leave the record (ignore), delete it, merge (fill what is empty), or override."""
     for path, text in await sql.rows("pending_details", id=id):
         details: dict[str, Any] = json.loads(text)
         before = {
-            layer: json.loads(said) for layer, said in await sql.rows("layers_of", sha256=sha256) if layer != "sidecar"
+            layer: json.loads(stored)
+            for layer, stored in await sql.rows("layers_of", sha256=sha256)
+            if layer != "sidecar"
         }
-        conflict = bool(before and details)  # a record that says nothing contradicts nothing
+        conflict = bool(before and details)  # a record without details contradicts nothing
         if conflict and strategy in ("report", "ignore", "delete"):
             return await _not_promoted(sql, id, str(path), sha256, strategy, at)
         if conflict and strategy == "override":

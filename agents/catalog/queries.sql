@@ -172,7 +172,7 @@ INSERT INTO searched (sha256)
 SELECT sha256 FROM temp.touched WHERE sha256 IN (SELECT sha256 FROM models) ON CONFLICT DO NOTHING;
 
 -- name: search
-WITH said AS MATERIALIZED (
+WITH described AS MATERIALIZED (
     SELECT id, name, identity, details, tags
     FROM temp.touched JOIN searched USING (sha256) JOIN whole_models USING (sha256)
 )
@@ -180,7 +180,7 @@ INSERT INTO search (rowid, name, tags, words, description)
 SELECT id, searchable(name) || ' ' || searchable_json(details -> '$.title'), searchable_json(tags),
     searchable_json(details -> '$.trigger_words') || ' ' || searchable_json(identity -> '$.trigger_words'),
     searchable_json(details -> '$.description') || ' ' || searchable_json(details -> '$.notes')
-FROM said;
+FROM described;
 
 -- name: touch_every_model
 INSERT INTO temp.touched SELECT sha256 FROM models;
@@ -267,7 +267,7 @@ INSERT INTO refused_tags (sha256, name) SELECT sha256, :name FROM model_tags WHE
 ON CONFLICT DO NOTHING;
 
 -- name: refuse_renamed
--- (Rows are put and dropped: the history tells of a row by its key, which must not change.)
+-- (Rows are put and dropped: the history names a row by its key, which must not change.)
 INSERT INTO refused_tags (sha256, name) SELECT sha256, :name FROM refused_tags WHERE name = :before
 ON CONFLICT DO NOTHING;
 
@@ -323,7 +323,7 @@ JOIN sidecars AS s ON s.root = json_extract(path.value, '$[0]') AND s.rel = json
 ORDER BY 1;
 
 -- name: sidecars_of
--- What is said next to the paths of a content, and what lies there now: the content itself, or nobody knows what.
+-- The sidecars next to the paths of a content, and what lies there now: the content itself, or nobody knows what.
 SELECT s.root, s.rel, stands, details, tags, pictures, at, coalesce(present, 0) AS present, coalesce(away, 0) AS away,
     coalesce(paths.sha256 = s.sha256, 0) AS holds, paths.sha256 IS NULL AS is_open
 FROM sidecars AS s LEFT JOIN paths ON paths.root = s.root AND paths.rel = s.rel
@@ -423,7 +423,7 @@ WHERE p.state = 'waiting'
     AND NOT EXISTS (SELECT 1 FROM paths WHERE paths.root = p.root AND paths.rel = p.rel AND present = 1);
 
 -- name: files_called
--- Files that lie there and are called so, without what is behind the last dot.
+-- Files that lie there and are called so, without what follows the last dot.
 SELECT root, rel, size, sha256 FROM paths
 WHERE present = 1 AND folded IN (SELECT value FROM json_each(:folded));
 
@@ -440,7 +440,7 @@ WHERE present = 1 AND sha256 IS NOT NULL AND (root, rel) > (:root, :rel)
         OR EXISTS (
             SELECT 1 FROM pending_import AS p
             WHERE p.size IS NULL AND p.state = 'waiting'
-                AND p.folded >= paths.folded AND p.folded < paths.folded || '/'  -- the character behind a dot
+                AND p.folded >= paths.folded AND p.folded < paths.folded || '/'  -- the character after a dot
         )
     )
 ORDER BY root, rel LIMIT :limit;
@@ -529,7 +529,7 @@ SELECT coalesce(max(id), 0) FROM tags;
 UPDATE tags SET color = :color WHERE id = :id;
 
 -- name: models_met
--- Which of these contents are catalogued, and what an import said of them before.
+-- Which of these contents are catalogued, and an import's earlier details of them.
 SELECT models.sha256, coalesce(details, '{}') FROM json_each(:sha256s) AS wanted
 JOIN models ON models.sha256 = wanted.value
 LEFT JOIN descriptions ON descriptions.sha256 = models.sha256 AND layer = 'import';
@@ -584,7 +584,7 @@ SELECT value ->> 'id', value ->> 'legacy_id', value ->> 'path', value ->> 'root'
 FROM json_each(:rows);
 
 -- name: fill_pending
--- A record that is there already gets what it lacks; nothing that it says is changed.
+-- A record that is there already gets what it lacks; nothing that it has is changed.
 UPDATE pending_import SET
     legacy_id = coalesce(legacy_id, :legacy_id), root = coalesce(root, :root), rel = coalesce(rel, :rel),
     name = iif(name = '', :name, name), size = coalesce(size, :size), details = :details, origin = 'import'
@@ -623,12 +623,12 @@ AND (:family = '' OR sha256 IN (
     SELECT same.sha256 FROM models AS same INDEXED BY models_by_kind WHERE same.family = :family
 ))
 AND (:type = '' OR sha256 IN (
-    SELECT said.sha256 FROM descriptions AS said WHERE json_extract(details, '$.type') = :type COLLATE NOCASE
+    SELECT layered.sha256 FROM descriptions AS layered WHERE json_extract(details, '$.type') = :type COLLATE NOCASE
     UNION SELECT same.sha256 FROM models AS same INDEXED BY models_by_kind WHERE same.kind = :type COLLATE NOCASE
 ) AND :type = coalesce(
     (
-        SELECT nullif(json_extract(details, '$.type'), '') FROM descriptions AS said
-        WHERE said.sha256 = models.sha256 AND json_type(details, '$.type') IS NOT NULL
+        SELECT nullif(json_extract(details, '$.type'), '') FROM descriptions AS layered
+        WHERE layered.sha256 = models.sha256 AND json_type(details, '$.type') IS NOT NULL
         ORDER BY iif(layer = 'user', 0, iif(layer = 'import', 1, 2)) LIMIT 1
     ),
     (SELECT same.kind FROM models AS same WHERE same.sha256 = models.sha256)

@@ -43,7 +43,7 @@ class Differences(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rebuilt:
-    """A catalog under way, made by doing again what the history tells."""
+    """A catalog under way, made by doing again what is in the history."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -64,7 +64,7 @@ class Rebuilt:
     def _row(self, change: Change) -> tuple[tuple[str, str, tuple[str, ...]], dict[str, Any]]:
         """What a change does to which columns of a table, and its row. Rows of one kind go together."""
         if change.table not in self._columns:
-            raise ValueError(f"the history tells of a table {change.table!r}, which this version does not know")
+            raise ValueError(f"the history has a table {change.table!r}, which this version does not know")
         row: dict[str, Any] = msgspec.json.decode(change.row)
         return (change.op, change.table, tuple(row)), row
 

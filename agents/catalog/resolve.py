@@ -1,4 +1,4 @@
-"""Which model does a name mean? And which models are there? A name never means anything but what it says."""
+"""Which model does a name mean? And which models are there? A name never means anything but what it spells."""
 
 import json
 import re
@@ -38,7 +38,7 @@ async def resolve(db: Database, name: str) -> Model:
     """The one usable checkpoint that `name` means.
 
     A name is a model's name, a file's name with or without its extension, a path below a root, 8 or more hex digits
-    from the start of a SHA-256, or what an infotext says ("name [hash]", where the hash decides). The exact spelling
+    from the start of a SHA-256, or an infotext's form ("name [hash]", where the hash decides). The exact spelling
     goes before one that differs in case, and that before one that differs in spaces. An empty name means the only
     checkpoint there is. Nothing is ever substituted. Raises Declined: unknown-model, ambiguous-model, model-missing,
     unsafe-model, not-a-checkpoint.

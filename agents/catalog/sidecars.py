@@ -1,4 +1,4 @@
-"""Sidecars: what the files next to each path of a model say, and what that comes to for the model.
+"""Sidecars: what the files next to each path of a model hold, and what that comes to for the model.
 
 Each path has a description of its own. Those count whose path holds the model, is away with its disk, or is not hashed
 yet. While the model is at no path, those count that counted last; where it comes back, they count until that path is
@@ -28,7 +28,7 @@ _PLAIN_PREVIEWS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True):
-    """What the files next to one path say, or those next to several, united. Tags are names as they are kept,
+    """What the files next to one path hold, or those next to several, united. Tags are names as they are kept,
     `pictures` pairs of a file's name and the SHA-256 of its bytes, best first."""
 
     details: dict[str, Any] = {}
@@ -111,7 +111,7 @@ async def move(sql: Statements, sha256: str, old: FilePath, path: FilePath) -> N
 
 
 async def described_among(sql: Statements, sha256s: Iterable[str], paths: Iterable[FilePath]) -> set[str]:
-    """Those of these contents that sidecars say something of, and those that sidecars next to these paths do."""
+    """Those of these contents that sidecars describe, and those that sidecars next to these paths do."""
     places = [(path.root, path.rel) for path in paths]
     found = await sql.rows("described_models", sha256s=json.dumps([*sha256s]), paths=json.dumps(places))
     return {str(sha256) for (sha256,) in found}
@@ -165,7 +165,7 @@ async def _standing(
 
 
 async def _put_tags(sql: Statements, sha256: str, names: Sequence[str], at: float) -> int:
-    """Put on what sidecars say and the user does not deny; take off what only sidecars said, and none says any more."""
+    """Put on what sidecars list and the user does not deny; take off what only sidecars listed and none lists now."""
     meant: dict[str, str] = dict(await sql.rows("names_meant", names=_json(names)))
     refused = {name for (name,) in await sql.rows("refused_tags_of", sha256=sha256)}
     wanted = {
@@ -214,7 +214,7 @@ def ordered(images: Sequence[str], before: Sequence[str], after: Sequence[str], 
     """A model's pictures in order, when of all its `images` those that sidecars gave were `before` (in the order of the
     images) and are `after` (best first). Pure.
 
-    A picture that replaced another takes its place, other new ones come behind the last that a sidecar gave. In the
+    A picture that replaced another takes its place, other new ones come after the last that a sidecar gave. In the
     places that those have they are best first, unless the user had put them into another order than they had then.
     """
     replaced = repictured.replaced.items()
@@ -236,7 +236,7 @@ def ordered(images: Sequence[str], before: Sequence[str], after: Sequence[str], 
 async def _infer_refusals(sql: Statements, sha256: str, description: Description) -> None:
     """Of a model that was described in these very words before catalogs remembered what users take off: its tags and
     pictures were all put on then, so what is missing was taken off."""
-    layers = {layer: json.loads(said) for layer, said in await sql.rows("layers_of", sha256=sha256)}
+    layers = {layer: json.loads(stored) for layer, stored in await sql.rows("layers_of", sha256=sha256)}
     if not description.details or layers.get("sidecar") != description.details:
         return
     has: dict[str, str] = dict(await sql.rows("tags_by_origin", sha256=sha256))

@@ -1,7 +1,7 @@
-"""Verifying: the catalog against the disk. Every file that it refers to is there and is what it says; the database
-itself is whole; pictures are numbered without gaps.
+"""Verifying: the catalog against the disk. Every file that it refers to is there, with the content on record; the
+database itself is whole; pictures are numbered without gaps.
 
-Synchronous and read-only, for a worker thread, beside a catalog in use.
+Synchronous and read-only, for a worker thread, while the catalog is in use.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ BLOCK = 1 << 20
 
 
 class VerifyProblem(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that is not as the catalog says: what it is about, its name, and a sentence."""
+    """Something that differs from the catalog's record: what it is about, its name, and a sentence."""
 
     about: Subject
     name: str
@@ -45,7 +45,7 @@ class CatalogedFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def database_problems(connection: sqlite3.Connection) -> Iterator[VerifyProblem]:
-    """What SQLite itself finds wrong, and what no constraint can say: gaps in the order of a model's pictures."""
+    """What SQLite itself finds wrong, and what no constraint can express: gaps in the order of a model's pictures."""
     for (text,) in connection.execute("PRAGMA integrity_check"):
         if text != "ok":
             yield VerifyProblem(about="database", name="integrity", error=str(text))

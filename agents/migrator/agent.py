@@ -102,7 +102,7 @@ async def run(
 
     Ready when every fact stored before has been applied and asks are answered.
 
-    The file is held beside its history first, and made of that where it is missing, damaged or older.
+    The file is compared with its history first, and made of that where it is missing, damaged or older.
 
     Raises CatalogTaken when another migrator answers on this bus, CatalogUnusable or CatalogTooNew for the file,
     CatalogApart when it belongs to another history, and UserError when another has it, on whatever bus.
@@ -167,7 +167,7 @@ async def _keep(
 
 
 async def _starts(db: Database) -> tuple[int | None, int | None, int | None]:
-    """Where a new or rebuilt catalog begins to read the facts about files, about pictures and about jobs: behind those
+    """Where a new or rebuilt catalog begins to read the facts about files, about pictures and about jobs: after those
     whose effects are in it. None for one that was read into before: its durables know."""
     if await db.meta(_FOLLOWED) is not None:
         return None, None, None
@@ -222,8 +222,8 @@ def listing(models: tuple[Model, ...], limit: int, room: int) -> msgspec.Raw:
 
 
 async def _apply(bus: Bus, db: Database, facts: list[Fact], strategy: Strategy) -> int:
-    """Apply facts, all at once where possible. One that no row can hold (a path out of its root, say) becomes a dead
-    letter and the others go on. Returns how many facts went into the outbox."""
+    """Apply facts, all at once where possible. One that no row can hold (a path out of its root, for example) becomes a
+    dead letter and the others go on. Returns how many facts went into the outbox."""
     # A fact holds the time it was true: the same words again, by whatever way, are the same fact.
     batch = [(digest_id(fact.row.template, encode(fact.payload)), fact.payload) for fact in facts]
     try:

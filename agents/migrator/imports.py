@@ -1,7 +1,7 @@
 """Imports: jobs to take over a legacy catalog, worked off one at a time by the migrator, which owns the catalog.
 
 A job is one row of the catalog's table of imports, from its first batch to its end: that is where it goes on after a
-kill, what says that it is over, and what answers ask.catalog.import. One that can't be done ends there as failed, with
+kill, what shows that it is over, and what answers ask.catalog.import. One that can't be done ends there as failed, with
 a sentence, and is not tried again.
 """
 
@@ -84,7 +84,7 @@ class Imports:
             log.info("import done", source=job.database, dry_run=job.dry_run, seconds=report.seconds)
 
     async def ended(self, delivery: Delivery) -> bool:
-        """Is there nothing left to do? Another delivery of an import that is over, say."""
+        """Is there nothing left to do? Another delivery of an import that is over, for example."""
         return (await import_state(self.db, delivery.id)).state in ("done", "failed")
 
     async def give_up(self, delivery: Delivery, status: str, reason: str, error: str) -> None:

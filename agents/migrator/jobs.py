@@ -42,7 +42,7 @@ log = structlog.get_logger()
 
 FOLLOWED = (JOB_FINISHED,)
 CURSOR = "EVENTS.jobs"
-"""Of the last finished fact whose job is written down, beside those of whole streams."""
+"""Of the last finished fact whose job is written down, next to those of whole streams."""
 DAY = 24 * 3600.0
 PRUNE_SECONDS = 3600.0
 QUEUED = 1000
@@ -77,7 +77,7 @@ class UnfinishedJobs:
         return {(view.created_at or place_of(view.id, now)[0], view.id): view for view in views.values()}
 
     async def keep(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Follow the jobs for ever. Ready when all that were under way are known, if the bus says which."""
+        """Follow the jobs for ever. Ready when all that were under way are known, if the bus answers."""
         facts, requests = EVENTS_OF_A_JOB.format(id="*"), PREPARE.filter()
         self._bus.on_reconnect.add(self._stale.ring)
         try:
@@ -101,7 +101,7 @@ class UnfinishedJobs:
             await self._look()
 
     async def _look(self) -> None:
-        """Make the copy anew: planned jobs are in the queues behind PREPARE, the latest requests in that."""
+        """Make the copy anew: planned jobs are in the queues after PREPARE, the latest requests in that."""
         try:
             rows: tuple[Subject[Any], ...] = (GENERATE, ENCODE)
             planned = [id for row in rows for id in await self._queued(row)]
@@ -165,7 +165,7 @@ class JobRecords:
         self.unfinished = UnfinishedJobs(bus)
 
     async def write_down(self, facts: list[Fact]) -> None:
-        """Write down the jobs that these facts say have finished. A fact that no row can hold becomes a dead letter,
+        """Write down the jobs that have finished by these facts. A fact that no row can hold becomes a dead letter,
         and the others go on. Raises Retry, sqlite3.Error."""
         try:
             await self._write_down(facts)

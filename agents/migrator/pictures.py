@@ -82,9 +82,9 @@ class ModelPictures:
                 log.warning("pictures not asked for yet", error=str(error))
                 bell.ring()
                 await anyio.sleep(self.bus.settings.retry_delay)
-            with anyio.move_on_after(ASK_AGAIN_SECONDS) as patience:
+            with anyio.move_on_after(ASK_AGAIN_SECONDS) as waited:
                 await bell.wait()
-            if patience.cancelled_caught:
+            if waited.cancelled_caught:
                 self.asked.clear()
 
     async def _ask(self, one: Waiting) -> None:
@@ -141,8 +141,8 @@ class ModelPictures:
         return reply
 
     async def keep_tidy(self) -> None:
-        """Every hour, move pictures and originals that nothing in the catalog needs to the trash (a kill left them
-        behind), and remove what lies there for too long. Without a catalog that is shown to be at the end of its
+        """Every hour, move pictures and originals that nothing in the catalog needs (a kill leaves such) to the trash,
+        and remove what lies there for too long. Without a catalog that is shown to be at the end of its
         history, nothing is judged: what it does not know may be what it lost."""
         while True:
             try:
@@ -164,7 +164,7 @@ class ModelPictures:
             await anyio.sleep(TIDY_SECONDS)
 
     async def _whole_since(self) -> float | None:
-        """When the catalog began (seconds since 1970), if it is what its history on the bus says: a transaction on its
+        """When the catalog began (seconds since 1970), if it is what its history on the bus has: a transaction on its
         way there is no difference."""
         file = await self.db.standing()
         if file.position is None or judge(file, await stream_of(self.bus)).verdict != "current":
@@ -189,7 +189,7 @@ class ModelPictures:
                 await to_thread.run_sync(forget_originals, self.data, unused)
 
     async def _with_infotext(self, fact: Encoded) -> tuple[Encoded, str, list[str]]:
-        """A job's pictures, their checkpoint, and the text of each; without its plan, nothing tells either."""
+        """A job's pictures, their checkpoint, and the text of each; without its plan, nothing shows either."""
         stored = None
         try:
             stored = await self.bus.last(JOB_PLANNED, id=fact.id)
@@ -212,7 +212,7 @@ def job_id(one: Waiting) -> str:
 
 
 async def _is_of_this_catalog(sql: Statements, payload: Encoded | PictureRefused) -> bool:
-    """Whether every picture that it tells of is one whose job this is. After a catalog was lost, or an older one put in
+    """Whether every picture in it is one whose job this is. After a catalog was lost, or an older one put in
     its place, a number can be another picture's than when the encoder got it."""
     if isinstance(payload, PictureRefused):
         sha256, numbers = payload.sha256, [payload.number]

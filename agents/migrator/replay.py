@@ -1,7 +1,7 @@
 """Replay: a catalog made of its history on the bus, and the migrator's look at its file before it opens it.
 
 The stream CATALOG holds the transactions of one history after another. The last one that was begun is the catalog's;
-those before it were left behind by a command, or went on in it.
+those before it were abandoned by a command, or went on in it.
 """
 
 import sqlite3
@@ -46,7 +46,7 @@ log = structlog.get_logger()
 
 STREAM = "CATALOG"
 UNDER_WAY = "catalog.rebuilding.db"
-"""The new catalog beside the old one, until it is whole."""
+"""The new catalog next to the old one, until it is whole."""
 UNFORGOTTEN = 128
 """Messages at the stream's end among which those are that a relay stored and could not forget any more."""
 _FETCHED = 200
@@ -65,7 +65,7 @@ _TRY_AGAIN = "make room on its disk, see that its folder can be written, and try
 
 
 class BrokenHistory(DarkroomError):
-    """The history can't be replayed: the message says where it breaks."""
+    """The history can't be replayed: the message gives the place where it breaks."""
 
 
 class Replayed(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +83,7 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def prepare(bus: Bus, path: Path, now: float) -> Opening:
-    """Hold the catalog's file beside its history, and make one of that where it is missing, damaged or older.
+    """Compare the catalog's file with its history, and make one of that where it is missing, damaged or older.
 
     The file that was there goes to the trash. Raises CatalogApart when its user has to choose, CatalogUnusable for a
     file that can't be opened or is something else, and DarkroomError when the bus does not answer.
@@ -170,7 +170,7 @@ async def message_id(bus: Bus, seq: int) -> str:
 
 
 def apart(path: Path, why: str) -> str:
-    """What a user is told of a catalog that does not belong to the history on the bus."""
+    """What a user reads about a catalog that does not belong to the history on the bus."""
     return (
         f"The catalog {path} does not go with the history on the bus: {why}. `darkroom rebuild --replace` puts one "
         "made of that history in its place (this file goes to the trash); `darkroom new-history` begins a new history "
@@ -196,7 +196,7 @@ async def stream_of(bus: Bus) -> Stream:
 
 
 async def read_stream(bus: Bus, stream: Stream, file: Standing | None) -> Stream:
-    """The same, read to its end for what a file has to be held beside. Raises DarkroomError."""
+    """The same, read to its end for what a file has to be compared with. Raises DarkroomError."""
     asked = {point.id for point in file.unsent} if file else set[str]()
     if file and file.position:
         asked |= {file.position.last, file.unsent[0].after if file.unsent else ""}
@@ -210,7 +210,7 @@ async def read_stream(bus: Bus, stream: Stream, file: Standing | None) -> Stream
 
 
 async def transactions(bus: Bus, after: int = 0) -> AsyncIterator[list[Changed]]:
-    """Every transaction that the stream holds behind a sequence, in order, some at a time. Raises Retry."""
+    """Every transaction that the stream holds after a sequence, in order, some at a time. Raises Retry."""
     last = await bus.raw(STREAM, CATALOG_CHANGED.filter())
     if last is None:
         return
@@ -273,7 +273,7 @@ async def _replayed(bus: Bus, path: Path, new: Path, end: Point) -> Replayed:
 async def replay(
     bus: Bus, folder: Path, output: Path, end: Point, unsent: Iterable[Changed] = (), after: int = 0
 ) -> Replayed:
-    """Make a catalog in `output` of the history that ends in `end`, as far as it is behind the sequence `after`, and
+    """Make a catalog in `output` of the history that ends in `end`, as far as it is past the sequence `after`, and
     then of what was not published yet; `folder` has its large transactions. Raises BrokenHistory when it does not fit
     together, CatalogUnusable when `output` can't be written, OSError, Retry."""
     began, count = bus.clock.steady(), 0
@@ -294,7 +294,7 @@ async def replay(
 
 
 class _Line:
-    """One history on its way into a new catalog, with what an older Darkroom, which names none, added behind its
+    """One history on its way into a new catalog, with what an older Darkroom, which names none, added after its
     end."""
 
     def __init__(self, new: Rebuilt, folder: Path, end: Point) -> None:
@@ -329,7 +329,7 @@ class _Line:
         return count
 
     def finish(self) -> None:
-        """Make it searchable, and note where it is. Behind a history's end, or in one without a name, there
+        """Make it searchable, and note where it is. After a history's end, or in one without a name, there
         is no place to note."""
         self._new.make_searchable()
         self._new.settle(self.at if self._has_place else None, dict(self._passed), self._cursors)

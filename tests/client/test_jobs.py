@@ -200,6 +200,8 @@ async def test_pages_and_filters_go_on_from_each_other(bus: Bus, tmp_path: Path)
             with pytest.raises(Declined) as caught:
                 await jobs.jobs(bus, 2, before=bad)
             assert caught.value.reason == "bad-cursor", bad
+        with pytest.raises(Declined, match="words"):
+            await jobs.jobs(bus, 2, text="x " * 100)
 
 
 async def test_events_come_in_order_once_each_however_much_is_missed_in_between(bus: Bus):

@@ -1,7 +1,7 @@
 """Importing: a legacy catalog taken over, once and completely, batch by batch.
 
 Each batch is one transaction, which also moves the import's cursor and report: killed anywhere and run again, it goes
-on behind the last batch, and ends in the same catalog. Rows are known by what is natural to them (names of tags,
+on after the last batch, and ends in the same catalog. Rows are known by what is natural to them (names of tags,
 contents of models, paths of what is not hashed), so that importing the same thing again adds nothing.
 """
 
@@ -75,7 +75,7 @@ async def import_legacy(db: Database, job: Import, data: Path, roots: Mapping[st
             report = await _run(copy, job, data, roots, folder, began_at)
         await put_state(db, job, "done", Cursor(phase="done"), report, began_at, db.clock.now())
         return report
-    except BaseExceptionGroup as group:  # of the threads' errors, the first says enough
+    except BaseExceptionGroup as group:  # of the threads' errors, the first is enough
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
@@ -83,7 +83,7 @@ async def import_legacy(db: Database, job: Import, data: Path, roots: Mapping[st
 
 
 async def sweep_imports(db: Database, data: Path) -> int:
-    """Remove what imports that were killed left behind; nothing may be importing meanwhile. The number of things
+    """Remove what imports that were killed have left; nothing may be importing meanwhile. The number of things
     removed. Raises OSError, sqlite3.Error."""
     used, begun = await _pending_used(db), await db.begun()
 
@@ -135,7 +135,7 @@ async def _run(
     source = opened(Path(job.database).absolute(), folder / "source")
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        with anyio.CancelScope(shield=True):  # or the copy would stay behind
+        with anyio.CancelScope(shield=True):  # or the copy would stay
             legacy = await to_thread.run_sync(stack.enter_context, source)
         copier = await to_thread.run_sync(lambda: PictureCopier(images, data, folder, keep=not job.dry_run))
         run = Run(db, job, legacy, copier, RootIndex(roots), began_at)

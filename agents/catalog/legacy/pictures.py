@@ -65,7 +65,7 @@ class PictureCopier:
             return Unusable(REFUSED, name)
         try:
             data = self._read(base)
-        except (OSError, ValueError):  # a name with a lone surrogate, say, names no file
+        except (OSError, ValueError):  # a name with a lone surrogate, for example, names no file
             data = None
         if data is None:
             return Unusable(MISSING, name)

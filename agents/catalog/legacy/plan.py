@@ -101,7 +101,7 @@ def plan_batch(
     batch: Batch, met: Met, tags: Mapping[int, int], pictures: Pictures, tally: ImportTally, *, now: float
 ) -> Plan:
     """The plan for a batch; `tags` are the catalog's ids of legacy tags, `now` stands in for times that are missing.
-    All that happens to rows is counted, but for links and pictures of models, which only writing tells."""
+    All that happens to rows is counted, but for links and pictures of models, which only writing shows."""
     plan, owners = Plan(), dict[int, str | int | None]()
     for row in batch.models:
         for why, detail in row.notes:

@@ -1,7 +1,7 @@
 """Rows of a legacy catalog, whatever odd shape they have, as what this catalog keeps. No IO, and nothing here raises.
 
 What has no field of its own is kept in `extra` under the key it came with; what can't be read is kept there as the text
-it is. Every value that could not be taken as it was is told in a note.
+it is. Every value that could not be taken as it was is in a note.
 """
 
 import functools
@@ -18,7 +18,7 @@ from schemas.files import Kind
 
 NO_NAME = "It has no name."
 BAD_ID = "Its id is no whole number: it got a new one."
-NO_PATH = "It has neither a hash nor a path: nothing tells which file it is about."
+NO_PATH = "It has neither a hash nor a path: nothing shows which file it is about."
 BAD_HASH = "Its hash is no SHA-256 in hexadecimal, so it counts as not hashed."
 BAD_SIZE = "Its size is no size of a file, so it counts as unknown."
 BAD_TIME = "Its time of creation is impossible: the time of the import is used instead."
@@ -68,7 +68,7 @@ Details = dict[str, Any]
 
 
 class LegacyTag(msgspec.Struct, frozen=True):
-    """A tag by the name that is kept (empty: it has none). `created_at` is Unix seconds, None where nothing tells."""
+    """A tag by the name that is kept (empty: it has none). `created_at` is Unix seconds, None where it is not known."""
 
     id: int
     name: str
@@ -145,10 +145,10 @@ def model_of(raw: RawModel) -> LegacyModel:
 @functools.lru_cache(maxsize=256)
 def guessed(type: str, safe: bool) -> str:
     """What a file is that nobody has read yet, as the JSON of an Identity (what the schema asks for, no more): of the
-    kind its legacy type says where that is clear, and unsafe unless its format can't run code."""
+    kind that its legacy type means where that is clear, and unsafe unless its format can't run code."""
     kind = KINDS.get(re.sub("[^a-z]", "", type.lower()), "unknown")
-    said: dict[str, Any] = {"kind": kind, "family": "", "unsafe": not safe, "problem": "", "trigger_words": []}
-    return msgspec.json.encode(said).decode()
+    identity: dict[str, Any] = {"kind": kind, "family": "", "unsafe": not safe, "problem": "", "trigger_words": []}
+    return msgspec.json.encode(identity).decode()
 
 
 def merged(first: Details, second: Details) -> Details:
@@ -164,51 +164,51 @@ def merged(first: Details, second: Details) -> Details:
 
 
 def paths_of(details: Details) -> list[str]:
-    """Where a legacy catalog said that the model lies."""
+    """Where the model lies by a legacy catalog."""
     found = details.get("extra", {}).get(_PATHS, [])
     return [path for path in found if isinstance(path, str)] if isinstance(found, list) else []
 
 
 def _details(raw: RawModel, type: str, notes: list[Note]) -> tuple[Details, tuple[str, ...]]:
-    """What the columns say, and the names of pictures."""
+    """The details in the columns, and the names of pictures."""
     kept: Details = {}
-    title = _text(raw.name, notes).replace("\0", " ").strip(" ")  # behind a NUL SQLite's JSON would lose it
-    said, meta = _json(raw.extra_json, "extra_json", kept, notes), _json(raw.meta_json, "meta_json", kept, notes)
-    images = _names(said.pop("images", None))
-    fields = {"title": title[:TITLE_LENGTH], "type": type, **_fields(said)}
+    title = _text(raw.name, notes).replace("\0", " ").strip(" ")  # after a NUL SQLite's JSON would lose it
+    stated, meta = _json(raw.extra_json, "extra_json", kept, notes), _json(raw.meta_json, "meta_json", kept, notes)
+    images = _names(stated.pop("images", None))
+    fields = {"title": title[:TITLE_LENGTH], "type": type, **_fields(stated)}
     if len(title) > TITLE_LENGTH:
         notes.append((CUT_NAME, title))
         kept["name"] = title
-    beside = {key: value for key, value in meta.items() if key in said and said[key] != value}
-    extra = {**meta, **said, **kept}
+    other = {key: value for key, value in meta.items() if key in stated and stated[key] != value}
+    extra = {**meta, **stated, **kept}
     if _PATHS in extra:  # the one key that is ours
-        beside[_PATHS] = extra.pop(_PATHS)
-    if beside:
-        extra["meta_json"] = beside
+        other[_PATHS] = extra.pop(_PATHS)
+    if other:
+        extra["meta_json"] = other
     return {key: value for key, value in {**fields, "extra": extra}.items() if value}, images
 
 
-def _fields(said: Details) -> Details:
-    """What has a field of its own, taken out of `said`; what is of another shape than that stays."""
+def _fields(stated: Details) -> Details:
+    """What has a field of its own, taken out of `stated`; what is of another shape than that stays."""
     fields: Details = {}
     for key in ("description", "notes"):
-        if isinstance(said.get(key, ""), str | None):
-            fields[key] = said.pop(key, "")
-    links = said.get("community_links", "")
+        if isinstance(stated.get(key, ""), str | None):
+            fields[key] = stated.pop(key, "")
+    links = stated.get("community_links", "")
     if links in (None, ""):
-        said.pop("community_links", None)
+        stated.pop("community_links", None)
     elif isinstance(links, str) and _URL.fullmatch(links.strip()):
-        fields["source_url"] = said.pop("community_links").strip()
-    words = said.get("trigger_words")
+        fields["source_url"] = stated.pop("community_links").strip()
+    words = stated.get("trigger_words")
     if isinstance(words, list) and all(isinstance(word, str) for word in words):
-        fields["trigger_words"] = said.pop("trigger_words")
-    prompts = said.get("prompts", {})
+        fields["trigger_words"] = stated.pop("trigger_words")
+    prompts = stated.get("prompts", {})
     if isinstance(prompts, dict):
         for key in ("positive", "negative"):
             if isinstance(prompts.get(key, ""), str | None):
                 fields[key] = prompts.pop(key, "")
     if not prompts:
-        said.pop("prompts", None)
+        stated.pop("prompts", None)
     return fields
 
 

@@ -1,8 +1,8 @@
 """A legacy catalog: SQLite, schema version 2, read without touching a byte of it.
 
 The file is copied together with its write-ahead log or rollback journal, and only the copy is opened: SQLite makes or
-changes files beside a database in WAL mode even for a reader, and a copy stays as it is while a program goes on writing
-the original. (The -shm beside it is not copied: SQLite makes it anew from the log.)
+changes files next to a database in WAL mode even for a reader, and a copy stays as it is while a program goes on
+writing the original. (The -shm next to it is not copied: SQLite makes it anew from the log.)
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from agents.catalog.errors import LegacyUnusable
 
 VERSION = 2
 VALUE_BYTES = 1 << 20
-"""A longer text of one column is read as NULL, and said to be too large."""
+"""A longer text of one column is read as NULL, and reported as too large."""
 
 QUIET_SECONDS = 0.05
 """A file written less than this before it was copied may have been written meanwhile: its times are that coarse."""
@@ -37,12 +37,12 @@ OPTIONAL = {"models": ("name", "size_bytes", "created_at", "meta_json", "extra_j
 
 
 ODD = 1 << 62
-"""Numbers from here on stand for rows whose id is no number (or one as large): such a row comes behind all others, and
+"""Numbers from here on stand for rows whose id is no number (or one as large): such a row comes after all others, and
 `odd_id` is what its id is, in words."""
 
 
 class RawTag(NamedTuple):
-    """A row of `tags`; texts are bytes, as nothing says that they are UTF-8."""
+    """A row of `tags`; texts are bytes, as nothing proves that they are UTF-8."""
 
     id: int
     name: Any
@@ -75,7 +75,7 @@ _DIGITS = re.compile(rb"\s*[+-]?\d{1,18}(\.0*)?\s*")
 
 
 class Legacy:
-    """An open copy of a legacy catalog. Synchronous; one thread at a time. `fingerprint` tells one state of the
+    """An open copy of a legacy catalog. Synchronous; one thread at a time. `fingerprint` distinguishes one state of the
     original from another. Methods raise LegacyUnusable when the file turns out to be damaged."""
 
     def __init__(self, connection: sqlite3.Connection, source: Path, fingerprint: str) -> None:
@@ -236,7 +236,7 @@ def opened(source: Path, folder: Path) -> Iterator[Legacy]:
 
 
 def _copy_quiet(source: Path, copy: Path) -> str:
-    """Copy a database and what belongs to it, at a moment when nobody writes them; what tells this state of them."""
+    """Copy a database and what belongs to it, when nobody writes them. Returns what distinguishes this state."""
     for _ in range(COPY_TRIES):
         before = _state(source)
         newest = max(times[1] for times in before.values())

@@ -28,7 +28,7 @@ async def import_state(db: Database, id: str) -> ImportState:
 
 
 async def end_import(db: Database, job: Import, error: str) -> None:
-    """An import can't go on, and failed: `error` says why. What it did stays. Raises sqlite3.Error."""
+    """An import can't go on, and failed: `error` is the reason. What it did stays. Raises sqlite3.Error."""
     known = await import_state(db, job.id)
     if known.state in ("unknown", "running"):
         report = msgspec.structs.replace(known.report, dry_run=job.dry_run, error=error)

@@ -16,7 +16,7 @@ ID_TAKEN = "Its id is taken by another tag, or impossible: it got a new one."
 
 
 async def take_tags(sql: Statements, rows: list[LegacyTag], tally: ImportTally, *, now: float, largest: int) -> None:
-    """Take over some tags; `largest` is the largest id that any legacy tag will keep, behind which new ones are given.
+    """Take over some tags; `largest` is the largest id that any legacy tag will keep, after which new ones are given.
     Raises sqlite3.Error."""
     ids, names = json.dumps([row.id for row in rows]), json.dumps([row.name for row in rows])
     met = await sql.rows("tags_met", ids=ids, names=names)
