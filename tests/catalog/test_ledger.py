@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from agents.catalog import facts as models
 from agents.catalog.database import Database
 from agents.catalog.facts import apply
-from agents.catalog.ledger import Entry, FileFact, Ledger, ModelFact, Place
+from agents.catalog.ledger import Entry, FileFact, Ledger, LedgerRow, ModelFact
 from agents.catalog.resolve import list_models
 from schemas.files import FilePath, Stat
 from schemas.models import Model, ModelMissing, ModelMoved, ModelReady
@@ -145,7 +145,7 @@ def test_a_name_is_kept_while_one_file_has_it_however_its_path_is_spelled():
     stat = Stat(dev=1, ino=1, size=3, mtime_ns=1, ctime_ns=1)
     paths = [FilePath(root="models", rel=rel) for rel in ("a.safetensors", "100%25 fox.safetensors")]
     places = [
-        Place(path=path, key=key(stat), stat=stat, sha256=sha("one"), present=True, seen_at=1.0) for path in paths
+        LedgerRow(path=path, key=key(stat), stat=stat, sha256=sha("one"), present=True, seen_at=1.0) for path in paths
     ]
     entry = Entry(sha256=sha("one"), name="100% fox", size=3, identity=CHECKPOINT, created_at=1.0)
     [news] = Ledger(places, [entry]).apply(settled("b.safetensors", stat, 2.0))
