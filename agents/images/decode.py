@@ -68,7 +68,7 @@ def picture(
     data = source if isinstance(source, bytes) else _bytes(source, max_bytes)
     if len(data) > max_bytes:
         raise PictureTooLarge(f"the file has {len(data):,} bytes; at most {max_bytes:,} are allowed")
-    with _opened(data) as image:
+    with opened(data) as image:
         width, height = image.size
         if width < 1 or height < 1:
             raise Broken("the picture has no pixels")
@@ -88,7 +88,7 @@ def picture(
 def upright_size(data: bytes) -> tuple[int, int]:
     """Width and height in px that a picture declares, turned as `picture` turns it. Raises UnknownFormat,
     PictureTooLarge or Broken."""
-    with _opened(data) as image:
+    with opened(data) as image:
         width, height = image.size
         return (height, width) if _orientation(image) >= 5 else (width, height)
 
@@ -98,8 +98,9 @@ def _bytes(path: Path, limit: int) -> bytes:
         return file.read(limit + 1)
 
 
-def _opened(data: bytes) -> ImageFile:
-    """The file's header, read by the one reader its first bytes call for."""
+def opened(data: bytes) -> ImageFile:
+    """A file's header, read by the one reader its first bytes call for. Raises UnknownFormat, PictureTooLarge or
+    Broken."""
     reader: type[ImageFile]
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         reader = PngImageFile

@@ -11,11 +11,13 @@ it saves a picture again, so every file gets its own.
 import json
 import re
 import struct
+from pathlib import Path
 
 import msgspec
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from agents.images.decode import Broken, opened
 from schemas.jobs import Plan
 
 VERSION = "Darkroom 0.1.0"
@@ -117,6 +119,15 @@ def read(image: Image.Image) -> str:
         return ""
     kind, body = comment[: len(UNICODE)], comment[len(UNICODE) :]
     return body.decode("utf-16-be" if kind == UNICODE else "utf-8", "replace").strip("\0")[:LONGEST_READ]
+
+
+def read_file(path: Path) -> str:
+    """The infotext that a picture's file carries, or "". Raises BadPicture or OSError."""
+    with opened(path.read_bytes()) as image:
+        try:
+            return read(image)
+        except Exception as error:  # what a damaged file says of itself is met with every kind of exception
+            raise Broken(f"the picture's metadata can't be read: {error}") from error
 
 
 def _joined(info: Infotext, settings: dict[str, str]) -> str:

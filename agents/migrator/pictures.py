@@ -34,8 +34,8 @@ from agents.catalog.facts import note_cursor
 from agents.catalog.outputs import add_outputs
 from agents.catalog.position import judge
 from agents.catalog.promotion import drop_promoted, unused_originals
-from agents.diffusion.samplers import labels
-from agents.images.infotext import of_plan
+from agents.images import infotext
+from agents.images.decode import BadPicture
 from agents.images.model_pictures import remove_picture, tidy
 from agents.migrator.replay import stream_of
 from agents.storage.trash import empty
@@ -189,21 +189,23 @@ class ModelPictures:
                 await to_thread.run_sync(forget_originals, self.data, unused)
 
     async def _with_infotext(self, fact: Encoded) -> tuple[Encoded, str, list[str]]:
-        """A job's pictures, their checkpoint, and the text of each; without its plan, nothing shows either."""
-        stored = None
+        """A job's pictures, their checkpoint by its plan, and the text that each file carries: empty where the plan or
+        the file can't be read any more."""
+        model = ""
         try:
-            stored = await self.bus.last(JOB_PLANNED, id=fact.id)
+            if stored := await self.bus.last(JOB_PLANNED, id=fact.id):
+                model = stored.payload.model.sha256
         except Undecodable as error:
             log.warning("pictures without their plan", job=fact.id, error=str(error))
-        if stored is None:
-            return fact, "", [""] * len(fact.pictures)
-        plan = stored.payload
-        sampler, scheduler = labels(plan.sampler, plan.scheduler)
-        texts = [
-            of_plan(plan, seed=one.seed, width=one.width, height=one.height, sampler=sampler, scheduler=scheduler)
-            for one in fact.pictures
-        ]
-        return fact, plan.model.sha256, texts
+        return fact, model, [await to_thread.run_sync(self._infotext, one.file) for one in fact.pictures]
+
+    def _infotext(self, file: str) -> str:
+        try:
+            if file.startswith("outputs/") and ".." not in file:
+                return infotext.read_file(self.data / file)
+        except (BadPicture, OSError, ValueError) as error:
+            log.warning("picture without its infotext", file=file, error=str(error))
+        return ""
 
 
 def job_id(one: Waiting) -> str:

@@ -7,6 +7,8 @@ import anyio
 import httpx
 from PIL import Image
 
+from agents.images import infotext
+from agents.images.tiers import webp
 from bus.client import Bus
 from bus.subjects import IMAGE_ENCODED
 from schemas.images import Encoded, Picture
@@ -191,12 +193,14 @@ async def test_generated_pictures_are_in_the_gallery_with_the_text_that_made_the
         id = "a" * 32
         await say_planned(bus, id)
         one = Picture(index=0, seed=1, width=8, height=8, file="outputs/d/a b.webp", bytes=1, sha256="b" * 64, tiers={})
+        content = webp(Image.new("RGB", (8, 8)), quality=80, exif=infotext.exif("a cat\nSteps: 4, Seed: 1, Size: 8x8"))
+        put(tmp_path / one.file, content)
         await bus.publish(IMAGE_ENCODED, Encoded(id=id, pictures=(one,), seconds=0.1, at=5.0), id=id)
         with anyio.fail_after(10):
             while not (await here.get("/api/outputs"))["outputs"]:
                 pass
         [shown] = (await here.get("/api/outputs?q=cat"))["outputs"]
-        assert shown["url"] == "/images/d/a%20b.webp" and "a cat" in shown["infotext"]
+        assert shown["url"] == "/images/d/a%20b.webp" and shown["infotext"].startswith("a cat\nSteps: 4")
         assert (await here.get(f"/api/outputs?model={'a' * 8}"))["next"] == ""
         assert (await here.get("/api/outputs?q=dog"))["outputs"] == []
         for query in ("model=x", "limit=0", "q=" + "x" * 501, "page=2", "cursor=!"):

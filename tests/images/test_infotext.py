@@ -1,12 +1,14 @@
 import io
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from agents.images.infotext import Infotext, build, exif, of_plan, parse, png_info, read
+from agents.images.decode import BadPicture
+from agents.images.infotext import Infotext, build, exif, of_plan, parse, png_info, read, read_file
 from schemas.files import FilePath
 from schemas.jobs import ModelRef, Plan, SchedulerSpec
 
@@ -138,3 +140,21 @@ def test_a_hostile_line_is_parsed_in_time(line: str) -> None:
     start = time.process_time()
     parse(line)
     assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
+def test_a_file_tells_its_infotext_and_a_damaged_one_is_a_bad_picture(tmp_path: Path, form: str) -> None:
+    file = tmp_path / "a"
+    carried = {"pnginfo": png_info("ein Füchslein")} if form == "PNG" else {"exif": exif("ein Füchslein")}
+    Image.new("RGB", (8, 8)).save(file, form, **carried)
+    assert read_file(file) == "ein Füchslein"
+    content = file.read_bytes()
+    for size in range(len(content)):
+        file.write_bytes(content[:size])
+        try:
+            assert read_file(file) in ("", "ein Füchslein")
+        except BadPicture as error:
+            assert str(error)
+    file.unlink()
+    with pytest.raises(OSError):
+        read_file(file)

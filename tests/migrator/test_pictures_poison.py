@@ -7,10 +7,13 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
+from PIL import Image
 
 from agents.catalog.database import Database
 from agents.catalog.descriptions import Waiting, add_picture
 from agents.catalog.facts import apply
+from agents.images import infotext
+from agents.images.tiers import webp
 from agents.migrator.pictures import ModelPictures, job_id
 from bus.client import Bus
 from bus.followers import Fact
@@ -93,6 +96,20 @@ async def test_a_picture_whose_plan_can_not_be_read_is_in_the_gallery_all_the_sa
     with anyio.fail_after(10):
         await images.write_down([fact(GOOD)])
     assert [job for (job,) in await execute(db, "SELECT job FROM outputs")] == [GOOD.id]
+
+
+@pytest.mark.parametrize("file", ["outputs/2027-01-15/gone.webp", "../secret.webp", "outputs/../secret.webp"])
+async def test_a_picture_whose_file_is_gone_or_elsewhere_is_in_the_gallery_without_its_text(
+    bus: Bus, db: Database, tmp_path: Path, file: str
+):
+    secret = webp(Image.new("RGB", (8, 8)), quality=80, exif=infotext.exif("a secret"))
+    (tmp_path / "data" / "outputs").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "data"):
+        (folder / "secret.webp").write_bytes(secret)
+    images = ModelPictures(bus, db, tmp_path / "data")
+    with anyio.fail_after(10):
+        await images.write_down([fact(with_picture(GOOD, file=file))])
+    assert [tuple(row) for row in await execute(db, "SELECT job, infotext FROM outputs")] == [(GOOD.id, "")]
 
 
 @pytest.mark.parametrize(
