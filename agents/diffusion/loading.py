@@ -77,7 +77,7 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 def load(path: str | Path, device: torch.device, *, sha256: str = "") -> Models:
     """Loads a checkpoint onto a device. With `sha256` the file must have that content.
 
-    FileGone, NotACheckpoint, UnsupportedFamily or ContentChanged, all of them CannotLoad, say what the user can do.
+    FileGone, NotACheckpoint, UnsupportedFamily or ContentChanged, all of them CannotLoad, name what the user can do.
     """
     dtype = compute_dtype(device)
     with open_checkpoint(path) as file:

@@ -36,7 +36,7 @@ class BrokenPicture(RuntimeError):
 
 
 class CannotSample(ValueError):
-    """The plan's scheduler can't be built or can't do so few steps. The message says which."""
+    """The plan's scheduler can't be built or can't do so few steps. The message names which."""
 
 
 @dataclass(frozen=True, kw_only=True)

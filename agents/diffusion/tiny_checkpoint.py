@@ -92,7 +92,7 @@ def _carry_the_latent(tensors: dict[str, NDArray[np.float32]]) -> None:
 
     SiLU(a) - SiLU(-a) = a: each latent channel travels as the pair (a, -a), which is one normalisation group of the
     last layers, so that it arrives as a / rms(a). The pair sits in conv_in's channels, passes the first skip connection
-    into the last block (behind that block's own channels) and leaves by out.2.
+    into the last block (after that block's own channels) and leaves by out.2.
     """
     unet = "model.diffusion_model."
     width = UNET_WIDTHS[0]

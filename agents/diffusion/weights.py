@@ -35,7 +35,7 @@ _DTYPES = {
 
 
 class CannotLoad(ValueError):
-    """A checkpoint can't be used. The message says why, and what the user can do."""
+    """A checkpoint can't be used. The message gives the reason, and what the user can do."""
 
 
 class FileGone(CannotLoad):

@@ -30,7 +30,7 @@ _DEPTH = re.compile(
     r"(?:attentions[._][0-9]|blocks[._][0-9]{1,2}[._]1|middle_block[._]1)[._]transformer_blocks[._]([0-9]{1,2})[._]"
 )
 _SHALLOW = 4
-"""Transformers in a block of SDXL's refiner, the UNet with most beside SDXL, which has ten."""
+"""Transformers in a block of SDXL's refiner, the UNet with most after SDXL, which has ten."""
 _LONGEST_NAME = 300
 _TEXT_ENCODER = ("lora_te", "text_encoder", "te1.", "te2.", "clip_l.", "clip_g.", "t5xxl.")
 _BROKEN_UP = re.compile(r"\.(?:img|txt)_attn_(?:qkv|proj|q|k|v)$")
@@ -54,7 +54,7 @@ class Layers(NamedTuple):
 
 
 class AdapterFamily(NamedTuple):
-    """A family, what of it (klein-4b, say), and why it is only a guess, empty where the keys tell."""
+    """A family, what of it (klein-4b, for example), and why it is only a guess, empty where the keys are clear."""
 
     family: str
     edition: str = ""
@@ -86,7 +86,7 @@ def layers_of(tensors: Tensors) -> Layers:
 
 
 def reads(tensors: Tensors, key: str) -> int:
-    """The width that the layer an adapter's tensor belongs to takes in; 0 when this tensor does not tell."""
+    """The width that the layer an adapter's tensor belongs to takes in; 0 when this tensor does not show it."""
     end = _ENDING.search(key)
     return _reads(tensors, key, key[end.start() + 1 :], tensors[key]) if end else 0
 
@@ -139,7 +139,7 @@ def _writes(tensors: Tensors, key: str, part: str, tensor: Tensor) -> int:
 
 
 def _part(part: str) -> str:
-    """What a tensor is to its layer: `down` of `lora_down.weight`, say, or `lora_A` of `lora_A.default.weight`."""
+    """What a tensor is to its layer: `down` of `lora_down.weight`, or `lora_A` of `lora_A.default.weight`."""
     parts = [one for one in part.split(".") if one not in ("weight", "default", "lora", "lora1", "lora2")]
     name = parts[0] if parts else ""
     return {"lora_down": "down", "lora_up": "up"}.get(name, name)
@@ -159,27 +159,27 @@ def _side(tensors: Tensors, layer: str, side: int) -> int:
 
 _STREAMS_OF_FLUX = ("double_blocks_N_", "single_blocks_N_", "single_transformer_blocks_N_")
 _OWN = (*_STREAMS_OF_FLUX, "joint_blocks_N_", "blocks_N_cross_attn_", "blocks_N_self_attn_")
-"""Beginnings that tell a layout whatever the widths are."""
+"""Beginnings that fix a layout whatever the widths are."""
 
 _TWO = ("transformer_blocks_N_attn1_", "transformer_blocks_N_attn2_", "blocks_N_attn1_", "blocks_N_attn2_")
 _BY_TRAINER = "by what its trainer wrote: its keys leave it open"
 _BY_NAMES = "by names that layers of several families have"
 
 
-def family_of(tensors: Tensors, said: str) -> AdapterFamily:
-    """The family by the layers; `said` is what a trainer wrote, and decides what they leave open. With no family, no
-    layer is one of a transformer known here."""
+def family_of(tensors: Tensors, declared: str) -> AdapterFamily:
+    """The family by the layers; `declared` is what a trainer wrote, and decides what they leave open. With no family,
+    no layer is one of a transformer known here."""
     layers = layers_of(tensors)
     for family, beginnings in SURE:
         if layers.have(beginnings):
             return AdapterFamily(family)
-    found = _by_sizes(layers, said)
+    found = _by_sizes(layers, declared)
     if found.family or not layers.have(_STREAMS_OF_FLUX):
         return found
-    return AdapterFamily(said, guess=_BY_TRAINER) if said else AdapterFamily("flux", guess=_BY_NAMES)
+    return AdapterFamily(declared, guess=_BY_TRAINER) if declared else AdapterFamily("flux", guess=_BY_NAMES)
 
 
-def _by_sizes(layers: Layers, said: str) -> AdapterFamily:
+def _by_sizes(layers: Layers, declared: str) -> AdapterFamily:
     """By every layer whose name several models have, with its sizes and the number of blocks."""
     known = {name: sizes for name, sizes in layers.sizes.items() if name in KNOWN}
     named = [one for one in MODELS if known.keys() <= one.layers.keys() and not _is_too_long(one, layers)]
@@ -188,23 +188,23 @@ def _by_sizes(layers: Layers, said: str) -> AdapterFamily:
     if not known or not named:
         return AdapterFamily("")
     if all(name.startswith(_TWO) for name in known) and not all(all(sizes) for sizes in known.values()):
-        return AdapterFamily("")  # many have such names, and a width alone tells little
+        return AdapterFamily("")  # many have such names, and a width alone proves little
     fitting = [one for one in named if all(_fits(one.layers[name](one), sizes) for name, sizes in known.items())]
     if not fitting and not layers.have(_OWN):
         return AdapterFamily("")
-    return _chosen(fitting or named, layers, said, is_fitting=bool(fitting))
+    return _chosen(fitting or named, layers, declared, is_fitting=bool(fitting))
 
 
-def _chosen(models: list[Denoiser], layers: Layers, said: str, *, is_fitting: bool) -> AdapterFamily:
+def _chosen(models: list[Denoiser], layers: Layers, declared: str, *, is_fitting: bool) -> AdapterFamily:
     """One of the models that an adapter may be for, and why it is a guess if it is one."""
     exact = [one for one in models if _is_exact(one, layers)]
-    models = exact or sorted(models, key=lambda one: (_lacks_single(one, layers), not _ends_alike(one, layers)))
+    models = exact or sorted(models, key=lambda one: (_lacks_single(one, layers), not _ends_with_last(one, layers)))
     families = _families(models)
     if len(families) == 1:
         editions = {one.edition for one in models}
         return AdapterFamily(families[0], editions.pop() if len(editions) == 1 and is_fitting else "")
-    if said in families:
-        return AdapterFamily(said, guess=_BY_TRAINER)
+    if declared in families:
+        return AdapterFamily(declared, guess=_BY_TRAINER)
     return AdapterFamily(families[0], guess=f"its keys could be those of {', '.join(families[1:])} too")
 
 
@@ -223,7 +223,7 @@ def _is_exact(one: Denoiser, layers: Layers) -> bool:
     return len(counts) > 1 and all(number + 1 == count for number, count in counts)
 
 
-def _ends_alike(one: Denoiser, layers: Layers) -> bool:
+def _ends_with_last(one: Denoiser, layers: Layers) -> bool:
     """Whether an adapter changes the last block of a model's first kind of them."""
     return layers.highest.get("double_blocks", -1) + 1 == one.blocks.get("double_blocks", -1)
 

@@ -1,4 +1,4 @@
-"""Identity: a tensor header and its metadata, made into what the catalog says of a model. Pure."""
+"""Identity: what the catalog records of a model, by the tensors and the metadata in its header. Pure."""
 
 from math import prod
 from typing import Literal, NamedTuple
@@ -117,7 +117,7 @@ def _edition(tensors: Tensors, keys: Keys, family: str, prefix: str) -> tuple[st
     if family == "qwen-image" and keys.begin(prefix + "__index_timestep_zero__"):
         return family, "edit-2511"
     for of, part, editions in rules.EDITIONS:
-        if of == family:  # weights of four bits are packed into one long side: the bias beside them still tells
+        if of == family:  # weights of four bits are packed into one long side: the bias next to them keeps its own
             for one in sides(part):
                 if edition := editions.get(one, ""):
                     return family, edition
@@ -140,7 +140,7 @@ def _width_family(tensors: Tensors) -> str:
 
 def _lora(tensors: Tensors, keys: Keys, metadata: dict[str, str]) -> _Recognised:
     """By the layers, then by widths where the layout is a UNet's; what trainers wrote decides what these leave open."""
-    said = next(
+    declared = next(
         (
             family
             for name, beginning, family in rules.LORA_METADATA
@@ -148,21 +148,21 @@ def _lora(tensors: Tensors, keys: Keys, metadata: dict[str, str]) -> _Recognised
         ),
         "",
     )
-    found = adapters.family_of(tensors, said)
+    found = adapters.family_of(tensors, declared)
     if found.family:
         return _Recognised("lora", *found)
-    by_trainer = _Recognised("lora", said, guess=_BY_TRAINER if said else "")
+    by_trainer = _Recognised("lora", declared, guess=_BY_TRAINER if declared else "")
     if any(keys.begin(part) for part in rules.TRANSFORMERS):
         return by_trainer
     if any("encoder_hid_proj" in name for name in keys.names):
         return _Recognised("lora", "kolors")
     family = _reading_text(tensors) or ("sdxl" if adapters.is_deep(keys.names) else "")
-    if family == "sdxl" and said == "kolors":  # the same layers, and the same width
+    if family == "sdxl" and declared == "kolors":  # the same layers, and the same width
         return by_trainer
     if family:
         return _Recognised("lora", family)
     family, guess = _text_encoders(tensors, keys)
-    return by_trainer if said and (guess or not family) else _Recognised("lora", family, guess=guess)
+    return by_trainer if declared and (guess or not family) else _Recognised("lora", family, guess=guess)
 
 
 def _text_encoders(tensors: Tensors, keys: Keys) -> tuple[str, str]:
@@ -181,7 +181,7 @@ def _text_encoders(tensors: Tensors, keys: Keys) -> tuple[str, str]:
 
 
 def _reading_text(tensors: Tensors) -> str:
-    """The family by the width of the text that a UNet's adapted layers read; empty where they don't tell."""
+    """The family by the width of the text that a UNet's adapted layers read; empty where they leave it open."""
     for key in tensors:
         reads_text = "attn2" in key and ("to_k" in key or "to_v" in key)
         if reads_text and (family := rules.WIDTHS.get(adapters.reads(tensors, key), "")):
@@ -232,10 +232,10 @@ def _variant(tensors: Tensors, metadata: dict[str, str], channels: int) -> Liter
         return "inpaint"
     if not tensors.keys().isdisjoint(("v_pred", "ztsnr", "edm_vpred.sigma_max")):
         return "v-prediction"
-    says = metadata.get("modelspec.prediction_type", "").lower()
+    prediction = metadata.get("modelspec.prediction_type", "").lower()
     trained = metadata.get("ss_v_parameterization", "").lower() == "true"
     is_768_v = metadata.get("modelspec.architecture", "").lower().startswith("stable-diffusion-v2-768-v")
-    return "v-prediction" if says in ("v", "v_prediction", "v-prediction") or trained or is_768_v else ""
+    return "v-prediction" if prediction in ("v", "v_prediction", "v-prediction") or trained or is_768_v else ""
 
 
 def _dtypes(tensors: Tensors) -> tuple[str, ...]:

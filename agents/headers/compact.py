@@ -25,7 +25,7 @@ LEFT_OUT = "\0left out\0"
 
 UNREADABLY_LARGE = (
     "This file's header is too large to read here: it takes more time or memory than the limit for one header. "
-    "The file may be good, but what is in it can't be said."
+    "The file may be good, but its contents can't be shown."
 )
 """The problem of a file whose header can't be decoded within the limits."""
 

@@ -1,4 +1,4 @@
-"""GGUF: the quantised format of llama.cpp, as far as it takes to say what is in a file and how long it must be.
+"""GGUF: the quantised format of llama.cpp, as far as it takes to know what is in a file and how long it must be.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Only the header is read, 16 MiB of it at most.
 """
@@ -70,9 +70,9 @@ _BY_ARCHITECTURE = "by the architecture that its header names: its tensors leave
 
 
 class Contents(msgspec.Struct, frozen=True, kw_only=True):
-    """What a header says: the architecture it names, every tensor by name (the shape as torch has it), how many numbers
-    there are, the bytes of each type of tensor, and where the data ends in the file, by itself and filled up to the
-    alignment (None with a type nobody here knows)."""
+    """What is in a header: the architecture it names, every tensor by name (the shape as torch has it), how many
+    numbers there are, the bytes of each type of tensor, and where the data ends in the file, by itself and filled up to
+    the alignment (None with a type nobody here knows)."""
 
     architecture: str
     tensors: dict[str, Tensor]
@@ -83,14 +83,14 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def identify(fd: int) -> Identity:
-    """Kind and family by the tensors, which tell more than the architecture that the file names: FLUX.2 and Chroma are
+    """Kind and family by the tensors, which show more than the architecture that the file names: FLUX.2 and Chroma are
     called flux there, Z-Image lumina2. Raises OSError only."""
     try:
         found = read(fd)
     except BadHeader as error:
         return Identity(problem=str(error))
-    told, guess = recognise(found.tensors, {}), ""
-    kind, family, edition = told.kind, told.family, told.edition
+    recognised, guess = recognise(found.tensors, {}), ""
+    kind, family, edition = recognised.kind, recognised.family, recognised.edition
     if kind not in ("diffusion_model", "checkpoint", "text_encoder"):
         kind, family = _ARCHITECTURES.get(found.architecture, ("unknown", ""))
         edition, guess = "", _BY_ARCHITECTURE if kind == "diffusion_model" else ""
@@ -163,7 +163,7 @@ def _contents(reader: "_Reader", tensors: int, architecture: str, alignment: int
         named[key] = Tensor(dtype=name, shape=tuple(reversed(shape)), data_offsets=(offset, offset + size))
         end = max(end, offset + size)
         if max(parameters, end, sizes[name]) > _MOST:
-            raise BadHeader("The header is damaged: no file is as large as it says. Download the file again.")
+            raise BadHeader("The header is damaged: no file is as large as it claims. Download the file again.")
     sizes.pop("", None)
     end += -(-reader.at // alignment) * alignment if tensors else reader.at
     return Contents(

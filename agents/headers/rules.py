@@ -1,4 +1,4 @@
-"""Families: what the names and shapes in a tensor table say about a model. A table of rules, read from the top.
+"""Families: which model it is by the names and shapes of its tensors. Tables of rules, read from the top.
 
 The layout of the keys decides; widths only where the layout leaves a choice. A model that matches no rule is "unknown",
 never a guess. Sources of the layouts: the published checkpoints, diffusers' single-file conversion.
@@ -142,7 +142,7 @@ CHECKPOINT_RULES = (
     Rule("checkpoint", "sd2", ("cond_stage_model.model.", _ANY_UNET)),
     Rule("checkpoint", "sd15", ("cond_stage_model.transformer.", _ANY_UNET)),
 )
-"""Full checkpoints with a UNet: the text encoder's layout tells them apart."""
+"""Full checkpoints with a UNet: the text encoder's layout distinguishes them."""
 
 CONTROL_MARKS = (
     *("control_model.input_hint_block.", "input_hint_block.", "controlnet_cond_embedding.", "controlnet_down_blocks."),
@@ -186,7 +186,7 @@ OTHER_RULES = (
 """What is no whole checkpoint and no bare UNet or transformer."""
 
 COMPANIONS = ("first_stage_model.", "text_encoders.", "vae.", "cond_stage_model.", "conditioner.")
-"""Beginnings of what a checkpoint has beside what denoises."""
+"""Beginnings of what a checkpoint has besides what denoises."""
 
 UNET_MARKS = (
     ("input_blocks.0.0.weight", "output_blocks.0.0."),
@@ -204,7 +204,7 @@ TRANSFORMERS = (
     *("diffusion_model.blocks.", "diffusion_model.layers.", "layers.", "lora_unet_transformer_blocks_"),
     *("lora_unet_blocks_", "lora_unet_layers_", "base_model.model.transformer_blocks.", "base_model.model.blocks."),
 )
-"""Beginnings of an adapter's keys that are some transformer's: a UNet's widths say nothing of it."""
+"""Beginnings of an adapter's keys that are some transformer's: a UNet's widths don't apply."""
 
 SDXL_TEXT = ("lora_te2_text_model_", "lora_te1_text_model_", "text_encoder_2.text_model.", "clip_g.")
 """Those of the text encoders that SDXL has, and some transformers."""

@@ -113,7 +113,7 @@ def _what_else(head: bytes, length: int) -> str:
     if head.startswith((b"PK\x03\x04", b"\x80\x02")):
         return "This is a pickle under the name of a safetensors file; it is never loaded. Convert it."
     if head.lstrip()[:1] == b"<":
-        return "This is a web page, not a model: the download asked for a login, say. Download it again."
+        return "This is a web page, not a model: the download asked for a login, perhaps. Download it again."
     return (
         f"This is no safetensors file: its first bytes ask for a header of {length:,} bytes, "
         f"and {LARGEST_HEADER:,} is the limit. Download it again, or convert it."
@@ -188,7 +188,7 @@ def _check_length(name: str, tensor: Tensor) -> None:
 
 
 def _bad(error: Exception, name: str) -> BadHeader:
-    """What is wrong with a header, by what its decoder said of the entry `name` (or of all)."""
+    """What is wrong with a header, by its decoder's error at the entry `name` (or of all)."""
     where = f" at {_short(name)}" if name else ""
     match error:
         case RecursionError():

@@ -1,4 +1,4 @@
-"""Headers: what a model file says of itself, read without loading a weight and without trusting a byte.
+"""Headers of model files, read without loading a weight and without trusting a byte.
 
 A header of up to 1 MiB is decoded here; a larger one (100 MB at most, as for the format's own library) in a child
 process with limits, so that it holds up no event loop and takes no memory that matters. Bad content becomes an Identity
@@ -31,7 +31,7 @@ CHILD_SECONDS = 2
 for each 16 MiB."""
 
 CHILD_PATIENCE = 20.0
-"""Seconds on the wall, after which a busy machine is given time to recover: that says nothing about the file."""
+"""Seconds on the wall, after which a busy machine is given time to recover: that is no verdict on the file."""
 
 CHILD_MEMORY_BYTES = 160 << 20
 """Address space, of which the child of a header of 16 MiB has 105 MiB in memory. That of a longer one is given its
@@ -61,8 +61,8 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def identify(path: str | bytes, name: bytes = b"") -> Identity:
-    """What the file at a real path is, by its header and the extension of its `name` (that of a link to it, say; its
-    own otherwise). Raises OSError or HeaderUnread."""
+    """What the file at a real path is, by its header and the extension of its `name` (that of a link to it, or its
+    own). Raises OSError or HeaderUnread."""
     fd = os.open(path, _OPEN_SAFELY)
     try:
         return identify_fd(fd, name or os.fsencode(path))
@@ -95,7 +95,7 @@ def expected_size(fd: int) -> int:
 
 
 def read(fd: int, *, length_only: bool = False) -> Reading:
-    """What an open safetensors file's header says. Raises BadHeader, Unfinished, HeaderUnread or OSError."""
+    """What is in an open safetensors file's header. Raises BadHeader, Unfinished, HeaderUnread or OSError."""
     length = read_length(fd)
     if length <= CHILD_OVER_BYTES:
         return _read_here(fd, length_only)
@@ -117,7 +117,7 @@ def _read_here(fd: int, length_only: bool) -> Reading:
 def _read_in_child(fd: int, length: int, length_only: bool) -> Reading:
     """The reading of a child that gets the open file and nothing else, and may fail in any way it likes.
 
-    What the child says is a verdict on the file, and so is that it fails; that it is ended, or has no time to run, is
+    The child's answer is a verdict on the file, and so is that it fails; that it is ended, or has no time to run, is
     none. Raises HeaderUnread or OSError.
     """
     here = str(Path(__file__).resolve().parents[2])

@@ -36,7 +36,7 @@ _EXACT_PROMPT, _EXACT_NEGATIVE = "Darkroom prompt", "Darkroom negative prompt"
 
 
 class Infotext(msgspec.Struct, frozen=True, kw_only=True):
-    """What an infotext says; the settings are in its order, unquoted."""
+    """What an infotext holds; the settings are in its order, unquoted."""
 
     prompt: str
     negative_prompt: str = ""
@@ -68,7 +68,7 @@ def build(info: Infotext) -> str:
     Raises ValueError for fewer than three settings: readers would take the line for a part of the prompt.
     """
     if len(info.settings) < 3:
-        raise ValueError("an infotext needs at least three settings to be told from a prompt")
+        raise ValueError("an infotext needs at least three settings to be distinguished from a prompt")
     text = _joined(info, info.settings)
     settings = dict(info.settings)
     plain = _split(text)
@@ -80,7 +80,7 @@ def build(info: Infotext) -> str:
 
 
 def parse(text: str) -> Infotext:
-    """What an infotext says, ours or another tool's. Text that is none comes back as a prompt without settings."""
+    """What an infotext holds, ours or another tool's. Text that is none comes back as a prompt without settings."""
     info = _split(text)
     settings = dict(info.settings)
     prompt = settings.pop(_EXACT_PROMPT, info.prompt)
@@ -126,7 +126,7 @@ def read_file(path: Path) -> str:
     with opened(path.read_bytes()) as image:
         try:
             return read(image)
-        except Exception as error:  # what a damaged file says of itself is met with every kind of exception
+        except Exception as error:  # readers meet damaged bytes with every kind of exception
             raise Broken(f"the picture's metadata can't be read: {error}") from error
 
 
@@ -151,7 +151,7 @@ def _split(text: str) -> Infotext:
 
 
 def _quoted(value: str) -> str:
-    """In JSON's quotes when the plain value could not be told from what surrounds it."""
+    """In JSON's quotes when the plain value could not be distinguished from what surrounds it."""
     return (
         value
         if value == value.strip() and not any(mark in value for mark in ',:\n\r"')

@@ -46,7 +46,7 @@ def picture_names(sha256: str, number: int) -> dict[str, str]:
 
 
 def encode_picture(job: EncodePicture, data_dir: Path) -> Picture:
-    """Write the three tiers of one picture of a model, and say what was written.
+    """Write the three tiers of one picture of a model, and return what was written.
 
     Raises BadPicture (no picture that can be used, with its kin), NotTheOriginal, NameTaken, BadJob, all UserErrors,
     and OSError (a full disk), leaving complete files only.

@@ -35,7 +35,7 @@ class PixelsGone(DarkroomError):
 
 
 def encode_pictures(job: Encode, data_dir: Path) -> tuple[Picture, ...]:
-    """Write every picture of `job` and say what was written.
+    """Write every picture of `job` and return what was written.
 
     Reads `work/<file>` and writes `outputs/<day>/<id>-<n>.<webp|png|jpg>` and `<id>-<n>_high|medium|low.webp`, all with
     infotext. A file that is there already is kept, so a run after a crash completes what is missing and reports the

@@ -1,6 +1,6 @@
 """CLIP tokens: from text to the rows of 77 numbers a text encoder reads. Nothing here imports torch.
 
-The vocabulary is CLIP's own list of byte pairs (`bpe_simple_vocab_16e6.txt.gz`), carried beside the diffusion configs.
+The vocabulary is CLIP's own list of byte pairs (`bpe_simple_vocab_16e6.txt.gz`), kept with the diffusion configs.
 Text is taken literally: no weights, no tags.
 """
 

@@ -1,6 +1,6 @@
 """The original layout of latent diffusion checkpoints: the configs of one checkpoint's parts by its tensors' shapes.
 
-Two things no shape tells: how many heads attention has and how many groups the norms have. The header's free text may
+Two things no shape shows: how many heads attention has and how many groups the norms have. The header's free text may
 name them (`darkroom.unet_heads`, `darkroom.text_heads`, `darkroom.norm_groups`); if not, the convention holds: 8 heads
 in the UNet, one head per 64 channels in the text encoder, 32 groups. Nothing here imports torch.
 """
@@ -28,7 +28,7 @@ def adapt(family: Family, shapes: Shapes, metadata: Mapping[str, str]) -> Parts:
 
 
 def _unet(template: Config, shapes: Shapes, metadata: Mapping[str, str]) -> Config:
-    """Downsamplers (input_blocks.N.0.op) tell the levels apart; a level with transformers is one of cross-attention."""
+    """Downsamplers (input_blocks.N.0.op) divide the levels; a level with transformers is one of cross-attention."""
     count = _count(shapes, rf"{re.escape(UNET)}input_blocks\.(\d+)\.")
     levels: list[list[int]] = [[]]
     for index in range(1, count):

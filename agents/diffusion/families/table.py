@@ -2,7 +2,7 @@
 
 A family is a folder under `configs/` in the layout diffusers knows (one small JSON per part) plus `family.json`. The
 sizes in it are those of the real family; those of one checkpoint are read from its tensors' shapes, so that smaller
-relatives load as well. Which family a file is of, `headers.classify` tells. Nothing here imports torch.
+relatives load as well. `headers.classify` recognises the family of a file. Nothing here imports torch.
 """
 
 import json
