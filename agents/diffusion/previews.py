@@ -15,9 +15,19 @@ PREVIEW_SIDE = 256
 
 
 def preview(family: Family, scheduler: Any, scaled: torch.Tensor, noise: torch.Tensor, time: torch.Tensor) -> bytes:
-    """A JPEG of the picture that the model aims at: by what it was shown (`scaled`, (1, 4, h, w)) and the noise it
-    found there, at one of the scheduler's times."""
-    return preview_jpeg(family, _clean(scheduler, scaled, noise, time))
+    """A JPEG of the picture that the model aims at, by what it was shown (`scaled`, (1, 4, h, w)) and the noise it
+    found there at one of the scheduler's times. The family's linear latent-to-RGB factors make it up to 8 times as
+    large, 256 pixels at most on its longer side, which is some 20 KB."""
+    latents = _clean(scheduler, scaled, noise, time)
+    factors = torch.tensor(family.latent_rgb, device=latents.device)
+    colours = torch.einsum("chw,cr->hwr", latents[0], factors).nan_to_num()
+    pixels = ((colours + 1) * 127.5).clamp(0, 255).to(torch.uint8).cpu().numpy()
+    image = Image.fromarray(pixels)
+    factor = min(8.0, PREVIEW_SIDE / max(image.size))
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    buffer = io.BytesIO()
+    image.resize(size, Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
 
 
 def _clean(scheduler: Any, scaled: torch.Tensor, noise: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
@@ -27,17 +37,3 @@ def _clean(scheduler: Any, scaled: torch.Tensor, noise: torch.Tensor, time: torc
     alpha = float(np.interp(float(time), np.arange(len(kept)), kept))
     noise_share, picture_share = math.sqrt(1 - alpha), math.sqrt(alpha)
     return (scaled.float() - noise_share * noise.float()) / picture_share
-
-
-def preview_jpeg(family: Family, latents: torch.Tensor) -> bytes:
-    """A JPEG of (1, 4, h, w) latents by the family's linear latent-to-RGB factors: up to 8 times as large, 256 pixels
-    at most on its longer side, which is some 20 KB."""
-    factors = torch.tensor(family.latent_rgb, device=latents.device)
-    colours = torch.einsum("chw,cr->hwr", latents[0].float(), factors).nan_to_num()
-    pixels = ((colours + 1) * 127.5).clamp(0, 255).to(torch.uint8).cpu().numpy()
-    image = Image.fromarray(pixels)
-    factor = min(8.0, PREVIEW_SIDE / max(image.size))
-    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    buffer = io.BytesIO()
-    image.resize(size, Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()

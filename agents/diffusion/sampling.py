@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from agents.diffusion.families.table import Family
 from agents.diffusion.loading import Models
-from agents.diffusion.previews import preview as preview_of
+from agents.diffusion.previews import preview
 from agents.diffusion.samplers import class_names
 from agents.diffusion.text_encoders import PromptEncoder
 from schemas.jobs import Plan, SchedulerSpec
@@ -164,8 +164,7 @@ def _steps(
         latents = scheduler.step(noise, time, latents, **extra, return_dict=False)[0]
         done = index + 1
         completes = done == len(timesteps) or (done > early and done % scheduler.order == 0)
-        preview = partial(preview_of, models.family, scheduler, scaled[:1], noise, time)
-        yield _Call(latents, int(completes), preview)
+        yield _Call(latents, int(completes), partial(preview, models.family, scheduler, scaled[:1], noise, time))
 
 
 def _decode(models: Models, latents: torch.Tensor) -> PixelArray:

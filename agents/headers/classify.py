@@ -49,7 +49,9 @@ def identify_header(header: Header) -> Identity:
         family += _SUFFIXES.get(channels, "")
     if kind in ("checkpoint", "diffusion_model"):
         family = _special(tensors, family)
-    problem = "" if kind != "unknown" else _problem(family)
+    problem = ""
+    if kind == "unknown":
+        problem = f"This is a model of the type {family}, which nothing here can use yet." if family else _UNFAMILIAR
     return Identity(
         kind=kind,
         family=family,
@@ -249,20 +251,10 @@ def _dtypes(tensors: Tensors) -> tuple[str, ...]:
 def _components(tensors: Tensors, kind: Kind) -> dict[str, int]:
     """Bytes per component; what belongs to none is the file's own kind."""
     sizes: dict[str, int] = {}
-    own = _own_name(kind)
+    own = {"checkpoint": "other", "diffusion_model": "denoiser", "unknown": "other"}.get(kind, kind)
     for key, tensor in tensors.items():
         name = own
         if key.startswith(rules.PARTS):
             name = next(name for name, parts in rules.COMPONENTS if key.startswith(parts))
         sizes[name] = sizes.get(name, 0) + tensor.size
     return dict(sorted(sizes.items()))
-
-
-def _own_name(kind: Kind) -> str:
-    return {"checkpoint": "other", "diffusion_model": "denoiser", "unknown": "other"}.get(kind, kind)
-
-
-def _problem(family: str) -> str:
-    if family:
-        return f"This is a model of the type {family}, which nothing here can use yet."
-    return _UNFAMILIAR

@@ -123,20 +123,15 @@ def _what_else(head: bytes, length: int) -> str:
 def read_header(fd: int) -> Header:
     """The header of an open file. Raises BadHeader, Unfinished or OSError."""
     length = read_length(fd)
-    header = parse(_json(fd, length))
-    if length <= HEADER_LIMIT:
-        return header
-    metadata = {key: text for key, text in header.metadata.items() if text != LEFT_OUT}
-    start = LENGTH_BYTES + length
-    return Header(header.tensors, metadata, start, start + header.file_size - header.start)
-
-
-def _json(fd: int, length: int) -> bytes:
-    """The header's text; of a large one what is left without its long texts. Raises as `read_header`."""
     raw = os.pread(fd, length, LENGTH_BYTES)
     if len(raw) < length:
         raise Unfinished(f"The file ends within its header of {length:,} bytes; copy or download it again.")
-    return compacted(raw) if length > HEADER_LIMIT else raw
+    if length <= HEADER_LIMIT:
+        return parse(raw)
+    raw = compacted(raw)
+    header, left_out = parse(raw), length - len(raw)
+    metadata = {key: text for key, text in header.metadata.items() if text != LEFT_OUT}
+    return Header(header.tensors, metadata, header.start + left_out, header.file_size + left_out)
 
 
 def parse(raw: bytes) -> Header:
