@@ -78,5 +78,5 @@ def plan(tiny: Tiny) -> Callable[..., Plan]:
 
 @pytest.fixture(scope="session")
 def pictures(engine: Engine, tiny: Tiny) -> Callable[[Plan], list[NDArray[np.uint8]]]:
-    """Makes a plan's pictures, telling nobody."""
+    """Makes a plan's pictures, reporting to nobody."""
     return lambda plan: engine.generate(plan, tiny.path, lambda progress: None, lambda: False)

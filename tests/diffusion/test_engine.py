@@ -85,22 +85,22 @@ def test_without_guidance_the_negative_prompt_does_not_matter(plan: Make, pictur
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpm2", "plms", "lcm"])
 def test_progress_counts_the_steps_that_were_asked_for(sampler: str, plan: Make, tiny: Tiny, engine: Engine) -> None:
-    told: list[StepProgress] = []
-    engine.generate(plan(sampler, seeds=(1, 2), steps=5), tiny.path, told.append, lambda: False)
+    reported: list[StepProgress] = []
+    engine.generate(plan(sampler, seeds=(1, 2), steps=5), tiny.path, reported.append, lambda: False)
     for image in (0, 1):
-        steps = [one.step for one in told if one.image == image and one.stage == "denoising"]
+        steps = [one.step for one in reported if one.image == image and one.stage == "denoising"]
         assert sorted(set(steps)) == [0, 1, 2, 3, 4, 5]
         assert steps == sorted(steps)
-    assert {(one.steps, one.images) for one in told} == {(5, 2)}
-    assert [one.stage for one in told][-1] == "decoding"
+    assert {(one.steps, one.images) for one in reported} == {(5, 2)}
+    assert [one.stage for one in reported][-1] == "decoding"
 
 
-def test_loading_is_told_once_and_only_when_the_model_is_not_there(plan: Make, tiny: Tiny) -> None:
-    engine, told = Engine(torch.device("cpu")), []
+def test_loading_is_reported_once_and_only_when_the_model_is_not_there(plan: Make, tiny: Tiny) -> None:
+    engine, reported = Engine(torch.device("cpu")), []
     for _ in range(2):
-        engine.generate(plan(steps=1), tiny.path, lambda progress: told.append(progress.stage), lambda: False)
-    assert told.count("loading") == 1
-    assert told[:2] == ["loading", "encoding prompt"]
+        engine.generate(plan(steps=1), tiny.path, lambda progress: reported.append(progress.stage), lambda: False)
+    assert reported.count("loading") == 1
+    assert reported[:2] == ["loading", "encoding prompt"]
     assert engine.loaded == tiny.sha256
     engine.unload()
     assert engine.loaded == ""
@@ -120,10 +120,10 @@ def test_previews_are_small_jpegs_that_come_to_resemble_each_other(plan: Make, t
 def test_a_stop_is_heard_between_two_steps_and_the_engine_goes_on_living(
     plan: Make, tiny: Tiny, engine: Engine, pictures: Make
 ) -> None:
-    told: list[StepProgress] = []
+    reported: list[StepProgress] = []
     with pytest.raises(Stopped):
-        engine.generate(plan(steps=20), tiny.path, told.append, lambda: bool(told) and told[-1].step == 3)
-    assert max(one.step for one in told) == 3
+        engine.generate(plan(steps=20), tiny.path, reported.append, lambda: bool(reported) and reported[-1].step == 3)
+    assert max(one.step for one in reported) == 3
     assert pictures(plan())[0].shape == (64, 64, 3)
 
 

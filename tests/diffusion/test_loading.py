@@ -140,7 +140,7 @@ def test_old_merges_without_text_model_in_the_names_load(
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "says"),
+    ("name", "value", "message"),
     [
         (f"{UNET}out.2.bias", None, "missing conv_out.bias"),
         (f"{VAE}decoder.conv_out.bias", None, "missing decoder.conv_out.bias"),
@@ -154,14 +154,14 @@ def test_old_merges_without_text_model_in_the_names_load(
     ],
 )
 def test_missing_unexpected_and_misshapen_weights_are_named(
-    name: str, value: torch.Tensor | None, says: str, changed: Callable[..., Path]
+    name: str, value: torch.Tensor | None, message: str, changed: Callable[..., Path]
 ) -> None:
-    with pytest.raises(NotACheckpoint, match=says):
+    with pytest.raises(NotACheckpoint, match=message):
         load(changed(**{name: value}), CPU)
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({f"{UNET}input_blocks.0.0.weight": torch.ones(64, 9, 3, 3)}, "inpainting"),
         ({f"{UNET}input_blocks.0.0.weight": torch.ones(64, 8, 3, 3)}, "instruct-pix2pix"),
@@ -171,14 +171,14 @@ def test_missing_unexpected_and_misshapen_weights_are_named(
     ],
 )
 def test_families_that_cannot_run_yet_are_named(
-    changes: dict[str, torch.Tensor], says: str, changed: Callable[..., Path]
+    changes: dict[str, torch.Tensor], message: str, changed: Callable[..., Path]
 ) -> None:
-    with pytest.raises(UnsupportedFamily, match=says):
+    with pytest.raises(UnsupportedFamily, match=message):
         load(changed(**changes), CPU)
 
 
 @pytest.mark.parametrize(
-    ("names", "says"),
+    ("names", "message"),
     [
         (["lora_unet_down.lora_down.weight"], "LoRA"),
         (["unet.to_q.lora_A.weight"], "LoRA"),
@@ -188,9 +188,9 @@ def test_families_that_cannot_run_yet_are_named(
         ([f"{UNET}input_blocks.0.0.weight", f"{VAE}x"], "no CLIP text encoder"),
     ],
 )
-def test_files_that_are_no_checkpoint_are_named(names: list[str], says: str, tmp_path: Path) -> None:
+def test_files_that_are_no_checkpoint_are_named(names: list[str], message: str, tmp_path: Path) -> None:
     save_file({name: torch.ones(4, 4) for name in names}, tmp_path / "x.safetensors")
-    with pytest.raises(CannotLoad, match=says):
+    with pytest.raises(CannotLoad, match=message):
         load(tmp_path / "x.safetensors", CPU)
 
 

@@ -114,7 +114,7 @@ def test_a_plan_is_the_same_every_time_and_fits_on_the_bus(prompt: str, n: int, 
     assert all(0 <= one < SEED_END for one in planned.seeds) and len(planned.seeds) == n
 
 
-def test_prompts_that_are_short_in_characters_and_long_in_bytes_are_told_to_be_shortened():
+def test_prompts_that_are_short_in_characters_and_long_in_bytes_must_be_shortened():
     with pytest.raises(Reject, match="shorten") as refused:
         plan(request(prompt="\N{FOX FACE}" * 8_000, negative_prompt="\N{FOX FACE}" * 8_000))
     assert refused.value.reason == "prompt-too-long"

@@ -1,5 +1,5 @@
-"""Adapters of every family, under the names that trainers and programs write: the layers tell what they are for, and
-what they leave open is said as a guess.
+"""Adapters of every family, under the names that trainers and programs write: the layers show what they are for, and
+what they leave open is marked as a guess.
 
 Names and sizes of layers are facts of the published models.
 """
@@ -190,7 +190,7 @@ TOLD: dict[str, tuple[Layers, str, str]] = {
 
 @pytest.mark.parametrize("naming", NAMINGS.values(), ids=NAMINGS.keys())
 @pytest.mark.parametrize(("layers", "family", "edition"), TOLD.values(), ids=TOLD.keys())
-def test_the_layers_tell_what_an_adapter_is_for_however_they_are_named(
+def test_the_layers_show_what_an_adapter_is_for_however_they_are_named(
     layers: Layers, family: str, edition: str, naming: Callable[[Layers], Shapes]
 ) -> None:
     found = tensors(naming(layers))
@@ -228,7 +228,7 @@ WHERE = {
 
 @pytest.mark.parametrize("naming", OTHERS.values(), ids=OTHERS.keys())
 @pytest.mark.parametrize(("layers", "family"), WHERE.values(), ids=WHERE.keys())
-def test_adapters_of_any_kind_are_adapters_and_told_by_the_widths_in_their_parts(
+def test_adapters_of_any_kind_are_adapters_and_recognised_by_the_widths_in_their_parts(
     layers: Layers, family: str, naming: Callable[[Layers], Shapes]
 ) -> None:
     found = tensors(naming(layers))
@@ -259,7 +259,7 @@ def test_whatever_a_program_wrapped_its_model_in_is_passed_over(prefix: str) -> 
         ({"down_blocks.0.2.attention.attn.in_proj": (2048, 6144)}, "cascade"),
     ],
 )
-def test_layers_of_one_name_in_several_models_are_told_by_their_widths(layers: Layers, family: str) -> None:
+def test_layers_of_one_name_in_several_models_are_recognised_by_their_widths(layers: Layers, family: str) -> None:
     found = tensors(NAMINGS["diffusers"](layers))
     assert (found.family, found.guess) == (family, "")
 
@@ -288,7 +288,7 @@ _CLIP, _T5 = "text_model.encoder.layers.0.self_attn.q_proj", "encoder.block.0.la
          "sd3", "text encoders"),
     ],
 )  # fmt: skip
-def test_an_adapter_of_text_encoders_alone_is_told_by_them_or_a_guess(layers: Layers, family: str, guess: str) -> None:
+def test_an_adapter_of_text_encoders_alone_is_known_by_them_or_a_guess(layers: Layers, family: str, guess: str) -> None:
     found = tensors(underscores("", KOHYA)(layers))
     assert (found.kind, found.family) == ("lora", family)
     assert guess in found.guess and bool(found.guess) == bool(guess)
@@ -309,7 +309,7 @@ OPEN: dict[str, tuple[Layers, str, str]] = {
 
 
 @pytest.mark.parametrize(("layers", "family", "other"), OPEN.values(), ids=OPEN.keys())
-def test_what_no_key_tells_is_said_as_a_guess_that_names_the_others(layers: Layers, family: str, other: str) -> None:
+def test_what_no_key_shows_is_a_guess_that_names_the_others(layers: Layers, family: str, other: str) -> None:
     found = tensors(NAMINGS["ai-toolkit"](layers))
     assert found.family == family and other in found.guess
 
@@ -320,7 +320,7 @@ def test_layers_that_only_one_program_writes_are_those_of_the_family_it_is_for()
     assert (found.family, found.guess) == ("flux", "")
 
 
-def test_an_adapter_of_every_block_is_told_by_their_number() -> None:
+def test_an_adapter_of_every_block_is_recognised_by_their_number() -> None:
     parts = ("transformer_blocks.{}.attn.to_q", "single_transformer_blocks.{}.attn.to_q")
     for family, counts in {"flux": (19, 38), "hunyuan-video": (20, 40), "longcat-image": (10, 20)}.items():
         names = [part.format(at) for part, count in zip(parts, counts, strict=True) for at in range(count)]
@@ -329,7 +329,7 @@ def test_an_adapter_of_every_block_is_told_by_their_number() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "layers", "family"),
+    ("declared", "layers", "family"),
     [
         ("chroma", streams(3072, 12288, 12288), "chroma"),
         ("flux2", {"double_blocks.0.img_attn.qkv": (3072, 9216)}, "flux2"),
@@ -340,15 +340,15 @@ def test_an_adapter_of_every_block_is_told_by_their_number() -> None:
     ],
 )
 def test_what_a_trainer_wrote_decides_where_the_keys_leave_a_choice_and_only_there(
-    said: str, layers: Layers, family: str
+    declared: str, layers: Layers, family: str
 ) -> None:
-    found = tensors(NAMINGS["kohya"](layers), {"ss_base_model_version": said})
+    found = tensors(NAMINGS["kohya"](layers), {"ss_base_model_version": declared})
     assert found.family == family
-    assert ("trainer" in found.guess) == (said == family)
+    assert ("trainer" in found.guess) == (declared == family)
 
 
 @pytest.mark.parametrize("width", [768, 1024, 2048, 1280])
-def test_adapters_of_a_unet_are_told_by_the_text_they_read(width: int) -> None:
+def test_adapters_of_a_unet_are_recognised_by_the_text_they_read(width: int) -> None:
     layers = {"down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k": (width, 640)}
     families = {768: "sd15", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
     for naming in ("kohya", "loha", "lycoris", "peft"):
@@ -428,7 +428,7 @@ BASES: dict[str, tuple[Shapes, str, str]] = {
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model.", "net.", "transformer."])
 @pytest.mark.parametrize(("shapes", "family", "edition"), BASES.values(), ids=BASES.keys())
-def test_a_model_is_told_by_its_keys_behind_every_prefix_quantised_or_not(
+def test_a_model_is_recognised_by_its_keys_after_every_prefix_quantised_or_not(
     shapes: Shapes, family: str, edition: str, prefix: str
 ) -> None:
     scales: Shapes = {
@@ -441,7 +441,7 @@ def test_a_model_is_told_by_its_keys_behind_every_prefix_quantised_or_not(
 
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize(("shapes", "family", "edition"), BASES.values(), ids=BASES.keys())
-def test_a_gguf_file_is_told_by_its_tensors_whatever_architecture_it_names(
+def test_a_gguf_file_is_recognised_by_its_tensors_whatever_architecture_it_names(
     tmp_path: Path, shapes: Shapes, family: str, edition: str, turned: bool
 ) -> None:
     made: Any = {name: shape[::-1] if turned else shape for name, shape in shapes.items()}
@@ -449,7 +449,7 @@ def test_a_gguf_file_is_told_by_its_tensors_whatever_architecture_it_names(
     assert (found.kind, found.family, found.edition, found.guess) == ("diffusion_model", family, edition, "")
 
 
-def test_a_gguf_file_whose_tensors_tell_nothing_is_a_guess(tmp_path: Path) -> None:
+def test_a_gguf_file_whose_tensors_leave_all_open_is_a_guess(tmp_path: Path) -> None:
     found = sandbox.identify(put(tmp_path / "a.gguf", gguf_of(b"flux", {"x": (1,)})))
     assert found.family == "flux" and "architecture" in found.guess
 

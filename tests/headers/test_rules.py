@@ -64,12 +64,12 @@ def test_an_adapter_is_of_the_family_that_it_adapts(tmp_path: Path, shapes: Any,
 
 
 @pytest.mark.parametrize(
-    ("said", "family"), [("flux1", "flux"), ("chroma", "chroma"), ("hunyuan-image-2.1", "hunyuan-image")]
+    ("declared", "family"), [("flux1", "flux"), ("chroma", "chroma"), ("hunyuan-image-2.1", "hunyuan-image")]
 )
-def test_what_the_trainer_says_tells_families_apart_whose_names_are_alike(
-    tmp_path: Path, said: str, family: str
+def test_what_the_trainer_declares_divides_families_whose_names_are_equal(
+    tmp_path: Path, declared: str, family: str
 ) -> None:
-    content = model(lora("lora_unet_double_blocks_0_img_attn_qkv"), {"ss_base_model_version": said})
+    content = model(lora("lora_unet_double_blocks_0_img_attn_qkv"), {"ss_base_model_version": declared})
     assert sandbox.identify(put(tmp_path / "a.safetensors", content)).family == family
 
 

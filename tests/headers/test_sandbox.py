@@ -111,7 +111,7 @@ KINDS: list[tuple[dict[str, tuple[int, ...]] | tuple[str, ...], str, str]] = [
 
 
 @pytest.mark.parametrize(("shapes", "kind", "family"), KINDS)
-def test_names_and_shapes_tell_kind_and_family(tmp_path: Path, shapes: Any, kind: str, family: str) -> None:
+def test_names_and_shapes_show_kind_and_family(tmp_path: Path, shapes: Any, kind: str, family: str) -> None:
     found = identify(tmp_path, model(shapes))
     assert (found.kind, found.family) == (kind, family)
     assert bool(found.problem) == (kind == "unknown")
@@ -190,7 +190,7 @@ def test_pickles_are_unsafe_and_not_opened(tmp_path: Path, name: str) -> None:
     assert found.unsafe and found.kind == "unknown" and "never loaded" in found.problem
 
 
-def test_gguf_tells_its_architecture(tmp_path: Path) -> None:
+def test_gguf_shows_its_architecture(tmp_path: Path) -> None:
     found = identify(tmp_path, gguf(b"flux"), "a.gguf")
     assert (found.kind, found.family, found.problem) == ("diffusion_model", "flux", "")
     assert (found.dtypes, found.parameters, found.components) == (("F32", "Q8_0"), 73, {"denoiser": 34 + 164})
@@ -305,8 +305,8 @@ def test_a_name_that_comes_twice_is_found_however_it_is_spelled(
     names = [(name, escapes) for name, escapes in names if name != "__metadata__"] or [("a", False)]
     twice = names[double : double + 1]
     entries = [f"{spelled(name, escapes)}:{json.dumps(entry(0, 0))}" for name, escapes in names + twice]
-    told = [] if metadata is None else [f'"__metadata__" : {json.dumps(metadata)}']
-    raw = "{" + ",".join(told + entries) + "}"
+    head = [] if metadata is None else [f'"__metadata__" : {json.dumps(metadata)}']
+    raw = "{" + ",".join(head + entries) + "}"
     if twice:
         with pytest.raises(BadHeader, match="twice"):
             parse(raw.encode())
@@ -384,10 +384,10 @@ def test_what_the_library_loads_is_a_good_file_and_nothing_else_is(tmp_path: Pat
         assert "type known here" in sandbox.identify(path).problem or "kind of model" in sandbox.identify(path).problem
 
 
-def test_two_tensors_of_one_name_are_told_as_such_and_not_as_damage() -> None:
-    with pytest.raises(BadHeader, match="'a' comes twice") as told:
+def test_two_tensors_of_one_name_are_reported_as_such_and_not_as_damage() -> None:
+    with pytest.raises(BadHeader, match="'a' comes twice") as raised:
         parse(b'{"a":%b,"a":%b}' % (ONE, ONE))
-    assert "damaged" not in str(told.value)
+    assert "damaged" not in str(raised.value)
 
 
 def test_the_library_agrees_on_a_whole_file(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Headers over 1 MiB, which a child reads: in little time and memory, and its end says nothing about the file."""
+"""Headers over 1 MiB, which a child reads: in little time and memory, and its end is no verdict on the file."""
 
 import json
 import subprocess
@@ -36,12 +36,12 @@ print(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
 TENSOR = b'"t.lora_up.weight":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
 
 
-def full(piece: bytes, before: bytes = b"{", behind: bytes = b"}") -> bytes:
+def full(piece: bytes, before: bytes = b"{", after: bytes = b"}") -> bytes:
     """A header of 16 MiB, filled with as many numbered pieces as fit."""
-    pieces, size = [], len(before) + len(behind)
+    pieces, size = [], len(before) + len(after)
     while (size := size + len(numbered := piece % len(pieces)) + 1) <= HEADER_LIMIT:
         pieces.append(numbered)
-    return encoded(before + b",".join(pieces) + behind)
+    return encoded(before + b",".join(pieces) + after)
 
 
 def tag_counts() -> bytes:
@@ -86,7 +86,7 @@ LAYER = {"lora_unet_double_blocks_0_img_mod_lin.lora_down.weight": (8, 3072)}
 
 
 def large(metadata: str, padding: int = 0) -> bytes:
-    """A LoRA with that metadata (JSON) and as much white space behind its header."""
+    """A LoRA with that metadata (JSON) and as much white space after its header."""
     table, size = header(LAYER)
     text = b'{"__metadata__":' + metadata.encode() + b"," + json.dumps(table)[1:].encode() + b" " * padding
     return encoded(text, bytes(size))
@@ -154,7 +154,7 @@ def test_a_large_header_without_its_end_is_unfinished_not_damaged(tmp_path: Path
         sandbox.expected_size(file.fileno())
 
 
-def test_a_large_header_says_the_same_in_the_child(tmp_path: Path) -> None:
+def test_a_large_header_reads_the_same_in_the_child(tmp_path: Path) -> None:
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(SD15, (2, 2, 1, 1))
     shapes |= {f"{UNET}middle_block.{number}.{'x' * 100}": (1,) for number in range(8000)}
     content = model(shapes, {"modelspec.title": "Größe"})
@@ -198,7 +198,7 @@ def test_a_child_that_needs_too_much_time_is_a_problem_of_the_file(
 
 
 @pytest.mark.parametrize("script", ["kill -9 $$", "exec sleep 60"])
-def test_a_child_that_is_killed_or_gets_no_time_says_nothing_about_the_file(
+def test_a_child_that_is_killed_or_gets_no_time_is_no_verdict_on_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
     child_is(tmp_path, monkeypatch, script)

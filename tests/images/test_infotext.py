@@ -143,7 +143,7 @@ def test_a_hostile_line_is_parsed_in_time(line: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
-def test_a_file_tells_its_infotext_and_a_damaged_one_is_a_bad_picture(tmp_path: Path, form: str) -> None:
+def test_a_file_gives_its_infotext_and_a_damaged_one_is_a_bad_picture(tmp_path: Path, form: str) -> None:
     file = tmp_path / "a"
     carried = {"pnginfo": png_info("ein Füchslein")} if form == "PNG" else {"exif": exif("ein Füchslein")}
     Image.new("RGB", (8, 8)).save(file, form, **carried)

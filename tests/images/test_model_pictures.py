@@ -77,14 +77,14 @@ def is_near(image: Image.Image, at: tuple[int, int], colour: tuple[int, ...]) ->
     return all(abs(one - other) < 40 for one, other in zip(found, colour, strict=True))
 
 
-def test_an_original_becomes_three_tiers_and_what_is_said_of_them_is_so(tmp_path: Path) -> None:
-    said = encode_picture(job(tmp_path, plain((3000, 2000)), number=7), tmp_path)
-    assert said.tiers == {tier: f"images/{MODEL}_7_{tier}.webp" for tier in ("high", "medium", "low")}
-    files = [(tmp_path / name).read_bytes() for name in said.tiers.values()]
-    sizes = {tier: Image.open(io.BytesIO(file)).size for tier, file in zip(said.tiers, files, strict=True)}
+def test_an_original_becomes_three_tiers_and_what_is_reported_of_them_is_so(tmp_path: Path) -> None:
+    report = encode_picture(job(tmp_path, plain((3000, 2000)), number=7), tmp_path)
+    assert report.tiers == {tier: f"images/{MODEL}_7_{tier}.webp" for tier in ("high", "medium", "low")}
+    files = [(tmp_path / name).read_bytes() for name in report.tiers.values()]
+    sizes = {tier: Image.open(io.BytesIO(file)).size for tier, file in zip(report.tiers, files, strict=True)}
     assert sizes == {"high": (1732, 1154), "medium": (1143, 761), "low": (571, 380)}
-    assert (said.index, said.file, said.width, said.height) == (7, said.tiers["high"], 1732, 1154)
-    assert (said.bytes, said.sha256) == (sum(map(len, files)), hashlib.sha256(files[0]).hexdigest())
+    assert (report.index, report.file, report.width, report.height) == (7, report.tiers["high"], 1732, 1154)
+    assert (report.bytes, report.sha256) == (sum(map(len, files)), hashlib.sha256(files[0]).hexdigest())
 
 
 def test_a_pending_original_is_read_where_it_waits(tmp_path: Path) -> None:
@@ -100,30 +100,30 @@ def test_a_pending_original_is_read_where_it_waits(tmp_path: Path) -> None:
 def test_the_same_bytes_give_the_same_files_anywhere_and_any_time(tmp_path: Path) -> None:
     content = encoded(Image.fromarray(photo(1, 640, 480)), "JPEG", quality=90)
     here, there = tmp_path / "here", tmp_path / "there"
-    said = encode_picture(job(here, content), here)
-    assert encode_picture(job(there, content), there) == said
+    report = encode_picture(job(here, content), here)
+    assert encode_picture(job(there, content), there) == report
     assert tree(here) == tree(there)
 
 
 def test_a_second_run_touches_no_file_and_completes_what_a_kill_left_out(tmp_path: Path) -> None:
     asked = job(tmp_path, plain())
-    said = encode_picture(asked, tmp_path)
+    report = encode_picture(asked, tmp_path)
     before = written(tmp_path)
-    assert encode_picture(asked, tmp_path) == said
+    assert encode_picture(asked, tmp_path) == report
     assert written(tmp_path) == before
     whole = tree(tmp_path)
-    (tmp_path / said.tiers["medium"]).unlink()
-    assert encode_picture(asked, tmp_path) == said
+    (tmp_path / report.tiers["medium"]).unlink()
+    assert encode_picture(asked, tmp_path) == report
     assert tree(tmp_path) == whole
 
 
 def test_another_picture_never_takes_the_place_of_one(tmp_path: Path) -> None:
-    said = encode_picture(job(tmp_path, plain(colour="red")), tmp_path)
+    report = encode_picture(job(tmp_path, plain(colour="red")), tmp_path)
     before = tree(tmp_path / "images")
     with pytest.raises(NameTaken, match="is another picture"):
         encode_picture(job(tmp_path, plain(colour="blue")), tmp_path)
     assert tree(tmp_path / "images") == before
-    assert set(before) == {Path(name).name for name in said.tiers.values()}
+    assert set(before) == {Path(name).name for name in report.tiers.values()}
 
 
 def test_an_original_that_is_gone_or_changed_is_named_and_nothing_is_written(tmp_path: Path) -> None:
@@ -321,8 +321,8 @@ def test_a_picture_is_removed_with_all_its_tiers_and_no_other(tmp_path: Path) ->
         remove_picture(tmp_path, "../" + MODEL, 11)
 
 
-def shelf(data: Path) -> tuple[str, str]:
-    """Two encoded pictures, 0 and 1, and beside the pending original `7-0.png` an orphan; the keys of the two blobs."""
+def two_pictures(data: Path) -> tuple[str, str]:
+    """Two encoded pictures, 0 and 1, and an orphan near the pending original `7-0.png`; the keys of the two blobs."""
     keys = []
     for number, colour in enumerate(("red", "blue")):
         asked = job(data, plain(colour=colour), number)
@@ -345,7 +345,7 @@ def later(seconds: float) -> float:
 
 
 def test_files_that_no_catalog_needs_are_swept_and_what_it_needs_stays(tmp_path: Path) -> None:
-    needed, orphan = shelf(tmp_path)
+    needed, orphan = two_pictures(tmp_path)
     originals, pictures = {"images/pending/7-0.png", f"blobs/{needed}"}, {(MODEL, 0)}
     kept = {
         needed: tmp_path / "blobs" / needed,
@@ -361,7 +361,7 @@ def test_files_that_no_catalog_needs_are_swept_and_what_it_needs_stays(tmp_path:
 
 
 def test_young_files_are_kept_although_the_catalog_does_not_know_them_yet(tmp_path: Path) -> None:
-    shelf(tmp_path)
+    two_pictures(tmp_path)
     before = tree(tmp_path)
     assert tidy(tmp_path, (), (), time.time()) == 0
     assert tree(tmp_path) == before
@@ -370,7 +370,7 @@ def test_young_files_are_kept_although_the_catalog_does_not_know_them_yet(tmp_pa
 
 
 def test_what_is_older_than_the_catalog_is_not_its_to_judge(tmp_path: Path) -> None:
-    shelf(tmp_path)
+    two_pictures(tmp_path)
     before = tree(tmp_path)
     assert tidy(tmp_path, (), (), later(KEEP_BLOBS), since=time.time() + 1) == 0
     assert tree(tmp_path) == before

@@ -76,7 +76,7 @@ def test_the_full_picture_has_the_format_asked_for(
     assert (difference.max() == 0) == exact
 
 
-def test_a_second_run_says_the_same_and_writes_nothing(tmp_path: Path) -> None:
+def test_a_second_run_returns_the_same_and_writes_nothing(tmp_path: Path) -> None:
     asked = job(tmp_path, 2)
     first = encode_pictures(asked, tmp_path)
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "outputs").rglob("*.webp")}
@@ -92,7 +92,7 @@ def test_a_finished_job_needs_no_pixels(tmp_path: Path) -> None:
     assert encode_pictures(asked, tmp_path) == first
 
 
-def test_an_unfinished_job_without_pixels_says_so(tmp_path: Path) -> None:
+def test_an_unfinished_job_without_pixels_is_an_error(tmp_path: Path) -> None:
     asked = job(tmp_path)
     (picture,) = encode_pictures(asked, tmp_path)
     (tmp_path / picture.tiers["low"]).unlink()
@@ -173,7 +173,7 @@ def test_two_pictures_can_not_take_one_name(tmp_path: Path) -> None:
         encode_pictures(msgspec.structs.replace(asked, pixels=(negative,)), tmp_path)
 
 
-def test_pixels_of_another_size_than_the_job_says_are_refused(tmp_path: Path) -> None:
+def test_pixels_of_another_size_than_the_job_has_are_refused(tmp_path: Path) -> None:
     asked = job(tmp_path)
     wider = msgspec.structs.replace(asked.pixels[0], width=88)
     with pytest.raises(BadPixels):

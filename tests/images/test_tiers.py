@@ -42,7 +42,7 @@ def test_arrays_that_are_no_picture_are_refused(shape: tuple[int, ...]) -> None:
         webp_tiers(np.zeros(shape, np.uint8))
 
 
-def test_a_picture_too_long_for_webp_says_so() -> None:
+def test_a_picture_too_long_for_webp_is_an_error() -> None:
     with pytest.raises(ValueError, match="16383"):
         webp(Image.new("RGB", (16_384, 1)), quality=80)
 
@@ -73,7 +73,7 @@ def test_tiers_resized_one_from_the_other_look_like_tiers_of_the_full_picture() 
         assert len(ours) <= 1.1 * plain.tell()
 
 
-def test_the_measure_of_likeness_tells_likeness() -> None:
+def test_the_measure_of_likeness_measures_likeness() -> None:
     picture = Image.fromarray(photo(2, 400, 300))
     blurred = picture.resize((40, 30)).resize((400, 300))
     assert ssim(picture, picture) == pytest.approx(1)
