@@ -22,7 +22,6 @@ from urllib.parse import quote
 import anyio
 import msgspec
 from anyio import to_thread
-from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
@@ -231,9 +230,8 @@ def _inside(outputs: Path, path: str) -> Path | None:
 def _infotext(file: Path) -> str:
     """What a picture's file holds of how it was made, or "". Raises Declined for a file that is no picture."""
     try:
-        with Image.open(file) as image:
-            return infotext.read(image)
-    except (OSError, ValueError, SyntaxError) as error:
+        return infotext.read_file(file)
+    except (BadPicture, OSError) as error:
         raise Declined("broken-picture", "The picture's file is damaged; `darkroom verify` lists such.") from error
 
 
