@@ -1,7 +1,8 @@
-"""Hasher: hears job.hash for the roots it can see, reads each file once, says evt.file.hashed and tick.hash.
+"""Hasher: reads each file once. Consumes HASH for the roots it can see; publishes FILE_HASHED, FILE_HASH_FAILED and
+TICK_HASH.
 
 Other digests than SHA-256 are computed from the same read, where the job or the setting `hasher.also` asks for them.
-It hears tick.growing, and hashes a large file while it is still being written (see `ingest.following`).
+It listens to TICK_GROWING, and hashes a large file while it is still being written (see `ingest.hashing.growing`).
 
 Hashing runs in threads; a file that changes meanwhile is reported as changed and will settle again. No torch here.
 """
@@ -10,7 +11,6 @@ import asyncio
 import functools
 import os
 import threading
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -28,8 +28,8 @@ from agents.headers.errors import HeaderUnread
 from agents.headers.sandbox import identify
 from agents.ingest.errors import ChangedWhileHashing, Gone, HashCancelled
 from agents.ingest.hashing.digests import Progress, hash_file, named, why_not
-from agents.ingest.hashing.disks import Turns
-from agents.ingest.hashing.growing import Follower, proven
+from agents.ingest.hashing.disks import DiskTurns
+from agents.ingest.hashing.growing import GrowingHash, proven
 from agents.ingest.hashing.reading import Cores
 from agents.storage.errors import IngestError
 from agents.storage.paths import resolve
@@ -89,25 +89,28 @@ async def run(
 
 
 async def _never(delivery: Delivery) -> bool:
-    """A job to hash has no result besides its fact, and is gone when that is said."""
+    """A job to hash has no result but its fact, and is gone when that is published."""
     return False
 
 
 class Hasher:
-    """What the threads share: the roots, how many files are read side by side, and the word to stop."""
+    """What the threads share: the roots, how many files are read side by side, and the signal to stop."""
 
     def __init__(
         self, bus: Bus, roots: Mapping[str, str], settings: HasherSettings, tasks: anyio.abc.TaskGroup
     ) -> None:
         self.bus, self.roots, self.tasks, self.also = bus, roots, tasks, settings.also
         self.limiter = anyio.CapacityLimiter(settings.parallel)
-        self.turns = Turns(settings.rotational)
+        self.turns = DiskTurns(settings.rotational)
         self.cores = Cores()
         self.shutdown = threading.Event()
-        self.follower = Follower(busy=lambda: self.limiter.borrowed_tokens > 0 or self.shutdown.is_set())
+        self.growing = GrowingHash(self._is_busy, bus.clock.steady)
+
+    def _is_busy(self) -> bool:
+        return self.limiter.borrowed_tokens > 0 or self.shutdown.is_set()
 
     async def stop_on_shutdown(self) -> None:
-        """A thread can't be cancelled: tell it, so that it stops between two buffers."""
+        """A thread can't be cancelled: it looks for this between two buffers."""
         try:
             await anyio.sleep_forever()
         finally:
@@ -115,9 +118,9 @@ class Hasher:
 
     async def follow(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Hash a large file as it grows, except on a rotational disk."""
-        async with self.bus.listen(TICK_GROWING.filter()) as heard:
+        async with self.bus.listen(TICK_GROWING.filter()) as ticks:
             task_status.started()
-            async for message in heard:
+            async for message in ticks:
                 try:
                     tick = TICK_GROWING.decode(message.data)
                     if tick.path.root in self.roots:
@@ -128,10 +131,10 @@ class Hasher:
     async def _grown(self, tick: GrowingTick) -> None:
         path = functools.partial(self._path, tick)
         if not await self.turns.disk((tick.path.root, tick.stat.dev), path):
-            await to_thread.run_sync(lambda: self.follower.grown(tick.key, path()))
+            await to_thread.run_sync(lambda: self.growing.grown(tick.key, path()))
 
     async def hash(self, job: Hash, delivery: Delivery) -> None:
-        """Hash one file and say what it is, or why it could not be done."""
+        """Hash one file and publish what it is, or why it could not be done."""
         try:
             async with self.turns.turn((job.path.root, job.stat.dev), functools.partial(self._path, job)):
                 read = functools.partial(self._read, job, asyncio.get_running_loop(), delivery.delivered)
@@ -154,9 +157,9 @@ class Hasher:
         return resolve(self.roots[job.path.root], job.path.rel)
 
     def _read(self, job: Hash, loop: asyncio.AbstractEventLoop, delivered: int) -> Hashed:
-        """In a thread. The digests and what the header says, both of the version that the job names. Raises
+        """In a thread. The digests and what the header holds, both of the version that the job names. Raises
         HeaderUnread, unless the job was delivered so often that its file is hashed without."""
-        began, path = time.monotonic(), self._path(job)
+        began, path = self.bus.clock.steady(), self._path(job)
         if self.shutdown.is_set():
             raise HashCancelled
         with named():
@@ -171,13 +174,13 @@ class Hasher:
         undone: dict[str, str] = {digest: why for digest in asked if (why := why_not(digest))}
         if undone:
             log.warning("digests not computed", rel=job.path.rel, undone=undone)
-        expected, told = structs.replace(job.stat, dev=dev), functools.partial(self._told, job, loop)
+        expected, report = structs.replace(job.stat, dev=dev), functools.partial(self._report, job, loop)
         wanted, stopped = asked - undone.keys(), self.shutdown.is_set
         digests = None
-        if (followed := self.follower.take(job.key)) and wanted <= {"blake3"}:
-            digests = proven(followed, path, expected=expected, on_progress=told, cancelled=stopped, cores=self.cores)
+        if (followed := self.growing.take(job.key)) and wanted <= {"blake3"}:
+            digests = proven(followed, path, expected=expected, on_progress=report, cancelled=stopped, cores=self.cores)
         digests = digests or hash_file(
-            path, expected=expected, on_progress=told, cancelled=stopped, algorithms=wanted, cores=self.cores
+            path, expected=expected, on_progress=report, cancelled=stopped, algorithms=wanted, cores=self.cores
         )
         return Hashed(
             key=job.key,
@@ -185,15 +188,15 @@ class Hasher:
             stat=job.stat,
             sha256=digests.sha256,
             identity=identity,
-            seconds=round(time.monotonic() - began, 6),
-            at=time.time(),
+            seconds=round(self.bus.clock.steady() - began, 6),
+            at=self.bus.clock.now(),
             digests={digest: value for digest in sorted(asked) if (value := getattr(digests, digest))},
             undone=undone,
             job=job.id,
         )
 
-    def _told(self, job: Hash, loop: asyncio.AbstractEventLoop, progress: Progress) -> None:
-        """In a thread. Have a tick said."""
+    def _report(self, job: Hash, loop: asyncio.AbstractEventLoop, progress: Progress) -> None:
+        """In a thread. Have a tick published."""
         tick = HashTick(
             id=job.id,
             rel=job.path.rel,
@@ -220,5 +223,7 @@ class Hasher:
         self, job: Hash, reason: Literal["changed", "unreadable", "gone", "exhausted"], error: str
     ) -> None:
         log.warning("not hashed", rel=job.path.rel, reason=reason, error=error)
-        fact = HashFailed(key=job.key, path=job.path, stat=job.stat, reason=reason, error=error, at=time.time())
+        fact = HashFailed(
+            key=job.key, path=job.path, stat=job.stat, reason=reason, error=error, at=self.bus.clock.now()
+        )
         await self.bus.publish(FILE_HASH_FAILED, fact, key=job.key)

@@ -15,7 +15,7 @@ import pytest
 from blake3 import blake3
 
 from agents import hasher
-from agents.ingest.hashing.growing import Follower
+from agents.ingest.hashing.growing import GrowingHash
 from agents.ingest.hashing.reading import BUFFER_BYTES
 from agents.ingest.settling import verdicts
 from agents.storage.paths import encode, file_key, hash_id, stat_of
@@ -52,9 +52,9 @@ class Seen:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.loop, self.news, self.reads, self.passes = asyncio.get_running_loop(), anyio.Event(), 0, 0
-        grown, hash_file = Follower.grown, hasher.hash_file
+        grown, hash_file = GrowingHash.grown, hasher.hash_file
 
-        def followed(follower: Follower, key: str, path: bytes) -> None:
+        def followed(follower: GrowingHash, key: str, path: bytes) -> None:
             grown(follower, key, path)
             self.reads += 1
             self.loop.call_soon_threadsafe(self.news.set)
@@ -63,7 +63,7 @@ class Seen:
             self.passes += 1
             return hash_file(*args, **others)
 
-        monkeypatch.setattr(Follower, "grown", followed)
+        monkeypatch.setattr(GrowingHash, "grown", followed)
         monkeypatch.setattr(hasher, "hash_file", passed)
 
     async def read(self, times: int) -> None:

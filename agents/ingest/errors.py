@@ -1,4 +1,4 @@
-"""What can go wrong between a folder and a digest. The docstring is the default message and says what to do."""
+"""What can go wrong between a folder and a digest. The docstring is the default message, with what to do."""
 
 from agents.storage.errors import IngestError
 
@@ -24,7 +24,7 @@ class HashCancelled(IngestError):
 
 
 class EventsLost(IngestError):
-    """The file system does not tell (any more) what happens in a folder; it is scanned at intervals instead."""
+    """The file system does not report (any more) what happens in a folder; it is scanned at intervals instead."""
 
 
 class WrongSchema(IngestError):

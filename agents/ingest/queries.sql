@@ -59,7 +59,7 @@ RETURNING *;
 -- name: update
 UPDATE path SET
     root = :root, rel = :rel, key = :key, dev = :dev, ino = :ino, size = :size, mtime_ns = :mtime_ns,
-    ctime_ns = :ctime_ns, links = :links, state = :state, told = :told, gone = :gone, unmounted = :unmounted,
+    ctime_ns = :ctime_ns, links = :links, state = :state, told = :published, gone = :gone, unmounted = :unmounted,
     fingerprint = :fingerprint, reason = :reason, error = :error, version = version + 1, changed_at = :now
 WHERE id = :id
 RETURNING *;
@@ -70,7 +70,7 @@ UPDATE path SET rel = '//' || id WHERE id = :id;
 -- name: clear
 DELETE FROM path WHERE root = :root AND rel = :rel AND gone;
 
--- name: say
+-- name: add_outgoing
 INSERT INTO outbox (kind, message_id, payload) VALUES (:kind, :message_id, :payload);
 
 -- name: unsent
@@ -105,11 +105,11 @@ WHERE NOT confirmed AND hashed_at <= :settled_before AND EXISTS (
         AND path.ctime_ns = hash.ctime_ns AND NOT path.gone AND path.root = :root
 );
 
--- name: beside
--- The files that are hashed and described, or were, with what was told of that. A content that was described next to
--- another path, and not yet next to this one, is as good as gone here: it may have come without its sidecars.
+-- name: with_sidecars
+-- The files that are hashed and described, or were, with what was published of that. A content that was described at
+-- another path, and not yet at this one, is as good as gone here: it may have come without its sidecars.
 WITH elsewhere AS MATERIALIZED (SELECT DISTINCT sha256 FROM described WHERE mark <> '')
-SELECT path.root, path.rel, path.key, hash.sha256, described.sha256 AS told,
+SELECT path.root, path.rel, path.key, hash.sha256, described.sha256 AS described,
     CASE
         WHEN coalesce(described.mark, '') = '' AND described.sha256 IS NOT hash.sha256
             AND hash.sha256 IN (SELECT sha256 FROM elsewhere) THEN 'gone'
@@ -133,8 +133,8 @@ SELECT 1 FROM described LIMIT 1;
 INSERT INTO described (root, rel, sha256, mark) VALUES (:root, :rel, :sha256, :mark)
 ON CONFLICT (root, rel) DO UPDATE SET sha256 = excluded.sha256, mark = excluded.mark;
 
--- name: undescribe
--- No scan finds this mark: whatever lies beside a model that is back is told, nothing at all too.
+-- name: forget_description
+-- No scan finds this mark: a model that is back is described, even by nothing at all.
 UPDATE described SET mark = 'gone' WHERE root = :root AND rel = :rel AND mark <> '';
 
 -- name: move_description

@@ -1,4 +1,4 @@
--- The watcher's own table (data/files.sqlite3): what it saw, what it knows by hash, and what it has still to say.
+-- The watcher's own table (data/files.sqlite3): what it saw, what it knows by hash, and what it has still to publish.
 -- Device and inode numbers are unsigned in the system, signed here: the same 64 bits. Times are seconds of the wall clock.
 
 -- version: 1
@@ -18,7 +18,7 @@ CREATE TABLE path (
     ctime_ns INTEGER NOT NULL,
     links INTEGER NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('waiting', 'settled', 'refused')),
-    told INTEGER NOT NULL DEFAULT 0,            -- others were told of a file here, and not yet of its end
+    told INTEGER NOT NULL DEFAULT 0,            -- a fact of a file here was published, and not yet its end
     gone INTEGER NOT NULL DEFAULT 0,
     unmounted INTEGER NOT NULL DEFAULT 0,
     fingerprint TEXT NOT NULL DEFAULT '',
@@ -45,14 +45,14 @@ CREATE TABLE hash (
 CREATE INDEX hash_unconfirmed ON hash (hashed_at) WHERE NOT confirmed;
 
 CREATE TABLE outbox (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,       -- the order in which to say it
+    id INTEGER PRIMARY KEY AUTOINCREMENT,       -- the order in which to publish it
     kind TEXT NOT NULL CHECK (kind IN ('settled', 'moved', 'removed', 'refused', 'hash')),
     message_id TEXT NOT NULL UNIQUE,
     payload TEXT NOT NULL                       -- JSON
 ) STRICT;
 
 -- version: 2
-CREATE TABLE described (                        -- what was told of the files beside a model: of which content, and its mark
+CREATE TABLE described (                        -- what was published of a model's sidecars: of which content, and their mark
     root TEXT NOT NULL,
     rel TEXT NOT NULL,
     sha256 TEXT NOT NULL,
@@ -63,7 +63,7 @@ CREATE TABLE described (                        -- what was told of the files be
 ALTER TABLE outbox RENAME TO outbox_1;
 
 CREATE TABLE outbox (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,       -- the order in which to say it
+    id INTEGER PRIMARY KEY AUTOINCREMENT,       -- the order in which to publish it
     kind TEXT NOT NULL CHECK (kind IN ('settled', 'moved', 'removed', 'refused', 'hash', 'described')),
     message_id TEXT NOT NULL UNIQUE,
     payload TEXT NOT NULL                       -- JSON

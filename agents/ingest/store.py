@@ -1,15 +1,13 @@
-"""The watcher's table: what it saw, what it knows by hash, and an outbox of what it has still to say.
+"""The watcher's table: what it saw, what it knows by hash, and an outbox of what it has still to publish.
 
-Plain blocking functions for one thread, the only writer. A state and the facts that tell of it are written in one
+Plain blocking functions for one thread, the only writer. A state and the facts of it are written in one
 transaction, so a kill between commit and publish loses nothing: the facts are still in the outbox, with the same
 message ids. SQL lives in `queries.sql`, by name.
 """
 
 import json
-import secrets
 import sqlite3
-import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,13 +16,24 @@ from typing import Any, Literal
 import msgspec
 
 from agents.ingest.errors import WrongSchema
-from agents.ingest.scanning.reconcile import Appeared, Change, Changed, Linked, Lost, Moved, Returned, Row, Touched
+from agents.ingest.scanning.reconcile import (
+    Appeared,
+    Change,
+    Linked,
+    Lost,
+    Returned,
+    Row,
+    Touched,
+    WasChanged,
+    WasMoved,
+)
 from agents.ingest.scanning.scan import Candidate
 from agents.ingest.settling.attempts import Attempts
 from agents.storage import database
 from agents.storage.database import Sql, Threaded, in_thread
 from agents.storage.paths import file_key, hash_id, signed64
 from agents.storage.queries import sections
+from bus.clock import Clock
 from bus.errors import UserError
 from schemas import files
 from schemas.files import FilePath, Identity, Known, Stat
@@ -47,6 +56,7 @@ _TYPES: dict[Kind, type[Message]] = {
     "described": files.Described,
 }
 _BIG = 1 << 64
+_CLOCK = Clock()
 
 
 class Unsent(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,26 +68,21 @@ class Unsent(msgspec.Struct, frozen=True, kw_only=True):
     message: Message
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
-    """A hashed file, and what was told of the files beside it: as they were by `mark`, of the content `told`."""
+class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A hashed file, and what was published of its sidecars last: as they were by `mark`, of the content
+    `described`."""
 
     path: FilePath
     key: str
     sha256: str
-    told: str
+    described: str
     mark: str
 
 
-def _random_id() -> str:
-    return secrets.token_hex(16)
-
-
 @contextmanager
-def opened(
-    path: Path, *, steady: Callable[[], float] = time.monotonic, new_id: Callable[[], str] = _random_id
-) -> Iterator["Store"]:
+def opened(path: Path, clock: Clock = _CLOCK) -> Iterator["Store"]:
     """The table in a file, made or migrated if need be. Raises WrongSchema or sqlite3.Error. To be used by the opening
-    thread only. `steady` never goes back; `new_id` gives 32 hex digits, others each time."""
+    thread only."""
     with database.opened(path, sections("agents.ingest", "queries.sql", "name")) as sql:
         sql.write_ahead()
         schema = {
@@ -89,24 +94,21 @@ def opened(
         sql.migrate(schema, version, lambda made: f"PRAGMA user_version = {made}")
         with sql.atomic():
             if not sql.rows("instance"):
-                sql.rows("put_instance", instance=new_id())
+                sql.rows("put_instance", instance=clock.new_id())
         sql.connection.row_factory = sqlite3.Row
-        yield Store(sql, Attempts(steady), new_id)
+        yield Store(sql, clock)
 
 
 Table = Threaded["Store"]
 
 
 @asynccontextmanager
-async def open_table(
-    path: Path, *, steady: Callable[[], float] = time.monotonic, new_id: Callable[[], str] = _random_id
-) -> AsyncIterator[Table]:
+async def open_table(path: Path, clock: Clock = _CLOCK) -> AsyncIterator[Table]:
     """The table in a file, in a thread of its own: the only writer. Raises UserError."""
     async with AsyncExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            make = partial(opened, path, steady=steady, new_id=new_id)
-            table = await stack.enter_async_context(in_thread(make, "files"))
+            table = await stack.enter_async_context(in_thread(partial(opened, path, clock), "files"))
         except (OSError, sqlite3.Error, WrongSchema) as error:
             raise UserError(f"{path} can't be used ({error}): free it, or choose another --data directory") from error
         yield table
@@ -117,8 +119,9 @@ class Store:
     lately: it limits how often a file is. `written` are the ids of the rows that the gate decided on, or an event
     brought, since a scan began: they are newer than what it saw."""
 
-    def __init__(self, sql: Sql, attempts: Attempts, new_id: Callable[[], str]) -> None:
-        self.sql, self.attempts, self.new_id = sql, attempts, new_id
+    def __init__(self, sql: Sql, clock: Clock) -> None:
+        self.sql, self.clock = sql, clock
+        self.attempts = Attempts(clock.steady)
         self.atomic, self._run = sql.atomic, sql.rows
         self.instance = str(sql.rows("instance")[0]["instance"])
         self.written: set[int] = set()
@@ -182,11 +185,11 @@ class Store:
         return None
 
     def apply(self, changes: Iterable[Change], *, roots: Iterable[str], looked_at: float, now: float) -> None:
-        """Writes what a scan of `roots`, begun at `looked_at` (wall clock), changed, and what is to be said of it."""
+        """Writes what a scan of `roots`, begun at `looked_at` (wall clock), changed, and the facts of that."""
         changes = sorted(changes, key=lambda change: not isinstance(change, Lost))  # a place is left before it is taken
         with self.atomic():
             for change in changes:
-                if isinstance(change, Moved):
+                if isinstance(change, WasMoved):
                     self._run("lift", id=change.row.id)
             for change in changes:
                 self._apply(change, now)
@@ -201,9 +204,11 @@ class Store:
             if not self._is_current(row):
                 return False
             key = file_key(row.path.root, stat.dev, stat.ino)
-            settled = self._update(row, now, key=key, stat=stat, state="settled", told=True, fingerprint=fingerprint)
-            if self._say_settled(settled, proof, now) is None:
-                self._ask(settled)
+            settled = self._update(
+                row, now, key=key, stat=stat, state="settled", published=True, fingerprint=fingerprint
+            )
+            if self._publish_settled(settled, proof, now) is None:
+                self._request_hash(settled)
         return True
 
     def refuse(self, row: Row, stat: Stat | None, *, reason: str, error: str, now: float) -> bool:
@@ -212,11 +217,13 @@ class Store:
         with self.atomic():
             if not self._is_current(row):
                 return False
-            self._undescribe(row.path)
+            self._forget_description(row.path)
             stat = stat or row.stat
             key = file_key(row.path.root, stat.dev, stat.ino)
-            refused = self._update(row, now, key=key, stat=stat, state="refused", told=True, reason=reason, error=error)
-            self._say(
+            refused = self._update(
+                row, now, key=key, stat=stat, state="refused", published=True, reason=reason, error=error
+            )
+            self._publish(
                 refused,
                 "refused",
                 files.Refused(key=refused.key, path=refused.path, reason=reason, error=error, at=now),
@@ -224,42 +231,42 @@ class Store:
         return True
 
     def judge_again(self, row: Row, *, now: float) -> None:
-        """Puts a path back before the gate: its hashing failed because it changed, say."""
+        """Puts a path back before the gate: its hashing failed because it changed, for example."""
         with self.atomic():
             if self._is_current(row) and not row.gone:
                 self._update(row, now, state="waiting")
 
     def remember(self, stat: Stat, sha256: str, identity: Identity, *, hashed_at: float) -> None:
-        """Keeps a hash; `known` tells it once a later scan has seen the same Stat."""
+        """Keeps a hash; `known` gives it once a later scan has seen the same Stat."""
         text = msgspec.json.encode(identity).decode()
         with self.atomic():
             self._run("remember", **_columns(stat), sha256=sha256, identity=text, hashed_at=hashed_at)
 
-    def beside(self, root: str, rels: Iterable[str]) -> list[Told]:
-        """Of the hashed files below a root, those of these rels, and those of which something was told before."""
+    def with_sidecars(self, root: str, rels: Iterable[str]) -> list[ModelFile]:
+        """Of the hashed files below a root, those of these rels, and those that were described before."""
         return [
-            Told(
+            ModelFile(
                 path=FilePath(root=root, rel=found["rel"]),
                 key=found["key"],
                 sha256=found["sha256"],
-                told=found["told"] or "",
+                described=found["described"] or "",
                 mark=found["mark"],
             )
-            for found in self._run("beside", root=root, rels=json.dumps([*rels]))
+            for found in self._run("with_sidecars", root=root, rels=json.dumps([*rels]))
         ]
 
     def has_described(self) -> bool:
-        """Whether anything was told of the files beside any model."""
+        """Whether any model was described by its sidecars."""
         return bool(self._run("has_described"))
 
     def describe(self, fact: files.Described, mark: str) -> None:
-        """Says what is beside a model, and remembers that it was said."""
+        """Publishes what the sidecars of a model hold, and remembers that."""
         with self.atomic():
             path = fact.path
             self._run("describe", root=path.root, rel=path.rel, sha256=fact.sha256, mark=mark)
-            message_id = f"{self.instance}-described-{self.new_id()}"
+            message_id = f"{self.instance}-described-{self.clock.new_id()}"
             payload = msgspec.json.encode(fact).decode()
-            self._run("say", kind="described", message_id=message_id, payload=payload)
+            self._run("add_outgoing", kind="described", message_id=message_id, payload=payload)
 
     def unsent(self, limit: int = 1000) -> list[Unsent]:
         """What has still to be published, oldest first."""
@@ -290,29 +297,29 @@ class Store:
         match change:
             case Appeared(path=path, candidate=candidate, row=row):
                 self._appear(path, candidate, row, now)
-            case Changed(row=row, candidate=candidate):
+            case WasChanged(row=row, candidate=candidate):
                 self._update(row, now, **_fresh(candidate), state="waiting", gone=False, unmounted=False)
             case Touched(row=row, candidate=candidate):
                 self._carry(row.stat, candidate.stat, now)
                 touched = self._update(row, now, stat=candidate.stat, links=candidate.links)
                 if row.state == "settled" and self.known(touched.stat) is None:
-                    self._ask_anew(touched, now)  # the job under way is for the old Stat, and will find it changed
+                    self._request_again(touched, now)  # the job under way is for the old Stat, and will find it changed
             case Lost(row=row, unmounted=unmounted):
-                lost = self._update(row, now, told=False, gone=True, unmounted=unmounted)
+                lost = self._update(row, now, published=False, gone=True, unmounted=unmounted)
                 if not unmounted:
-                    self._undescribe(row.path)
-                if row.told or row.unmounted:
+                    self._forget_description(row.path)
+                if row.published or row.unmounted:
                     removed = files.Removed(key=lost.key, path=lost.path, at=now, unmounted=unmounted)
-                    self._say(lost, "removed", removed)
-            case Moved(row=row, path=path, candidate=candidate):
+                    self._publish(lost, "removed", removed)
+            case WasMoved(row=row, path=path, candidate=candidate):
                 self._move(row, path, candidate, now)
             case Linked(source=source, path=path, candidate=candidate, row=row):
                 self._carry(source.stat, candidate.stat, now)
                 linked = self._appear(path, candidate, row, now)
-                self._welcome(linked, candidate, source.fingerprint, now)
+                self._settle_again(linked, candidate, source.fingerprint, now)
             case Returned(row=row, candidate=candidate):
                 self._carry(row.stat, candidate.stat, now)
-                self._welcome(row, candidate, row.fingerprint, now)
+                self._settle_again(row, candidate, row.fingerprint, now)
 
     def _appear(self, path: FilePath, candidate: Candidate, row: Row | None, now: float) -> Row:
         """A row for a path to be judged, the remembered one if there is one."""
@@ -327,17 +334,17 @@ class Store:
         """One changed path; who can't know the content any more is asked to hash it."""
         self._carry(row.stat, candidate.stat, now)
         self._run("clear", root=path.root, rel=path.rel)
-        self._undescribe(row.path)
+        self._forget_description(row.path)
         old = row.path
         self._run("move_description", old_root=old.root, old_rel=old.rel, root=path.root, rel=path.rel)
         moved = self._update(row, now, path=path, stat=candidate.stat, links=candidate.links)
         known = self.known(moved.stat)
         fact = files.Moved(key=moved.key, old=old, path=path, stat=moved.stat, at=now, known=known)
-        self._say(moved, "moved", fact)
+        self._publish(moved, "moved", fact)
         if known is None:
-            self._ask_anew(moved, now)
+            self._request_again(moved, now)
 
-    def _welcome(self, row: Row, candidate: Candidate, fingerprint: str, now: float) -> None:
+    def _settle_again(self, row: Row, candidate: Candidate, fingerprint: str, now: float) -> None:
         """A path whose content was settled before."""
         settled = self._update(
             row,
@@ -346,29 +353,29 @@ class Store:
             stat=candidate.stat,
             links=candidate.links,
             state="settled",
-            told=True,
+            published=True,
             gone=False,
             unmounted=False,
             fingerprint=fingerprint,
         )
-        if self._say_settled(settled, "complete", now) is None:
-            self._ask_anew(settled, now)
+        if self._publish_settled(settled, "complete", now) is None:
+            self._request_again(settled, now)
 
-    def _say_settled(self, row: Row, proof: Literal["complete", "stable"], now: float) -> Known | None:
+    def _publish_settled(self, row: Row, proof: Literal["complete", "stable"], now: float) -> Known | None:
         """Gives what is known of it."""
         known = self.known(row.stat)
         fact = files.Settled(key=row.key, path=row.path, stat=row.stat, proof=proof, at=now, known=known)
-        self._say(row, "settled", fact)
+        self._publish(row, "settled", fact)
         return known
 
-    def _undescribe(self, path: FilePath) -> None:
-        """No model is at a path any more: when one is back, what lies beside it is told again."""
-        self._run("undescribe", root=path.root, rel=path.rel)
+    def _forget_description(self, path: FilePath) -> None:
+        """No model is at a path any more: one that comes back is described again."""
+        self._run("forget_description", root=path.root, rel=path.rel)
 
-    def _ask(self, row: Row) -> None:
-        self._say(row, "hash", job_for(row))
+    def _request_hash(self, row: Row) -> None:
+        self._publish(row, "hash", job_for(row))
 
-    def _ask_anew(self, row: Row, now: float) -> None:
+    def _request_again(self, row: Row, now: float) -> None:
         """Has a settled file hashed that did not come before the gate; that is where it goes when it was hashed too
         often lately."""
         clock = self.attempts.clock()
@@ -376,12 +383,12 @@ class Store:
             self._update(row, now, state="waiting")
             return
         self.attempts.note(row.path, row.key, row.stat)
-        self._ask(row)
+        self._request_hash(row)
 
-    def _say(self, row: Row, kind: Kind, message: Message) -> None:
+    def _publish(self, row: Row, kind: Kind, message: Message) -> None:
         """Into the outbox; the message id is that of the row's version."""
         message_id = f"{self.instance}-{row.id}-{row.version}-{kind}"
-        self._run("say", kind=kind, message_id=message_id, payload=msgspec.json.encode(message).decode())
+        self._run("add_outgoing", kind=kind, message_id=message_id, payload=msgspec.json.encode(message).decode())
 
     def _carry(self, old: Stat, new: Stat, now: float) -> None:
         """The hash of a version of a file holds for another one with the same content."""
@@ -409,8 +416,8 @@ def job_for(row: Row) -> files.Hash:
 
 
 def _fresh(candidate: Candidate) -> dict[str, Any]:
-    """The fields of a row whose content nobody knows. Its key stays that of what others were last told, so that the
-    end of that can be told too; the next verdict gives it a new one."""
+    """The fields of a row whose content nobody knows. Its key stays the one that was published last, so that the end
+    of that can be published too; the next verdict gives it a new one."""
     return {"stat": candidate.stat, "links": candidate.links, "fingerprint": ""}
 
 
@@ -433,7 +440,7 @@ def _row(found: sqlite3.Row) -> Row:
         ),
         links=found["links"],
         state=found["state"],
-        told=bool(found["told"]),
+        published=bool(found["told"]),
         gone=bool(found["gone"]),
         unmounted=bool(found["unmounted"]),
         fingerprint=found["fingerprint"],

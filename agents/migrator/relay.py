@@ -25,7 +25,7 @@ STREAM = "CATALOG"
 SUBJECTS: dict[str, Subject[object]] = {
     ".".join(row.template.split(".")[1:3]): row for row in ALL if row.stream == STREAM
 }
-"""The subjects of the catalog's history by what they are called in the outbox: model.ready, say."""
+"""The subjects of the catalog's history by what they are called in the outbox: model.ready and so on."""
 UNDER_WAY = UNFORGOTTEN // 2
 _EXPECTED_LAST = "Nats-Expected-Last-Sequence"
 
@@ -46,11 +46,11 @@ class CatalogOutbox:
         return await self._forget_stored()
 
     async def unsent(self) -> Sequence[tuple[int, Outgoing]]:
-        """The oldest messages, each with the sequence that it goes behind."""
+        """The oldest messages, each with the sequence that it comes after."""
         return [*enumerate(await outgoing(self.db, limit=UNDER_WAY), self.last)]
 
     async def publish(self, message: tuple[int, Outgoing]) -> None:
-        """Store a message right behind the one before it. Raises Retry and Taken when it is not."""
+        """Store a message right after the one before it. Raises Retry and Taken when it is not."""
         last, row = message
         subject, headers = SUBJECTS[row.kind](**row.tokens), {_EXPECTED_LAST: str(last)}
         seq = await self.bus.publish_raw(subject, row.payload, msg_id=row.msg_id, wait=True, headers=headers)
@@ -88,7 +88,7 @@ class CatalogOutbox:
             await stored_up_to(self.db, stream.end.id)
 
     async def _forget_stored(self) -> bool:
-        """Forget the beginning of the outbox that is stored already: the stream's end tells how far a relay came that
+        """Forget the beginning of the outbox that is stored already: the stream's end shows how far a relay came that
         died or lost its answers, however long ago. (The server itself remembers message ids for two minutes only.)"""
         if not (rows := await outgoing(self.db, limit=UNDER_WAY)):
             return False

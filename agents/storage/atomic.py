@@ -19,7 +19,7 @@ def place(final: Path, data: bytes, *, durable: bool = True, names_too: bool = T
 
     `names_too` false leaves flushing the folder's names to the caller, who has more of them (`sync_folder`); `durable`
     false flushes nothing, for what can be made again after a power cut. Raises OSError (a full disk: ENOSPC) without
-    leaving anything behind.
+    leaving any trace.
     """
     _make_folder(final.parent)
     if os.path.lexists(final):

@@ -1,4 +1,4 @@
-"""What can go wrong with a file of a root. The docstring is the default message and says what to do."""
+"""What can go wrong with a file of a root. The docstring is the default message, with what to do."""
 
 
 class IngestError(Exception):

@@ -13,7 +13,7 @@ _NPY_HEADER_BYTES = 4096
 
 
 class BadPixels(DarkroomError):
-    """The pixels of a job are not what the job says they are."""
+    """The pixels of a job are not those of the job."""
 
 
 def read_pixels(path: Path, *, width: int, height: int) -> npt.NDArray[np.uint8]:

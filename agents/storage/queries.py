@@ -8,7 +8,7 @@ _PART = re.compile(r"\{(\w+)\}")
 
 def sections(package: str, file: str, marker: str) -> dict[str, str]:
     """The sections of a .sql file of a package, in order, by what stands after `-- <marker>: `. A section after
-    `-- part: <name>` is none of them: what it says stands wherever another one says {name}.
+    `-- part: <name>` is none of them: its text stands wherever another one has {name}.
 
     Raises ValueError for a section that comes twice, KeyError for a part that is not there.
     """

@@ -24,7 +24,7 @@ from agents.ingest.scanning.scan import Scan, Scanner
 from agents.ingest.scanning.single import admit_new
 from agents.ingest.settling import gate, verdicts, waiting
 from agents.ingest.settling.fingerprint import verified
-from agents.ingest.sidecars.watch import Describer
+from agents.ingest.sidecars.watch import SidecarWatch
 from agents.ingest.store import Store, Table, open_table
 from agents.storage.database import owned
 from agents.watcher.outbox import WatcherOutbox
@@ -66,7 +66,7 @@ async def run(
     _refuse_twins(roots)
     path = data_dir / "files.sqlite3"
     with owned(path):
-        opened = open_table(path, steady=bus.clock.steady, new_id=bus.clock.new_id)
+        opened = open_table(path, bus.clock)
         async with opened as table, anyio.create_task_group() as tasks:
             watcher = Watcher(bus, table, roots, settings, data_dir)
             watched = {root: anyio.Event() for root in roots}
@@ -93,7 +93,7 @@ async def run(
             tasks.start_soon(watcher.keep_scanning)
             tasks.start_soon(watcher.keep_judging)
             tasks.start_soon(relay, bus, watcher.outbox, watcher.outbox.wakeup)
-            tasks.start_soon(watcher.describer.keep)
+            tasks.start_soon(watcher.sidecars.keep)
             task_status.started()
 
 
@@ -112,7 +112,7 @@ class Watcher:
         self.bus, self.table, self.roots, self.settings = bus, table, dict(roots), settings
         self.scanner = Scanner(self.roots)
         self.outbox = WatcherOutbox(bus, table)
-        self.describer = Describer(table, self.roots, data, settings.stable, self.outbox.wakeup.ring)
+        self.sidecars = SidecarWatch(table, self.roots, data, settings.stable, bus.clock, self.outbox.wakeup.ring)
         self.state = waiting.State()
         self.scan_now, self.judge_now = anyio.Event(), anyio.Event()
 
@@ -132,9 +132,9 @@ class Watcher:
 
     def _noticed(self, root: str, changes: events.Events) -> None:
         for rel in waiting.unknown(self.state, root, changes):
-            self.describer.arrived(root, rel)
+            self.sidecars.arrived(root, rel)
         for folder in changes.sidecars:
-            self.describer.folder_changed(root, folder)
+            self.sidecars.folder_changed(root, folder)
         self.see(waiting.Noticed(root, changes))
 
     async def list_files(self, root: str, ask: ListFiles) -> FileList:
@@ -199,8 +199,8 @@ class Watcher:
         if changes:
             log.debug("changes", count=changes)
             self.outbox.wakeup.ring()
-            self.describer.hashed()  # what came as a link, say, has a hash already
-        self.describer.looked(scans, began)
+            self.sidecars.hashed()  # what came as a link has a hash already
+        self.sidecars.scanned(scans, began)
         return self.bus.clock.steady() - began
 
     def _apply(self, scans: list[Scan], wall: float, sure: bool, db: Store) -> tuple[int, int] | None:
@@ -257,10 +257,10 @@ class Watcher:
         for tick in filter(None, (verdicts.growing(waiting.track_of(state, one.row), one) for one in judged)):
             await self.bus.tick(TICK_GROWING, tick, key=tick.key)
         overtaken: frozenset[int] = frozenset()
-        if decided := [one for one in judged if isinstance(one.verdict, gate.Settled | gate.Refused)]:
+        if decided := [one for one in judged if isinstance(one.verdict, gate.Admit | gate.Reject)]:
             now = self.bus.clock.now()
             overtaken = await self.table.do(lambda db: verdicts.write(decided, db, now))
-            self.describer.hashed()
+            self.sidecars.hashed()
         for one in judged:
             if isinstance(one.verdict, gate.Wait):
                 log.debug("waiting for a file", rel=one.row.path.rel, why=one.verdict.why)
@@ -269,18 +269,15 @@ class Watcher:
 
     def _look(self, rows: Iterable[Row], state: waiting.State) -> list[verdicts.Judged]:
         """In a thread: look at files until that has taken a while, at one of them at least."""
-        places, attempts, steady = (
-            verdicts.places(self.roots, state.remote),
-            self.table.held.attempts,
-            self.bus.clock.steady,
-        )
-        until, seen = steady() + _LOOK_SECONDS, list[verdicts.Judged]()
+        folders, attempts = verdicts.root_folders(self.roots, state.remote), self.table.held.attempts
+        clock = self.bus.clock
+        until, seen = clock.steady() + _LOOK_SECONDS, list[verdicts.Judged]()
         for row in rows:
-            now = steady()
+            now = clock.steady()
             if seen and now > until:
                 break
             track = waiting.track_of(state, row)
-            seen.append(verdicts.judge(row, places[row.path.root], track, self.settings, now, attempts))
+            seen.append(verdicts.judge(row, folders[row.path.root], track, self.settings, now, attempts, clock.now))
         return seen
 
     async def remember(self, facts: list[Fact]) -> None:
@@ -295,7 +292,7 @@ class Watcher:
                     db.remember(hashed.stat, hashed.sha256, hashed.identity, hashed_at=now)
 
         await self.table.do(write)
-        self.describer.hashed()
+        self.sidecars.hashed()
 
     async def judge_failed(self, facts: list[Fact]) -> None:
         """A file that could not be hashed goes before the gate again; one that can't be read is refused."""

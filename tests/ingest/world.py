@@ -44,7 +44,7 @@ class World:
             return verdicts.write([self._judged(row) for row in db.waiting()], db, self.now)
 
     def _judged(self, row: Row) -> verdicts.Judged:
-        place = verdicts.Place(self.folders[row.path.root], remote=False)
+        place = verdicts.RootFolder(self.folders[row.path.root], remote=False)
         seen_long_ago = gate.Track(latest=observe(place.folder, row.path.rel, self.now), since=0.0, same_since=0.0)
         return verdicts.judge(row, place, seen_long_ago, WatcherSettings(), self.now)
 

@@ -97,9 +97,9 @@ def test_the_sweep_takes_old_temporary_files_and_nothing_else(tmp_path: Path) ->
 
 def test_a_writer_killed_before_the_link_leaves_only_what_the_sweep_takes(tmp_path: Path) -> None:
     script = (
-        "import os, signal, sys; from pathlib import Path; from agents.images import files\n"
-        "files.os.link = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "files.place(Path(sys.argv[1]) / 'c.webp', b'bytes')"
+        "import os, signal, sys; from pathlib import Path; from agents.storage import atomic\n"
+        "atomic.os.link = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "atomic.place(Path(sys.argv[1]) / 'c.webp', b'bytes')"
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=Path(__file__).parents[2], check=False)
     assert done.returncode == -9

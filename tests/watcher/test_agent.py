@@ -170,6 +170,8 @@ async def test_folders_made_and_folders_moved_in_are_found_with_all_that_is_in_t
         (drop.folder / "other" / "in" / "b.safetensors").write_bytes(model(fill=6))
         await settled_once(drop, "x/y/z/b.safetensors", model(fill=5))
         await settled_once(drop, "other/in/b.safetensors", model(fill=6))
+        found = {fact.path.rel for fact in drop.of(Hashed) if not fact.path.rel.startswith("marker")}
+        assert len(found) == 6
 
 
 async def test_links_are_paths_of_their_own_but_lead_out_of_the_root_never(drop: Drop, tmp_path: Path) -> None:
@@ -318,6 +320,8 @@ async def test_a_change_from_one_far_time_to_another_is_noticed(far_drop: Drop) 
         with anyio.fail_after(20):
             while drop.of(Hashed, "a.safetensors")[-1].stat != stat_of(path.stat()):
                 await drop.news.wait()
+    hashed = drop.of(Hashed, "a.safetensors")
+    assert len({fact.stat for fact in hashed}) >= 2 and {fact.sha256 for fact in hashed} == {sha256(model())}
 
 
 async def test_a_file_that_never_rests_is_hashed_rarely_and_named_and_hashed_when_it_rests(drop: Drop) -> None:

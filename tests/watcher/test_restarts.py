@@ -131,7 +131,7 @@ async def test_a_root_that_is_not_there_at_start_is_taken_up_when_it_comes(drop:
     async with drop.agents():
         drop.folder.mkdir()
         (drop.folder / "a.safetensors").write_bytes(model())
-        await drop.until(Hashed, "a.safetensors")
+        assert (await drop.until(Hashed, "a.safetensors")).sha256 == sha256(model())
 
 
 async def test_a_restart_says_nothing_twice_and_tells_what_changed_meanwhile(drop: Drop) -> None:
@@ -162,6 +162,7 @@ async def test_a_file_whose_hash_never_came_is_asked_for_again_at_the_next_start
     await drop.bus.js.purge_stream("HASH")
     async with drop.agents():
         await drop.until(Hashed, "a.safetensors")
+    assert drop.about("a.safetensors") == ["Settled", "Hashed"]
 
 
 async def test_a_file_that_was_away_over_a_restart_while_its_hash_was_young_is_hashed_again(
@@ -301,7 +302,7 @@ async def test_events_that_fail_are_replaced_by_scans(
     settings = msgspec.structs.replace(QUICK_WATCH, scan_interval=600.0)
     async with dropping(bus, tmp_path, settings) as drop, drop.agents():
         (drop.folder / "a.safetensors").write_bytes(model())
-        await drop.until(Hashed, "a.safetensors")
+        assert (await drop.until(Hashed, "a.safetensors")).sha256 == sha256(model())
 
 
 async def test_a_table_that_cannot_be_used_is_a_clear_error(bus: Bus, tmp_path: Path) -> None:

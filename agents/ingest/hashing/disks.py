@@ -15,12 +15,12 @@ Rotational = Literal["auto", "yes", "no"]
 
 SYSFS = Path("/sys")
 _VIRTUAL = frozenset(("virtio", "xen"))
-"""Their drivers call every disk rotational: what lies behind it they do not know."""
+"""Their drivers call every disk rotational: what it is made of they do not know."""
 
 
 def rotational_disk(dev: int, sysfs: Path = SYSFS) -> str:
     """The name of the rotational disk ("sda") on which the file system of this `st_dev` lies; empty when there is none,
-    or when the system does not tell (network file systems, btrfs, other systems than Linux). Raises OSError."""
+    or when the system does not know (network file systems, btrfs, other systems than Linux). Raises OSError."""
     return _rotational(sysfs / "dev" / "block" / f"{os.major(dev)}:{os.minor(dev)}")
 
 
@@ -37,7 +37,7 @@ def _rotational(device: Path) -> str:
     return device.name if flag.read_text().strip() == "1" else ""
 
 
-class Turns:
+class DiskTurns:
     """One file at a time from each rotational disk. `rotational` is a user's word for all of them: with "yes" every
     file system counts as a disk that spins, with "no" none."""
 
@@ -64,7 +64,7 @@ class Turns:
             try:
                 self._disks[place] = await to_thread.run_sync(self._look_up, path)
             except (OSError, IngestError):
-                return ""  # who reads the file will hear the same, and say so
+                return ""  # who reads the file gets the same error, and reports it
         return self._disks[place]
 
     def _look_up(self, path: Callable[[], bytes]) -> str:

@@ -1,4 +1,4 @@
-"""Following: a file that grows is hashed as it grows, so that little is left to do when it is complete.
+"""Growing files: one that grows is hashed as it grows, so that little is left to do when it is complete.
 
 What is read while somebody writes is never believed by itself. SHA-256 and BLAKE3 are fed the same bytes; when the file
 has settled, one pass of BLAKE3 over it, read ahead on another core and three times as quick as one of SHA-256, proves
@@ -53,7 +53,8 @@ class Followed:
         """Its beginning: where a writer who goes back has most often been, so it is compared before anything else."""
 
     def read_on(self, fd: int, size: int, until: Callable[[], bool]) -> None:
-        """Hash what follows, to `size` or until told so. Raises OSError, or ChangedWhileHashing for an early end."""
+        """Hash what follows, to `size` or until `until` is true. Raises OSError, or ChangedWhileHashing for an early
+        end."""
         buffer = memoryview(bytearray(BUFFER_BYTES))
         with closing(plainly(fd, self.offset, size, buffer, until)) as chunks:
             for chunk in chunks:
@@ -63,8 +64,8 @@ class Followed:
                 self.offset += len(chunk)
 
 
-class Follower:
-    """At most one file, the first that grew; it is read only while `busy` says no. Needs BLAKE3."""
+class GrowingHash:
+    """At most one file, the first that grew; it is read only while `busy` is false. Needs BLAKE3."""
 
     def __init__(self, busy: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
         self.busy, self.clock = busy, clock
@@ -110,10 +111,11 @@ def proven(
     on_progress: Callable[[Progress], None],
     cancelled: Callable[[], bool],
     cores: Cores,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Digests | None:
     """The digests of a settled file whose Stat must be `expected` before and after the proof; None where nothing is
     proven, or so much of it is missing that an ordinary pass is quicker. Raises as `hash_file`."""
-    started = time.monotonic()
+    started = clock()
     if not expected.size // 2 <= one.offset <= expected.size:
         return None
     try:
@@ -126,7 +128,7 @@ def proven(
         return None
     if cancelled():
         raise HashCancelled
-    behind = time.monotonic() - started
+    caught_up = clock() - started
     sums = sums_of(
         path,
         lambda fd: {"blake3": new_blake3()},
@@ -135,8 +137,8 @@ def proven(
         cancelled=cancelled,
         cores=cores,
     )
-    same, took = sums["blake3"] == one.blake3.hexdigest(), time.monotonic() - started
-    log.debug("a file was followed", proven=same, catching_up=round(behind, 3), seconds=round(took, 3))
+    same, took = sums["blake3"] == one.blake3.hexdigest(), clock() - started
+    log.debug("a file was followed", proven=same, catching_up=round(caught_up, 3), seconds=round(took, 3))
     if not same:
         return None
     sha256 = one.sha256.hexdigest()

@@ -85,7 +85,7 @@ def _part(fd: int, offset: int, size: int, buffer: memoryview) -> memoryview:
 
 
 def plainly(fd: int, offset: int, size: int, buffer: memoryview, until: Callable[[], bool]) -> Chunks:
-    """In the caller's thread, from `offset` to the end or until told so. Raises as `read`."""
+    """In the caller's thread, from `offset` to the end or until `until` is true. Raises as `read`."""
     while offset < size and not until():
         part = _part(fd, offset, size, buffer)
         offset += len(part)

@@ -2,7 +2,7 @@
 that StabilityMatrix shares among them, and extra_model_paths.yaml.
 
 Only folders that are there become roots, and each file lies in one root at most. A root's name does not depend on which
-other folders are there, since the catalog keeps it: two folders of the same name are told apart by a digest of their
+other folders are there, since the catalog keeps it: two folders of the same name are distinguished by a digest of their
 paths. Format: https://github.com/comfyanonymous/ComfyUI, extra_model_paths.yaml.example.
 """
 
@@ -206,7 +206,7 @@ def _absolute(text: str, below: Path) -> Path:
 
 
 def _is_there(folder: str | Path) -> bool:
-    """Whether it is a folder as far as anybody here can tell."""
+    """Whether it is a folder as far as can be seen from here."""
     try:
         return Path(folder).is_dir()
     except OSError:
@@ -214,17 +214,17 @@ def _is_there(folder: str | Path) -> bool:
 
 
 def _named(sources: Iterable[Source], taken: Mapping[str, str]) -> dict[str, str]:
-    """Folders by name. Whoever comes second under a name gets a digest of its own path behind it."""
+    """Folders by name. Whoever comes second under a name gets a digest of its own path at its end."""
     found: dict[str, str] = {}
     origins: dict[str, str] = {}
     for source in sources:
         begin = _slug(source.name)
         if origins.setdefault(begin, source.origin) != source.origin:
-            begin = _told_apart(begin, source.origin)
+            begin = _distinct(begin, source.origin)
         for use, folder in source.folders:
             name = _fitting(f"{begin}-{_slug(use)}", folder)
             if name in taken or found.get(name, folder) != folder:
-                name = _told_apart(name, folder)
+                name = _distinct(name, folder)
             found[name] = folder
     return found
 
@@ -236,10 +236,10 @@ def _slug(text: str) -> str:
 
 
 def _fitting(name: str, folder: str) -> str:
-    return name if len(name) <= NAME_LENGTH else _told_apart(name, folder)
+    return name if len(name) <= NAME_LENGTH else _distinct(name, folder)
 
 
-def _told_apart(name: str, path: str) -> str:
+def _distinct(name: str, path: str) -> str:
     return f"{name[: NAME_LENGTH - 7]}-{_digest(path)}"
 
 

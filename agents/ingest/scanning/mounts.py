@@ -10,14 +10,14 @@ REMOTE = frozenset(
         *("gpfs", "vboxsf", "vmhgfs", "prl_fs", "fakeowner", "drvfs", "davfs", "ncpfs", "orangefs", "pvfs2"),
     )
 )
-"""File systems that others write without this kernel seeing it. FUSE is counted among them: nobody can tell."""
+"""File systems that others write without this kernel seeing it. FUSE is counted among them: nobody can know."""
 
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
 def file_system(path: str | bytes) -> str:
-    """The type of the file system that holds a path, "ext4" say; empty where the system does not tell."""
+    """The type of the file system that holds a path, "ext4" say; empty where the system does not know."""
     try:
         table = _MOUNTINFO.read_bytes()
     except OSError:
@@ -45,7 +45,7 @@ def _point(line: bytes) -> bytes:
 
 
 def mounts_below(folder: str | bytes) -> frozenset[bytes]:
-    """What is mounted below a folder (lines of the system's table); nothing where the system does not tell."""
+    """What is mounted below a folder (lines of the system's table); nothing where the system does not know."""
     try:
         table = _MOUNTINFO.read_bytes()
     except OSError:

@@ -1,4 +1,4 @@
-"""Names: which files may be models, which are still under way, and which say that another one is."""
+"""Names: which files may be models, which are still under way, and which mark another one as such."""
 
 MODEL_SUFFIXES = (b".safetensors", b".ckpt", b".pt", b".pth", b".bin", b".gguf")
 
@@ -49,7 +49,7 @@ def why_ignored(name: bytes) -> str:
 
 
 def described_by(name: bytes) -> tuple[bytes, ...]:
-    """The names, without extensions, of the models that the file `name` would say something of: several when one ending
+    """The names, without extensions, of the models that the file `name` would describe: several when one ending
     is the end of another one; none when it is no sidecar."""
     lower = name.lower()
     last = lower.rfind(b".")
@@ -64,7 +64,7 @@ def is_skipped_folder(name: bytes) -> bool:
 
 
 def control_names(name: bytes) -> tuple[bytes, ...]:
-    """The names beside `name` that say, while they exist, that it is not complete."""
+    """The names of the files that, while they exist, mark `name` as not complete."""
     return tuple(name + suffix for suffix in _CONTROL_SPELLINGS)
 
 

@@ -20,8 +20,8 @@ State = Literal["waiting", "settled", "refused"]
 class Row(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What the table remembers of one path.
 
-    `state` is the gate's last word on it. `told` means that others were told of a file here and not yet of its end.
-    `gone` means the path is not there now, and `unmounted` that its disk is not. `fingerprint` is of the settled
+    `state` is the gate's last word on it. `published` means that a fact of a file here was published and not yet its
+    end. `gone` means the path is not there now, and `unmounted` that its disk is not. `fingerprint` is of the settled
     content (see `fingerprint`). `version` counts the changes of this row.
     """
 
@@ -31,7 +31,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     stat: Stat
     links: int
     state: State = "waiting"
-    told: bool = False
+    published: bool = False
     gone: bool = False
     unmounted: bool = False
     fingerprint: str = ""
@@ -46,14 +46,14 @@ class Appeared(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     row: Row | None = None
 
 
-class Changed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class WasChanged(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The content at a path was written or replaced: it is to be judged anew."""
 
     row: Row
     candidate: Candidate
 
 
-class Moved(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class WasMoved(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A settled file is at another path now."""
 
     row: Row
@@ -92,7 +92,7 @@ class Lost(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     unmounted: bool
 
 
-Change = Appeared | Changed | Moved | Linked | Returned | Touched | Lost
+Change = Appeared | WasChanged | WasMoved | Linked | Returned | Touched | Lost
 
 _Inode = tuple[int, int]
 _Content = tuple[int, int, int, int]
@@ -110,14 +110,14 @@ def reconcile(rows: Iterable[Row], scans: Sequence[Scan]) -> list[Change]:
 def doubted(change: Change) -> list[Change]:
     """What to apply instead of a change that takes a content for known, when its fingerprint turns out to differ."""
     match change:
-        case Moved(row=row, path=path, candidate=candidate):
+        case WasMoved(row=row, path=path, candidate=candidate):
             return [Lost(row=row, unmounted=False), Appeared(path=path, candidate=candidate)]
         case Linked(path=path, candidate=candidate, row=earlier):
             return [Appeared(path=path, candidate=candidate, row=earlier)]
         case Returned(row=row, candidate=candidate):
             return [Appeared(path=row.path, candidate=candidate, row=row)]
         case Touched(row=row, candidate=candidate):
-            return [Changed(row=row, candidate=candidate)]
+            return [WasChanged(row=row, candidate=candidate)]
     return [change]
 
 
@@ -128,7 +128,7 @@ def without(changes: Sequence[Change], ids: Collection[int]) -> list[Change]:
     kept = [change for change in changes if not (change.row and change.row.id in ids)]
     while left:
         held = {change.row.path for change in left if change.row and not change.row.gone}
-        left = [change for change in kept if isinstance(change, Appeared | Moved | Linked) and change.path in held]
+        left = [change for change in kept if isinstance(change, Appeared | WasMoved | Linked) and change.path in held]
         kept = [change for change in kept if change not in left] if left else kept
     return kept
 
@@ -202,7 +202,7 @@ class _Reconciliation:
             self.staying.setdefault(_content(candidate.stat), row)
             self.found.append(Touched(row=row, candidate=candidate))
         else:
-            self.found.append(Changed(row=row, candidate=candidate))
+            self.found.append(WasChanged(row=row, candidate=candidate))
 
     def moves(self) -> list[Change]:
         """Displaced files that are found at a path nobody else explains; each goes to one path only."""
@@ -217,7 +217,7 @@ class _Reconciliation:
                 row = rows.pop()
                 del self.open[path], self.displaced[row.path]
                 self.staying.setdefault(_content(candidate.stat), row)
-                moves.append(Moved(row=row, path=path, candidate=candidate))
+                moves.append(WasMoved(row=row, path=path, candidate=candidate))
         return moves
 
     def arrivals(self) -> list[Change]:
@@ -233,7 +233,7 @@ class _Reconciliation:
             elif lost := self.lost_as(path, candidate):
                 arrivals.append(Linked(source=lost, path=path, candidate=candidate, row=former))
             elif path in self.displaced:
-                arrivals.append(Changed(row=self.displaced.pop(path), candidate=candidate))
+                arrivals.append(WasChanged(row=self.displaced.pop(path), candidate=candidate))
             else:
                 arrivals.append(Appeared(path=path, candidate=candidate, row=former))
         return arrivals

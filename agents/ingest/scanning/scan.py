@@ -18,7 +18,7 @@ from agents.storage.paths import decode, encode, is_inside, join, stat_of
 from schemas.files import Stat
 
 _READING = "3:"
-"""What marks begin with. Another one has all that lies beside models read anew: for a version that reads more of it."""
+"""What marks begin with. Another one has all sidecars read anew: for a version that reads more of it."""
 
 _ROOT_GONE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.EHOSTDOWN))
 _VANISHED = frozenset((errno.ENOENT, errno.ENOTDIR))
@@ -43,12 +43,12 @@ class ScanProblem(msgspec.Struct, frozen=True):
 class Scan(msgspec.Struct, frozen=True, kw_only=True):
     """What lies in the root `root` (its name).
 
-    `state` "gone" means the folder itself is missing or its disk is, "unreadable" that nothing can be said.
-    `candidates` is by rel; so are `marks`, of the files beside those that have some: another mark is another content
-    of theirs. `controlled` are the rels that a control file or temporary name beside them calls
+    `state` "gone" means the folder itself is missing or its disk is, "unreadable" that nothing is known.
+    `candidates` is by rel; so are `marks`, of the sidecars of those that have some: another mark is another content
+    of theirs. `controlled` are the rels that a control file or temporary name calls
     unfinished. `unread` are the rels (folders, or files) of which nothing is known this time, so nothing below them
     may be called gone. `devices` are the device numbers of the folders walked: a file of another device is not gone,
-    its disk is. `has_links`: some of the models, or files beside them, are links; of what those lead to, events name
+    its disk is. `has_links`: some of the models, or their sidecars, are links; of what those lead to, events name
     another path. `remote`: others may write there unseen (see `mounts.is_remote`).
     """
 
@@ -132,37 +132,37 @@ def scan(
 def marks_in(top: bytes, rel: str) -> dict[str, str]:
     """The marks of the models right in one folder of the root at the real path `top`, as a scan would find them. Raises
     OSError, and BadPath for a `rel` that is none."""
-    beside: dict[bytes, list[os.DirEntry[bytes]]] = {}
+    sidecars: dict[bytes, list[os.DirEntry[bytes]]] = {}
     models: list[bytes] = []
     with os.scandir(join(top, rel) if rel else top) as entries:
         for entry in entries:
             if not entry.is_dir(follow_symlinks=False):
-                _note(entry, models, beside)
-        return _marks(rel + "/" if rel else "", models, beside)
+                _note(entry, models, sidecars)
+        return _marks(rel + "/" if rel else "", models, sidecars)
 
 
-def _note(entry: os.DirEntry[bytes], models: list[bytes], beside: dict[bytes, list[os.DirEntry[bytes]]]) -> None:
-    """Put a name among the models of a folder, or among the files that describe some, by their names."""
+def _note(entry: os.DirEntry[bytes], models: list[bytes], sidecars: dict[bytes, list[os.DirEntry[bytes]]]) -> None:
+    """Put a name among the models of a folder, or among the sidecars of some, by their names."""
     if not why_ignored(entry.name):
         models.append(entry.name)
     else:
         for stem in described_by(entry.name):
-            beside.setdefault(stem, []).append(entry)
+            sidecars.setdefault(stem, []).append(entry)
 
 
-def _marks(prefix: str, models: list[bytes], beside: dict[bytes, list[os.DirEntry[bytes]]]) -> dict[str, str]:
+def _marks(prefix: str, models: list[bytes], sidecars: dict[bytes, list[os.DirEntry[bytes]]]) -> dict[str, str]:
     found = {}
     for name in models:
-        if (files := beside.get(name.rpartition(b".")[0])) and (mark := _mark(files)):
+        if (files := sidecars.get(name.rpartition(b".")[0])) and (mark := _mark(files)):
             found[prefix + encode(name)] = mark
     return found
 
 
-def _mark(beside: Iterable[os.DirEntry[bytes]]) -> str:
-    """The files beside a model, by all that tells one content of theirs from another without reading it; empty when
-    there are none. The change time tells of a content whose date was put back, and of a file that may be read now."""
+def _mark(sidecars: Iterable[os.DirEntry[bytes]]) -> str:
+    """A model's sidecars, by all that distinguishes one content of theirs from another without reading it; empty when
+    there are none. The change time shows a content whose date was put back, and of a file that may be read now."""
     parts = []
-    for entry in sorted(beside, key=lambda entry: entry.name):
+    for entry in sorted(sidecars, key=lambda entry: entry.name):
         try:
             result = entry.stat()
         except OSError:
@@ -194,7 +194,7 @@ class _Walk:
     def enter(self, path: bytes, rel: str) -> None:
         """Looks at every name in one folder. Raises OSError when the folder itself can't be read."""
         prefix = rel + "/" if rel else ""
-        beside: dict[bytes, list[os.DirEntry[bytes]]] = {}
+        sidecars: dict[bytes, list[os.DirEntry[bytes]]] = {}
         models: list[bytes] = []
         with os.scandir(path) as entries:
             self.devices.add(os.lstat(path).st_dev)
@@ -209,14 +209,14 @@ class _Walk:
                 elif entry.is_symlink():
                     self.has_links |= not why_ignored(name) or bool(described_by(name))
                     self.link(entry, prefix + encode(name))
-                    _note(entry, models, beside)
+                    _note(entry, models, sidecars)
                 elif not why_ignored(name):
                     models.append(name)
                     self.file(entry, prefix + encode(name))
                 else:
                     for stem in described_by(name):
-                        beside.setdefault(stem, []).append(entry)
-        self.marks.update(_marks(prefix, models, beside))
+                        sidecars.setdefault(stem, []).append(entry)
+        self.marks.update(_marks(prefix, models, sidecars))
 
     def file(self, entry: os.DirEntry[bytes], rel: str, *, follow: bool = True) -> None:
         """A name that may be a model."""

@@ -1,5 +1,5 @@
 """Fingerprints: a few blocks of a file, to doubt a rename by. An inode can be given to another file of the same size
-and date; reading half a megabyte tells, where hashing would read gigabytes. It is no identity and never leaves the
+and date; reading half a megabyte decides, where hashing would read gigabytes. It is no identity and never leaves the
 watcher.
 """
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 
-from agents.ingest.scanning.reconcile import Change, Linked, Moved, Touched, doubted
+from agents.ingest.scanning.reconcile import Change, Linked, Touched, WasMoved, doubted
 from agents.ingest.settling.observe import GONE, opened
 from agents.storage.errors import IngestError
 from agents.storage.paths import resolve, stat_of
@@ -44,12 +44,12 @@ def verified(changes: Iterable[Change], folders: Mapping[str, str], *, sure: boo
     """The changes, with every one that takes a content for known put to the test where its change time differs.
 
     `folders` is by root. A content that differs, or can't be read, is judged anew. None when a file went on changing
-    after it was scanned, unless that is `sure`: only another scan can tell what became of it.
+    after it was scanned, unless that is `sure`: only another scan can find out what became of it.
     """
     checked: list[Change] = []
     for change in changes:
         match change:
-            case Moved(row=row, path=path, candidate=candidate) | Linked(source=row, path=path, candidate=candidate):
+            case WasMoved(row=row, path=path, candidate=candidate) | Linked(source=row, path=path, candidate=candidate):
                 pass
             case Touched(row=row, candidate=candidate):
                 path = row.path

@@ -1,12 +1,12 @@
 """The gate: when is a file complete? A pure decision over what was seen of it.
 
-A complete proof settles a file at once: no writer has it open, it is exactly as long as its own header says, it has
-no holes, and no control file lies beside it. Whatever can't be proven must hold still instead. A writer is always
-waited for, however long it takes, and so is a control file while downloads may be behind it.
+A complete proof settles a file at once: no writer has it open, it is exactly as long as its own header demands, it
+has no holes, and it has no control file. Whatever can't be proven must hold still instead. A writer is always
+waited for, however long it takes, and so is a control file while a download may own it.
 
 A control file that was not written for `stale_control` seconds is outweighed by a file that holds still and is complete
-but for it: exactly as long as its own header says, without holes, without blank pieces (which a download leaves that
-reserved its space), and without a writer. Where the system can't tell whether there is one, the file itself must not
+but for it: exactly as long as its own header demands, without holes, without blank pieces (which a download leaves that
+reserved its space), and without a writer. Where the system does not know whether there is one, the file itself must not
 have been written for as long. A file whose length nothing proves stays out, and the reason names the control file.
 """
 
@@ -32,14 +32,14 @@ _PAUSE_SHARE = 0.05
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
     """One look at one path, at `at` (seconds of a clock that never goes back).
 
-    `nature` says what is there; only of a "file" is the rest known. `lease`: "held" means a writer has it open,
-    "unknown" that the file system or the permissions can't tell. `holes` is None when the file system can't tell.
+    `nature` is what is there; only of a "file" is the rest known. `lease`: "held" means a writer has it open,
+    "unknown" that the file system or the permissions hide it. `holes` is None when the file system does not know.
     `header`: "none" for formats whose length is not known, "whole" when it gives `expected` bytes for the file,
     "partial" when the file ends within it or it is not written yet, "foreign" when it is not what the extension
-    says. `control` names a control file beside it, the last written of several; `control_age` and `age` are seconds
-    since it, and the file itself, were written, None when that is unknown or yet to come. `blank` says whether a piece
+    promises. `control` names a control file of it, the last written of several; `control_age` and `age` are seconds
+    since it, and the file itself, were written, None when that is unknown or yet to come. `blank` is whether a piece
     of it holds nothing but zeros; it is looked for only when an old control file is all that is left against a file.
-    `born` is when it was made, in nanoseconds, None where the system can't tell.
+    `born` is when it was made, in nanoseconds, None where the system does not know.
     `error` is a sentence for people.
     """
 
@@ -67,7 +67,7 @@ class Track(msgspec.Struct, frozen=True, kw_only=True):
     same_since: float
 
 
-class Settled(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class Admit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The file is complete: proven, or it held still for as long as asked."""
 
     proof: Literal["complete", "stable"]
@@ -80,7 +80,7 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     why: str
 
 
-class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class Reject(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """It held still and can't be a model. It is judged again when it changes. `reason` is a word for programs."""
 
     reason: Literal["truncated", "oversized", "empty", "outside", "special", "unreadable"]
@@ -93,7 +93,7 @@ class Ignore(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     why: str
 
 
-Verdict = Settled | Wait | Refused | Ignore
+Verdict = Admit | Wait | Reject | Ignore
 
 
 def follow(track: Track | None, seen: Observation) -> Track:
@@ -112,20 +112,20 @@ def decide(track: Track, settings: WatcherSettings, now: float) -> Verdict:
         case "gone":
             return Ignore(why="it is gone")
         case "unreadable" | "outside" | "special":
-            return _after(track.since, settings.stable, now, Refused(reason=seen.nature, error=seen.error))
+            return _after(track.since, settings.stable, now, Reject(reason=seen.nature, error=seen.error))
     if seen.lease == "held":
         return Wait(until=now + _pause(track, now), why="a program has it open for writing")
     if seen.control:
         if why := _why_controlled(seen, settings):
             return Wait(until=now + _pause(track, now), why=why)
-        return _after(track.same_since, settings.stable, now, Settled(proof=_proof(seen)))
+        return _after(track.same_since, settings.stable, now, Admit(proof=_proof(seen)))
     refusal = _refusal(seen)
     if refusal is not None:
-        return _after(track.since, _patience(seen, settings), now, refusal)
+        return _after(track.since, _least_still(seen, settings), now, refusal)
     if _proof(seen) == "complete":
-        return Settled(proof="complete")
+        return Admit(proof="complete")
     needed = settings.stable_with_holes if seen.holes else settings.stable
-    return _after(track.since, needed, now, Settled(proof="stable"))
+    return _after(track.since, needed, now, Admit(proof="stable"))
 
 
 def _pause(track: Track, now: float) -> float:
@@ -134,7 +134,7 @@ def _pause(track: Track, now: float) -> float:
 
 
 def is_full_length(seen: Observation) -> bool:
-    """Whether the file is exactly as long as its own header says, and has no holes."""
+    """Whether the file is exactly as long as its own header demands, and has no holes."""
     size = seen.stat.size if seen.stat else None
     return seen.header == "whole" and seen.expected == size and seen.holes is False
 
@@ -165,17 +165,17 @@ def _days(seconds: float) -> str:
     return f"{hours // 24:,} days" if hours >= 48 else f"{hours} hour{'s' * (hours != 1)}"
 
 
-def _refusal(seen: Observation) -> Refused | None:
+def _refusal(seen: Observation) -> Reject | None:
     """Why this file, if it stays as it is, can't be a model. A foreign header is no reason: such a file is
     catalogued as unknown, with its problem, so that its owner finds it where the others are."""
     size = seen.stat.size if seen.stat else 0
     lengths = f"The file is {size:,} bytes long, but its header says {seen.expected or 0:,}"
     if size == 0:
-        return Refused(
+        return Reject(
             reason="empty", error="The file is empty; unless it is still on its way, copy or download it again."
         )
     if seen.header == "partial":
-        return Refused(
+        return Reject(
             reason="truncated",
             error=f"{seen.error or 'The file ends within its own header'}, after {size:,} bytes; "
             "copy or download it again.",
@@ -184,19 +184,19 @@ def _refusal(seen: Observation) -> Refused | None:
         return None
     if size < seen.expected:
         missing = f"{lengths}: {seen.expected - size:,} bytes are missing. Resume the download, or copy it again."
-        return Refused(reason="truncated", error=missing)
+        return Reject(reason="truncated", error=missing)
     surplus = f"{lengths}: {size - seen.expected:,} bytes are too many, and no loader takes it. Copy it again."
-    return Refused(reason="oversized", error=surplus)
+    return Reject(reason="oversized", error=surplus)
 
 
-def _patience(seen: Observation, settings: WatcherSettings) -> float:
+def _least_still(seen: Observation, settings: WatcherSettings) -> float:
     """Seconds before a file of the wrong length is refused: where a writer can't be ruled out, a stall looks the
     same."""
     certain = seen.lease == "free" and not seen.holes
     return settings.stable if certain else max(settings.stable, settings.stable_with_holes)
 
 
-def _after(since: float, seconds: float, now: float, verdict: Settled | Refused) -> Verdict:
+def _after(since: float, seconds: float, now: float, verdict: Admit | Reject) -> Verdict:
     """The verdict, once the file has held still for so many seconds since then."""
     until = since + seconds
     if now >= until:

@@ -1,5 +1,5 @@
-"""Lengths: how long a file must be, by what it says of that itself: a safetensors header, the list of tensors in a GGUF
-file, the directory at the end of a zip archive (which is what torch.save writes). Older pickles say nothing.
+"""Lengths: how long a file must be, by its own account: a safetensors header, the list of tensors in a GGUF
+file, the directory at the end of a zip archive (which is what torch.save writes). Older pickles give none.
 """
 
 import os
@@ -21,9 +21,9 @@ _ELSEWHERE = 0xFFFFFFFF
 
 
 class Length(msgspec.Struct, frozen=True, kw_only=True):
-    """What a file says of its length. `header`: "none" when nothing, "whole" when it must have `expected` bytes,
-    "partial" when it ends before it says so or that is not written yet (`error` is a sentence for people), "foreign"
-    when it is not what its name says."""
+    """What a file gives as its length. `header`: "none" when nothing, "whole" when it must have `expected` bytes,
+    "partial" when it ends before that or that is not written yet (`error` is a sentence for people), "foreign"
+    when it is not what its name promises."""
 
     header: Header = "none"
     expected: int | None = None
@@ -31,8 +31,8 @@ class Length(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def length_of(fd: int, name: bytes, size: int) -> Length:
-    """What an open file of `size` bytes says; of `name` only the extension counts. Nothing, when it could not be read
-    this time. Raises OSError."""
+    """What an open file of `size` bytes gives as its length; of `name` only the extension counts. Nothing, when it
+    could not be read this time. Raises OSError."""
     lower = name.lower()
     try:
         if lower.endswith(b".safetensors"):
@@ -50,8 +50,8 @@ def length_of(fd: int, name: bytes, size: int) -> Length:
 
 
 def _of_archive(fd: int, size: int) -> Length:
-    """A zip archive is whole when its directory lies right before its end. What only looks like one says nothing, nor
-    does one with more behind it: it can be loaded."""
+    """A zip archive is whole when its directory lies right before its end. What only looks like one gives nothing,
+    nor does one with more after it: it can be loaded."""
     if os.pread(fd, len(_ZIP), 0) != _ZIP:
         return Length()
     begin = max(0, size - _END_BYTES - _COMMENT_BYTES)

@@ -1,6 +1,6 @@
 """Observing: one careful look at one file, for the gate. The only part of the gate that touches the disk.
 
-It opens regular files inside the root only, never waits for anybody, and leaves nothing behind.
+It opens regular files inside the root only, never waits for anybody, and leaves no trace.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ import stat
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -50,19 +50,20 @@ def observe(
     remote: bool = False,
     previous: gate.Observation | None = None,
     stale_control: float = float("inf"),
+    wall: Callable[[], float] = time.time,
 ) -> gate.Observation:
     """What a file is like at `now` (monotonic seconds), below the folder `root`. Never raises for what it finds.
 
-    `remote` says that others may write the file unseen (see `mounts.is_remote`): a lease proves nothing then. With
+    `remote` means that others may write the file unseen (see `mounts.is_remote`): a lease proves nothing then. With
     `previous`, what the file gave is not read again for the very Stat it was read for. Blank pieces are looked for when
-    the control file was not written for `stale_control` seconds.
+    the control file was not written for `stale_control` seconds, by the `wall` clock.
     """
     try:
         named, path = join(root, rel), resolve(root, rel)
         seen = stat.S_IFMT(os.lstat(path).st_mode)
         if seen != stat.S_IFREG:
             return gate.Observation(at=now, nature="special", stat=stat_of(os.lstat(path)), error=_no_file(seen))
-        return _look(named, path, now, remote, previous, stale_control)
+        return _look(named, path, now, remote, previous, stale_control, wall)
     except OutsideRoot as error:
         return gate.Observation(at=now, nature="outside", stat=_link_stat(root, rel), error=str(error))
     except OSError as error:
@@ -73,14 +74,20 @@ def observe(
 
 
 def _look(
-    named: bytes, path: bytes, now: float, remote: bool, previous: gate.Observation | None, stale_control: float
+    named: bytes,
+    path: bytes,
+    now: float,
+    remote: bool,
+    previous: gate.Observation | None,
+    stale_control: float,
+    wall: Callable[[], float],
 ) -> gate.Observation:
     """The observation of the regular file `path`, which is called `named`: that may be a link to it.
 
     The lease is probed last and over the final stat, so that it speaks for both; once before, since nothing else
     matters while somebody writes.
     """
-    control, control_age = _control_file(*dict.fromkeys((path, named)))
+    control, control_age = _control_file({path, named}, wall)
     seen = gate.Observation(at=now, nature="file", lease="held", control=control, control_age=control_age)
     try:
         with opened(path) as fd:
@@ -98,13 +105,13 @@ def _look(
         return structs.replace(seen, stat=stat_of(os.lstat(path)))
     if before != stat_of(after):
         return structs.replace(seen, stat=stat_of(after), lease="held", header="none", expected=None, error="")
-    return structs.replace(seen, lease=held, age=_age(after), born=born)
+    return structs.replace(seen, lease=held, age=_age(after, wall), born=born)
 
 
 def _content(fd: int, named: bytes, size: int, known: gate.Observation | None) -> dict[str, Any]:
-    """What the content tells; of its length what is `known` already."""
-    told = length_of(fd, named, size) if known is None or known.header == "none" else known
-    fields = {"header": told.header, "expected": told.expected, "error": told.error}
+    """What the content shows; of its length what is `known` already."""
+    length = length_of(fd, named, size) if known is None or known.header == "none" else known
+    fields = {"header": length.header, "expected": length.expected, "error": length.error}
     return {**fields, "holes": has_holes(fd, size)}
 
 
@@ -138,7 +145,7 @@ def lease(fd: int) -> gate.Lease:
 
 
 def has_holes(fd: int, size: int) -> bool | None:
-    """Whether some of the bytes were never written (sparse or preallocated); None where the file system can't tell."""
+    """Whether some bytes were never written (sparse or preallocated); None where the file system does not know."""
     if size == 0:
         return False
     try:
@@ -148,7 +155,7 @@ def has_holes(fd: int, size: int) -> bool | None:
 
 
 def born_at(fd: int) -> int | None:
-    """When the open file was made, in nanoseconds since 1970; None where the system can't tell. What is deleted and
+    """When the open file was made, in nanoseconds since 1970; None where the system does not know. What is deleted and
     made anew may get the same inode number, but not the same time."""
     call, found = _statx(), ctypes.create_string_buffer(256)
     if call is None or call(fd, b"", _AT_EMPTY_PATH, _STATX_BTIME, found) != 0:
@@ -166,7 +173,7 @@ def _statx() -> Callable[..., int] | None:
 def has_blanks(fd: int, named: bytes, size: int) -> bool:
     """Whether some piece of a file ends with nothing but zeros: so does one whose space was reserved by writing zeros,
     or was copied with its holes filled in, and that did not arrive. (A file may have such zeros of its own; less than a
-    block tells nothing of one that is a single piece.)"""
+    block proves nothing of one that is a single piece.)"""
     begin = 0
     if named.lower().endswith(b".safetensors"):
         with suppress(BadHeader):
@@ -179,14 +186,14 @@ def has_blanks(fd: int, named: bytes, size: int) -> bool:
     return False
 
 
-def _control_file(*paths: bytes) -> tuple[str, float | None]:
-    """The name of the control file beside one of the paths that was written last, and how many seconds ago."""
+def _control_file(paths: Collection[bytes], wall: Callable[[], float]) -> tuple[str, float | None]:
+    """The name of the control file of one of the paths that was written last, and how many seconds ago."""
     found: list[tuple[float, str]] = []
     for path in paths:
         folder, _, name = path.rpartition(b"/")
         for control in control_names(name):
             try:
-                age = _age(os.lstat(folder + b"/" + control))
+                age = _age(os.lstat(folder + b"/" + control), wall)
             except OSError:
                 continue
             found.append((float("-inf") if age is None else age, encode(control)))
@@ -196,10 +203,10 @@ def _control_file(*paths: bytes) -> tuple[str, float | None]:
     return control_name, age if age >= 0 else None
 
 
-def _age(result: os.stat_result) -> float | None:
+def _age(result: os.stat_result, wall: Callable[[], float]) -> float | None:
     """Seconds since a file was written. A date in the future is no such thing: the time of its last change counts then,
     unless that is in the future too."""
-    now = time.time()
+    now = wall()
     return next((now - at for at in (result.st_mtime, result.st_ctime) if at <= now), None)
 
 

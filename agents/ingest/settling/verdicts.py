@@ -1,10 +1,11 @@
-"""Judging: what waits, looked at once more and put before the gate; then the verdicts, written down together.
+"""Verdicts: what waits, looked at once more and put before the gate; then the verdicts, written down together.
 
 Looking may take long (a header to decode in a child, a slow disk), so it is done outside of any transaction: a row
 that was changed meanwhile keeps the change, and is judged again.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import structlog
@@ -24,7 +25,7 @@ log = structlog.get_logger()
 
 
 class Judged(msgspec.Struct, frozen=True, kw_only=True):
-    """The gate's word on one row, and what it was said of; `fingerprint` is of what settled."""
+    """The gate's verdict on one row, and what was seen of it; `fingerprint` is of what settled."""
 
     row: Row
     track: gate.Track
@@ -32,7 +33,7 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str = ""
 
 
-class Place(msgspec.Struct, frozen=True):
+class RootFolder(msgspec.Struct, frozen=True):
     """A root's folder; `remote` that others may write there unseen."""
 
     folder: str
@@ -41,36 +42,38 @@ class Place(msgspec.Struct, frozen=True):
 
 def judge(
     row: Row,
-    place: Place,
+    root: RootFolder,
     before: gate.Track | None,
     settings: WatcherSettings,
     now: float,
     attempts: Attempts | None = None,
+    wall: Callable[[], float] = time.time,
 ) -> Judged:
     """One look at one file. `now` is of a clock that never goes back, that of the `attempts` which limit how often a
-    file is let in."""
+    file is let in; `wall` is the clock of the files' dates."""
     previous = before.latest if before else None
     seen = observe(
-        place.folder,
+        root.folder,
         row.path.rel,
         now,
-        remote=place.remote,
+        remote=root.remote,
         previous=previous,
         stale_control=settings.stale_control,
+        wall=wall,
     )
     track = gate.follow(before, seen)
     verdict = gate.decide(track, settings, now)
-    if attempts is not None and isinstance(verdict, gate.Settled | gate.Refused):
+    if attempts is not None and isinstance(verdict, gate.Admit | gate.Reject):
         verdict = _limited(verdict, row, track, attempts, now)
     mark = ""
-    if isinstance(verdict, gate.Settled):
+    if isinstance(verdict, gate.Admit):
         assert seen.stat is not None
-        mark = fingerprint_at(place.folder, row.path.rel, seen.stat) or ""
+        mark = fingerprint_at(root.folder, row.path.rel, seen.stat) or ""
     return Judged(row=row, track=track, verdict=verdict, fingerprint=mark)
 
 
 def _limited(
-    verdict: gate.Settled | gate.Refused, row: Row, track: gate.Track, attempts: Attempts, now: float
+    verdict: gate.Admit | gate.Reject, row: Row, track: gate.Track, attempts: Attempts, now: float
 ) -> gate.Verdict:
     """The verdict, or to wait where the file had too many lately."""
     key, born = _key(row, track.latest), track.latest.born
@@ -88,7 +91,7 @@ def _key(row: Row, seen: gate.Observation) -> str:
 
 
 def growing(before: gate.Track | None, one: Judged) -> GrowingTick | None:
-    """What to say of a file that still is written and is worth hashing meanwhile: it became longer since `before`."""
+    """What to publish of a file that is still written and worth hashing meanwhile: it became longer since `before`."""
     stat, previous = one.track.latest.stat, before.latest.stat if before else None
     if not isinstance(one.verdict, gate.Wait) or stat is None or previous is None:
         return None
@@ -109,12 +112,12 @@ def write(judged: Sequence[Judged], db: Store, now: float) -> frozenset[int]:
                 overtaken.add(row.id)
                 continue
             match one.verdict:
-                case gate.Settled(proof=proof):
+                case gate.Admit(proof=proof):
                     assert stat is not None
                     done = db.settle(row, stat, proof, fingerprint=one.fingerprint, now=now)
                     if done:
                         db.attempts.note(row.path, _key(row, one.track.latest), stat, one.track.latest.born)
-                case gate.Refused(reason=reason, error=error):
+                case gate.Reject(reason=reason, error=error):
                     done = db.refuse(row, stat, reason=reason, error=error, now=now)
                     if done:
                         db.attempts.note(row.path, _key(row, one.track.latest), stat or row.stat, one.track.latest.born)
@@ -125,6 +128,6 @@ def write(judged: Sequence[Judged], db: Store, now: float) -> frozenset[int]:
     return frozenset(overtaken)
 
 
-def places(roots: Mapping[str, str], remote: Mapping[str, bool]) -> dict[str, Place]:
-    """The roots by name."""
-    return {name: Place(folder, remote.get(name, False)) for name, folder in roots.items()}
+def root_folders(roots: Mapping[str, str], remote: Mapping[str, bool]) -> dict[str, RootFolder]:
+    """The roots by name, and whether each is remote."""
+    return {name: RootFolder(folder, remote.get(name, False)) for name, folder in roots.items()}

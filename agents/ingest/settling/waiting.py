@@ -45,11 +45,11 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     """What a watcher knows of its waiting files and its scans.
 
     `files` is by the ids of rows and `ids` by location. `fresh` are locations that an event named and no row explains;
-    `stale` says that the table's list of waiting files has changed. `unexplained` are the files that were not there, or
-    others, when they were judged; `in_question` those that the scan under way has to explain. `scan_at`: when to scan,
-    wanted or not. `begun` counts the scans, `done` is the last of them that counts, `left` how many in a row left
+    `stale` means that the table's list of waiting files has changed. `unexplained` are the files that were not there,
+    or others, when they were judged; `in_question` those that the scan under way has to explain. `scan_at`: when to
+    scan, wanted or not. `begun` counts the scans, `done` is the last of them that counts, `left` how many in a row left
     something to the next. `problems` is by root, and so is `remote`: whether others may write there unseen. `has_links`
-    says that an event may name another path than the one that changed.
+    means that an event may name another path than the one that changed.
     """
 
     files: Mapping[int, Waiting] = {}
@@ -173,8 +173,8 @@ def track_of(state: State, row: Row) -> gate.Track | None:
 def page(
     state: State, rows: Sequence[tuple[int, FilePath, float]], *, now: float, wall: float, most: int
 ) -> tuple[WaitingFile, ...]:
-    """For people, why these rows wait (ids, paths, when they changed), as many as fit into `most` bytes. `wall` is what
-    the wall clock says `now`. A file waits since it came, or since this watcher knows of it, whatever happened to it
+    """For people, why these rows wait (ids, paths, when they changed), as many as fit into `most` bytes. `wall` is the
+    wall clock's time `now`. A file waits since it came, or since this watcher knows of it, whatever happened to it
     meanwhile."""
     files = []
     for id, path, changed_at in rows:
@@ -214,7 +214,7 @@ def _noticed(state: State, root: str, events: Events, now: float) -> tuple[State
 
 
 def _listed(state: State, rows: Sequence[Row]) -> State:
-    """What changed meanwhile (went and came back with its disk, say) is looked at afresh, at once."""
+    """What changed meanwhile (went and came back with its disk, perhaps) is looked at afresh, at once."""
     files = {}
     for row in rows:
         one = state.files.get(row.id)
@@ -254,7 +254,7 @@ def _looked(state: State, seen: Looked, now: float) -> tuple[State, Actions]:
 
 def _scanned(state: State, seen: Scanned, now: float) -> tuple[State, Actions]:
     """What was not there, or another file, when it was judged, and is there by the scan, is judged soon. (Of what the
-    scan did not see either, the next one tells.)"""
+    scan did not see either, the next one decides.)"""
     found = {one.root: one.candidates for one in seen.scans}
     sooner = {
         id: replace(one, due=min(one.due, now + gate.LOOK_AGAIN))

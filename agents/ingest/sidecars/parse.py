@@ -42,8 +42,8 @@ _TAGS = re.compile(r"</?[a-z!][^<>]*>", re.IGNORECASE)
 
 
 class Sidecars(msgspec.Struct, frozen=True, kw_only=True):
-    """What is said of a model beside it; empty where nothing is. `base_model` is in the words of whoever wrote it,
-    `nsfw` None where nobody says, `previews` pictures, best first, `thumbnail` the bytes of one that is written into a
+    """What a model's sidecars hold; empty where they hold nothing. `base_model` is in the words of whoever wrote it,
+    `nsfw` None where none does, `previews` pictures, best first, `thumbnail` the bytes of one that is written into a
     JSON file, `problems` sentences about what can't be used."""
 
     name: str = ""
@@ -62,10 +62,10 @@ class Sidecars(msgspec.Struct, frozen=True, kw_only=True):
 def read_sidecars(
     path: str | bytes | Path, *, roots: tuple[bytes, ...] = (), names: Iterable[bytes] | None = None, sha256: str = ""
 ) -> Sidecars:
-    """What lies beside the model file at `path`. Never raises. `names` are the files of its folder, where they are
-    known; links are followed into `roots` (real paths) only; `sha256`, the model's, tells its version among others.
+    """The sidecars of the model file at `path`. Never raises. `names` are the files of its folder, where they are
+    known; links are followed into `roots` (real paths) only; `sha256`, the model's, finds its version among others.
 
-    Where several say something of the same thing, what people write themselves goes before what was downloaded.
+    Where several hold the same field, what people write themselves goes before what was downloaded.
     """
     folder, name = os.path.split(os.fsencode(path))
     stem = name.rpartition(b".")[0] or name
@@ -75,7 +75,7 @@ def read_sidecars(
             file = Path(os.fsdecode(folder)) / os.fsdecode(other)
             files.setdefault(other[len(stem) :].lower(), []).append(file)
     problems: list[str] = []
-    said = [
+    found = [
         _parsed(file, suffix, roots, ModelFile(os.fsdecode(name), sha256), problems)
         for suffix in WORD_SUFFIXES
         for file in files.get(suffix, ())
@@ -83,19 +83,19 @@ def read_sidecars(
     previews = [file for suffix in PREVIEW_SUFFIXES for file in files.get(suffix, ()) if _is_shown(file, roots)]
     fields = ("name", "description", "notes", "base_model", "trigger_words", "tags", "source_url", "thumbnail")
     merged = {
-        field: next((value for one in said if (value := getattr(one, field))), getattr(Sidecars(), field))
+        field: next((value for one in found if (value := getattr(one, field))), getattr(Sidecars(), field))
         for field in fields
     }
     return Sidecars(
         **merged,
-        nsfw=next((one.nsfw for one in said if one.nsfw is not None), None),
+        nsfw=next((one.nsfw for one in found if one.nsfw is not None), None),
         previews=tuple(previews),
-        problems=(*problems, *(problem for one in said for problem in one.problems)),
+        problems=(*problems, *(problem for one in found for problem in one.problems)),
     )
 
 
 class ModelFile(msgspec.Struct, frozen=True):
-    """The model that something is said of: its file's name and its content."""
+    """The model that something is about: its file's name and its content."""
 
     name: str
     sha256: str
@@ -135,8 +135,8 @@ def parse_a1111(data: dict[str, Any], file: str) -> Sidecars:
 
 
 def parse_civitai_model(data: dict[str, Any], file: str, model: ModelFile) -> Sidecars:
-    """Civitai's answer about a model with all its versions, as SD.Next keeps it. Which of them the file is tells its
-    content, else its name; with neither, only what holds for all of them is said. Never raises."""
+    """Civitai's answer about a model with all its versions, as SD.Next keeps it. Which of them the file is, its content
+    decides, else its name; with neither, only what holds for all of them is given. Never raises."""
     fields = _Fields(data, file)
     listed = fields.take("modelVersions", list, [])
     versions = [_Fields(one, file) for one in listed if type(one) is dict]

@@ -1,6 +1,6 @@
-"""Beside: when what lies beside a model is new, holds still, and is to be told; and reading it for that.
+"""Sidecar watch: when the files beside a model are new, hold still, and are to be published; and reading them.
 
-A model is told of once its content is known, so that what is said is said of a content, wherever that moves later.
+A model is described once its content is known: the description is of a content, wherever that moves later.
 """
 
 import functools
@@ -8,7 +8,6 @@ import itertools
 import math
 import os
 import stat
-import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -20,10 +19,11 @@ from anyio import to_thread
 from agents.ingest.scanning.names import why_ignored
 from agents.ingest.scanning.scan import Scan, marks_in, names_in
 from agents.ingest.sidecars.parse import Sidecars, opened, read_sidecars
-from agents.ingest.store import Store, Table, Told
+from agents.ingest.store import ModelFile, Store, Table
 from agents.storage import blobs
 from agents.storage.errors import BadPath, IngestError, OutsideRoot
 from agents.storage.paths import is_inside, join
+from bus.clock import Clock
 from schemas.files import Described, Details, Preview
 from schemas.fitting import cut
 
@@ -42,14 +42,14 @@ _AGAIN = 5.0
 
 
 class Due(msgspec.Struct, frozen=True, kw_only=True):
-    """A model of which something is to be told, and the mark of what lies beside it now (empty: nothing any more)."""
+    """A model that is to be described, and the mark of its sidecars now (empty: none any more)."""
 
-    model: Told
+    model: ModelFile
     mark: str
 
 
-class Beside:
-    """The marks of what lies beside the models, and since when each is what it is (seconds of a clock that never goes
+class SidecarMarks:
+    """The marks of the models' sidecars, and since when each is what it is (seconds of a clock that never goes
     back)."""
 
     def __init__(self, stable: float) -> None:
@@ -59,7 +59,7 @@ class Beside:
         self.absent: dict[tuple[str, str], float] = {}
         self.has_described = True
 
-    def look(self, scans: Iterable[Scan], now: float, began: float) -> bool:
+    def update(self, scans: Iterable[Scan], now: float, began: float) -> bool:
         """Take in what scans saw that began at that time; whether any mark is another one. A root that is away
         is left as it was, and so is a folder that was looked at since."""
         changed = False
@@ -96,18 +96,18 @@ class Beside:
         return min((at + self.stable for at in since if at + self.stable > now), default=float("inf"))
 
     def due(self, db: Store, now: float) -> list[Due]:
-        """What is to be told: marks that hold still and were not told of this content; and where there is none any
-        more for as long, that there is none. (A model is often moved a moment before its sidecars.)"""
+        """What is to be described: marks that hold still and were not published of this content; and where there is
+        none any more for as long, that there is none. (A model is often moved a moment before its sidecars.)"""
         found, absent = [], {}
         self.has_described = db.has_described()
         for root, marks in [*self.marks.items()]:
             still = {rel: mark for rel, (mark, since) in marks.items() if since + self.stable <= now}
-            for model in db.beside(root, still):
+            for model in db.with_sidecars(root, still):
                 rel = model.path.rel
                 if rel in marks and rel not in still:
                     continue
                 mark = still.get(rel, "")
-                if (mark, model.sha256 if mark else "") == (model.mark, model.told if model.mark else ""):
+                if (mark, model.sha256 if mark else "") == (model.mark, model.described if model.mark else ""):
                     continue
                 since = -math.inf if mark else self.absent.get((root, rel), now)
                 if since + self.stable > now:
@@ -118,53 +118,59 @@ class Beside:
         return found
 
 
-class Describer:
-    """Tells what lies beside the models of these roots; `say` is called when there is something in the outbox."""
+class SidecarWatch:
+    """Publishes what the sidecars of the models of these roots hold; `wake` is called when the outbox has more."""
 
     def __init__(
-        self, table: Table, roots: Mapping[str, str], data: Path, stable: float, say: Callable[[], None]
+        self,
+        table: Table,
+        roots: Mapping[str, str],
+        data: Path,
+        stable: float,
+        clock: Clock,
+        wake: Callable[[], None],
     ) -> None:
-        self.table, self.roots, self.data, self.say = table, roots, data, say
-        self.beside = Beside(stable)
+        self.table, self.roots, self.data, self.clock, self.wake_relay = table, roots, data, clock, wake
+        self.marks = SidecarMarks(stable)
         self.wake = anyio.Event()
         self.folders: set[tuple[str, str]] = set()
 
-    def looked(self, scans: Iterable[Scan], began: float) -> None:
+    def scanned(self, scans: Iterable[Scan], began: float) -> None:
         """Take in what scans saw that began at that time (of the clock that never goes back)."""
-        if self.beside.look(scans, time.monotonic(), began):
+        if self.marks.update(scans, self.clock.steady(), began):
             self.wake.set()
 
     def folder_changed(self, root: str, folder: str) -> None:
-        """Something changed beside the models in a folder, by an event: it is looked at by itself, soon."""
+        """A sidecar in a folder changed, by an event: the folder is looked at by itself, soon."""
         self.folders.add((root, folder))
         self.wake.set()
 
     def arrived(self, root: str, rel: str) -> None:
-        """A name is new, by an event; beside a model something may have waited for it."""
+        """A name is new, by an event; sidecars of a model may have waited for it."""
         if not why_ignored(rel.rpartition("/")[2].encode()):
             self.folder_changed(root, _folder(rel))
 
     def hashed(self) -> None:
         """The content of more files is known, or of files that were let in it was."""
-        if self.beside.has_described or any(self.beside.marks.values()):
+        if self.marks.has_described or any(self.marks.marks.values()):
             self.wake.set()
 
     async def keep(self) -> None:
-        """Tell what is due, for ever; what can't be kept (a full disk) is tried again."""
+        """Describe what is due, for ever; what can't be kept (a full disk) is tried again."""
         while True:
             self.wake = anyio.Event()
             await self._check_folders()
-            now = time.monotonic()
+            now = self.clock.steady()
             try:
-                due = await self.table.do(functools.partial(self.beside.due, now=now))
+                due = await self.table.do(functools.partial(self.marks.due, now=now))
                 for start in range(0, len(due), _BATCH):
-                    await self._tell(due[start : start + _BATCH])
+                    await self._describe(due[start : start + _BATCH])
             except OSError as error:
-                log.warning("sidecars not told yet", error=str(error))
+                log.warning("sidecars not described yet", error=str(error))
                 await anyio.sleep(_AGAIN)
                 continue
-            # (Counted from when that was asked: what settles while others are told is due at once.)
-            with anyio.move_on_after(self.beside.settles_at(now) - time.monotonic()):
+            # (Counted from when that was asked: what settles while others are described is due at once.)
+            with anyio.move_on_after(self.marks.settles_at(now) - self.clock.steady()):
                 await self.wake.wait()
 
     async def _check_folders(self) -> None:
@@ -172,22 +178,22 @@ class Describer:
         if not self.folders:
             return
         folders, self.folders = self.folders, set()
-        began = time.monotonic()
+        began = self.clock.steady()
         seen = await to_thread.run_sync(lambda: [(*place, self._marks_in(*place)) for place in folders])
         for root, folder, marks in seen:
             if marks is not None:
-                self.beside.update_folder(root, folder, marks, began)
-        await anyio.sleep(min(_CHECK_PAUSE, max(_CHECK_AGAIN, _CHECK_SHARE * (time.monotonic() - began))))
+                self.marks.update_folder(root, folder, marks, began)
+        await anyio.sleep(min(_CHECK_PAUSE, max(_CHECK_AGAIN, _CHECK_SHARE * (self.clock.steady() - began))))
 
     def _marks_in(self, root: str, folder: str) -> dict[str, str] | None:
-        """In a thread. None where only a scan can tell: of a folder that is gone, say."""
+        """In a thread. None where only a scan can find out: of a folder that is gone, for example."""
         try:
             return marks_in(os.path.realpath(os.fsencode(self.roots[root])), folder)
         except (OSError, BadPath):
             return None
 
-    async def _tell(self, due: list[Due]) -> None:
-        at = time.time()
+    async def _describe(self, due: list[Due]) -> None:
+        at = self.clock.now()
 
         def read() -> list[Described]:
             return [describe(one, self.roots, self.data, at) for one in due]
@@ -202,12 +208,12 @@ class Describer:
         await self.table.do(write)
         for fact in facts:
             if fact.problems:
-                log.warning("not everything beside a model can be used", rel=fact.path.rel, problems=fact.problems)
-        self.say()
+                log.warning("not every sidecar of a model can be used", rel=fact.path.rel, problems=fact.problems)
+        self.wake_relay()
 
 
 def describe(due: Due, folders: Mapping[str, str], data: Path, at: float) -> Described:
-    """Read what lies beside a model below one of the roots (`folders` by name), its pictures into the blobs of the data
+    """Read the sidecars of a model below one of the roots (`folders` by name), its pictures into the blobs of the data
     directory. What can't be read or used is a problem in a sentence. Raises OSError when the blobs can't be written."""
     path = due.model.path
     roots = tuple(os.path.realpath(os.fsencode(folder)) for folder in folders.values())
@@ -247,7 +253,7 @@ def describe(due: Due, folders: Mapping[str, str], data: Path, at: float) -> Des
 
 
 def _read(due: Due, folder: str, roots: tuple[bytes, ...]) -> Sidecars:
-    """What lies beside a model under its own name, a link's too: not beside what that leads to. Raises OutsideRoot,
+    """The sidecars of a model by its own name, a link's too: not those of what that leads to. Raises OutsideRoot,
     BadPath."""
     path = join(folder, due.model.path.rel)
     above, _, name = path.rpartition(b"/")

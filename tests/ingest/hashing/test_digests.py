@@ -128,7 +128,8 @@ def test_many_files_at_once_are_each_hashed_right(tmp_path: Path) -> None:
 def test_a_small_file_starts_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = put(tmp_path / "a.ckpt", content(SMALL_BYTES))
     monkeypatch.delattr(threading, "Thread")
-    hash_file(str(path), expected=stat_of(path.stat()))
+    found = hash_file(str(path), expected=stat_of(path.stat()))
+    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_a_file_that_changed_since_it_settled_is_not_hashed(tmp_path: Path) -> None:

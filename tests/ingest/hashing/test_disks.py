@@ -4,7 +4,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from agents.ingest.hashing.disks import Rotational, Turns, rotational_disk
+from agents.ingest.hashing.disks import DiskTurns, Rotational, rotational_disk
 
 
 class Tree:
@@ -85,7 +85,7 @@ def test_a_file_system_without_a_disk_does_not_spin(tree: Tree) -> None:
     assert rotational_disk(os.makedev(0, 57), tree.sysfs / "no such folder") == ""
 
 
-async def most_at_once(turns: Turns, paths: list[Path], places: list[tuple[str, int]]) -> int:
+async def most_at_once(turns: DiskTurns, paths: list[Path], places: list[tuple[str, int]]) -> int:
     """How many of ten files for each place were read at the same time, at most."""
     now, most = 0, 0
 
@@ -113,7 +113,7 @@ async def test_files_of_one_spinning_disk_are_read_one_at_a_time(
     tree: Tree, tmp_path: Path, rotational: Rotational, flag: str, most: int
 ) -> None:
     tree.disk("sda", tmp_path.stat().st_dev, flag)
-    turns = Turns(rotational, tree.sysfs)
+    turns = DiskTurns(rotational, tree.sysfs)
     places = [("models", 1), ("loras", 1)]  # two roots on one disk
     await most_at_once(turns, [tmp_path, tmp_path], places)  # each place is looked up by then
     assert await most_at_once(turns, [tmp_path, tmp_path], places) == most
@@ -121,7 +121,7 @@ async def test_files_of_one_spinning_disk_are_read_one_at_a_time(
 
 async def test_a_file_that_is_gone_waits_for_nobody(tree: Tree, tmp_path: Path) -> None:
     tree.disk("sda", tmp_path.stat().st_dev, "1")
-    turns = Turns("auto", tree.sysfs)
+    turns = DiskTurns("auto", tree.sysfs)
     gone = tmp_path / "gone"
     async with turns.turn(("models", 1), lambda: os.fsencode(gone)):
         with anyio.fail_after(5):

@@ -14,7 +14,7 @@ from blake3 import blake3
 from agents.ingest.errors import ChangedWhileHashing, HashCancelled
 from agents.ingest.hashing import growing as following
 from agents.ingest.hashing.digests import Digests
-from agents.ingest.hashing.growing import FORGET_SECONDS, Followed, Follower, proven
+from agents.ingest.hashing.growing import FORGET_SECONDS, Followed, GrowingHash, proven
 from agents.ingest.hashing.reading import BUFFER_BYTES, Cores
 from agents.ingest.scanning.reconcile import Row
 from agents.ingest.settling import gate, verdicts
@@ -31,7 +31,7 @@ class Growing:
 
     def __init__(self, path: Path) -> None:
         self.path, self.busy, self.now = path, False, 0.0
-        self.follower = Follower(lambda: self.busy, lambda: self.now)
+        self.follower = GrowingHash(lambda: self.busy, lambda: self.now)
         self.file = path.open("w+b", buffering=0)
 
     def add(self, piece: bytes = PIECE, times: int = 1) -> None:
@@ -216,7 +216,7 @@ def test_reading_stops_between_two_buffers_for_a_job_that_comes_meanwhile(growin
         asked.append(None)
         return len(asked) > 2
 
-    growing.follower = Follower(busy)
+    growing.follower = GrowingHash(busy)
     growing.add()
     assert growing.taken().offset == 2 * BUFFER_BYTES
 
@@ -302,7 +302,7 @@ def test_a_long_file_that_became_longer_is_told_under_the_key_that_its_job_will_
         (None, LEAST, WAIT),
         (LEAST, LEAST, WAIT),
         (LEAST + 1, LEAST, WAIT),
-        (LEAST, LEAST + 1, gate.Settled(proof="complete")),
+        (LEAST, LEAST + 1, gate.Admit(proof="complete")),
         (LEAST, LEAST + 1, gate.Ignore(why="it is gone")),
     ],
     ids=["short", "seen once", "not longer", "shorter", "settled", "gone"],

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from agents.ingest.scanning.reconcile import Appeared, Linked, Lost, Moved, Row, Touched, reconcile, without
+from agents.ingest.scanning.reconcile import Appeared, Linked, Lost, Row, Touched, WasMoved, reconcile, without
 from agents.ingest.scanning.scan import Candidate, Scan
 from schemas.files import FilePath, Refused, Stat
 from tests.ingest.world import World
@@ -155,7 +155,7 @@ def stat(ino: int = 1, **fields: int) -> Stat:
 
 def row(rel: str, of: Stat, **fields: object) -> Row:
     base = {"id": 1, "path": FilePath(root="models", rel=rel), "key": "k", "stat": of, "links": 1, "state": "settled"}
-    return Row(**{**base, "told": True, **fields})  # type: ignore[arg-type]
+    return Row(**{**base, "published": True, **fields})  # type: ignore[arg-type]
 
 
 def seen(*candidates: Candidate, **fields: object) -> Scan:
@@ -216,7 +216,7 @@ def test_nothing_goes_to_a_place_that_is_still_taken_by_what_is_left_for_later()
     turned = [Candidate(f"{n % 3 + 1}.ckpt", stat(n, ctime_ns=10), 1) for n in (1, 2, 3)]
     added = Candidate("4.ckpt", stat(4), 1)
     changes = reconcile([one, two, three], [seen(*turned, added)])
-    assert len([change for change in changes if isinstance(change, Moved)]) == 3
+    assert len([change for change in changes if isinstance(change, WasMoved)]) == 3
     assert without(changes, ()) == changes
     assert [change.path.rel for change in without(changes, {2}) if isinstance(change, Appeared)] == ["4.ckpt"]
     assert len(without(changes, {2})) == 1

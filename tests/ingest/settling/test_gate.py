@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from agents.ingest.scanning.names import controlled_by, is_skipped_folder, why_ignored
-from agents.ingest.settling.gate import Ignore, Observation, Refused, Settled, Track, Wait, decide, follow
+from agents.ingest.settling.gate import Admit, Ignore, Observation, Reject, Track, Wait, decide, follow
 from schemas.files import Stat
 from schemas.settings import WatcherSettings
 
@@ -28,7 +28,7 @@ def judge(*looks: Observation) -> object:
 
 
 def test_a_complete_proof_settles_at_once() -> None:
-    assert judge(look()) == Settled(proof="complete")
+    assert judge(look()) == Admit(proof="complete")
 
 
 @pytest.mark.parametrize(
@@ -43,12 +43,12 @@ def test_a_complete_proof_settles_at_once() -> None:
 def test_without_a_complete_proof_a_file_must_hold_still(lacking: dict[str, Any]) -> None:
     assert judge(look(**lacking)) == Wait(until=2.0, why="it must hold still for 2 s")
     assert isinstance(judge(look(**lacking), look(1.9, **lacking)), Wait)
-    assert judge(look(**lacking), look(2.0, **lacking)) == Settled(proof="stable")
+    assert judge(look(**lacking), look(2.0, **lacking)) == Admit(proof="stable")
 
 
 def test_holes_take_longer() -> None:
     assert isinstance(judge(look(holes=True), look(29.9, holes=True)), Wait)
-    assert judge(look(holes=True), look(30.0, holes=True)) == Settled(proof="stable")
+    assert judge(look(holes=True), look(30.0, holes=True)) == Admit(proof="stable")
 
 
 def test_a_writer_is_waited_for_however_long_it_takes() -> None:
@@ -71,7 +71,7 @@ def test_what_is_held_back_is_looked_at_less_often_the_longer_it_is_the_same() -
 def test_time_counts_from_the_last_sign_of_a_writer() -> None:
     kept: dict[str, Any] = {"header": "none", "expected": None}
     assert isinstance(judge(look(lease="held", **kept), look(10.0, **kept)), Wait)
-    assert judge(look(lease="held", **kept), look(10.0, **kept), look(12.0, **kept)) == Settled(proof="stable")
+    assert judge(look(lease="held", **kept), look(10.0, **kept), look(12.0, **kept)) == Admit(proof="stable")
 
 
 DAY = 24 * 3600.0
@@ -81,7 +81,7 @@ OLD: dict[str, Any] = {"control": "x.aria2", "control_age": 30 * DAY, "blank": F
 
 def test_a_complete_proof_that_holds_still_outweighs_an_old_control_file() -> None:
     assert isinstance(judge(look(**OLD)), Wait)
-    assert judge(look(**OLD), look(2.0, **OLD)) == Settled(proof="complete")
+    assert judge(look(**OLD), look(2.0, **OLD)) == Admit(proof="complete")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_nothing_less_does_and_the_reason_is_named(lacking: dict[str, Any], why:
 
 def test_where_no_lease_can_be_had_the_file_must_be_as_old_as_its_control_file() -> None:
     fields = {**OLD, "lease": "unknown", "age": 2 * DAY}
-    assert judge(look(**fields), look(2.0, **fields)) == Settled(proof="stable")
+    assert judge(look(**fields), look(2.0, **fields)) == Admit(proof="stable")
 
 
 def test_a_control_file_is_waited_for_even_beside_a_file_that_seems_complete() -> None:
@@ -131,18 +131,18 @@ def test_a_truncated_file_is_refused_with_both_sizes_once_it_holds_still() -> No
     short: dict[str, Any] = {"expected": 1_234}
     assert isinstance(judge(look(**short)), Wait)
     verdict = judge(look(**short), look(2.0, **short))
-    assert isinstance(verdict, Refused) and verdict.reason == "truncated"
+    assert isinstance(verdict, Reject) and verdict.reason == "truncated"
     assert "100 bytes" in verdict.error and "1,234" in verdict.error and "download" in verdict.error
 
 
 def test_a_truncated_file_gets_more_time_where_a_writer_cannot_be_ruled_out() -> None:
     short: dict[str, Any] = {"expected": 1_234, "lease": "unknown"}
     assert isinstance(judge(look(**short), look(29.0, **short)), Wait)
-    assert isinstance(judge(look(**short), look(30.0, **short)), Refused)
+    assert isinstance(judge(look(**short), look(30.0, **short)), Reject)
 
 
 def test_a_truncated_file_that_grew_to_its_end_settles() -> None:
-    assert judge(look(expected=100, stat=stat(50)), look(5.0)) == Settled(proof="complete")
+    assert judge(look(expected=100, stat=stat(50)), look(5.0)) == Admit(proof="complete")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_truncated_file_that_grew_to_its_end_settles() -> None:
 def test_what_can_not_be_a_model_is_refused_after_holding_still(fields: dict[str, Any], reason: str) -> None:
     assert isinstance(judge(look(**fields)), Wait)
     verdict = judge(look(**fields), look(2.0, **fields))
-    assert isinstance(verdict, Refused) and verdict.reason == reason and verdict.error.endswith(".")
+    assert isinstance(verdict, Reject) and verdict.reason == reason and verdict.error.endswith(".")
 
 
 def test_what_is_gone_is_nobodys_business() -> None:

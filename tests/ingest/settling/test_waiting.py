@@ -59,7 +59,7 @@ def test_what_was_listed_is_looked_at_at_once_and_then_when_the_gate_says_so() -
     assert [one.id for one in waiting.due(state, 100.0)] == [1, 2] and not state.stale
     state = after(looked(1, WAIT), state=state)
     assert [one.id for one in waiting.due(state, 100.0)] == [2] and waiting.next_due(state) == 0.0
-    state = after(looked(2, gate.Settled(proof="complete")), state=state)
+    state = after(looked(2, gate.Admit(proof="complete")), state=state)
     assert waiting.due(state, 129.9) == [] and waiting.next_due(state) == 130.0
     assert [one.id for one in waiting.due(state, 130.0)] == [1]
     assert waiting.next_due(State()) == float("inf")
@@ -110,7 +110,7 @@ def test_folders_that_came_are_scanned_twice() -> None:
 
 
 def test_what_is_gone_or_overtaken_waits_for_a_scan_which_has_it_looked_at_soon_if_it_is_there() -> None:
-    for one in (looked(1, gate.Ignore(why="it is gone")), looked(1, gate.Settled(proof="stable"), 1)):
+    for one in (looked(1, gate.Ignore(why="it is gone")), looked(1, gate.Admit(proof="stable"), 1)):
         state = listed(1)
         assert actions(state, one) == SCAN
         state = after(one, state=state)

@@ -1,34 +1,34 @@
-"""When what lies beside a model is new: of the folder that was looked at last, what was seen then."""
+"""When the sidecars of a model are new: of the folder that was looked at last, what was seen then."""
 
 import os
-import time
 from pathlib import Path
 
 import anyio
 
 from agents.ingest import store
 from agents.ingest.scanning.scan import Scan, marks_in, names_in, scan
-from agents.ingest.sidecars.watch import Beside, Describer
+from agents.ingest.sidecars.watch import SidecarMarks, SidecarWatch
+from bus.clock import Clock
 from schemas.files import Described
 from tests.ingest.making import put
 from tests.ingest.world import World
 
 
-def marks(beside: Beside) -> dict[str, str]:
-    return {rel: mark for rel, (mark, _) in beside.marks["models"].items()}
+def marks(sidecars: SidecarMarks) -> dict[str, str]:
+    return {rel: mark for rel, (mark, _) in sidecars.marks["models"].items()}
 
 
 def test_a_scan_that_began_before_a_folder_was_looked_at_overtakes_nothing():
-    beside = Beside(stable=2.0)
-    assert beside.look([Scan(root="models", state="present", marks={"x/a": "1", "b": "1"})], now=1.0, began=0.5)
-    assert beside.update_folder("models", "x", {"x/a": "2"}, now=2.0)
-    assert not beside.update_folder("models", "x", {"x/a": "2"}, now=2.5)
+    sidecars = SidecarMarks(stable=2.0)
+    assert sidecars.update([Scan(root="models", state="present", marks={"x/a": "1", "b": "1"})], now=1.0, began=0.5)
+    assert sidecars.update_folder("models", "x", {"x/a": "2"}, now=2.0)
+    assert not sidecars.update_folder("models", "x", {"x/a": "2"}, now=2.5)
     late = Scan(root="models", state="present", marks={"x/a": "1", "b": "1"})
-    assert not beside.look([late], now=3.0, began=1.5)
-    assert marks(beside) == {"x/a": "2", "b": "1"}
-    assert beside.settles_at(3.0) == 4.0
-    assert beside.look([late], now=4.0, began=3.5) and marks(beside) == {"x/a": "1", "b": "1"}
-    assert beside.update_folder("models", "x", {}, now=5.0) and marks(beside) == {"b": "1"}
+    assert not sidecars.update([late], now=3.0, began=1.5)
+    assert marks(sidecars) == {"x/a": "2", "b": "1"}
+    assert sidecars.settles_at(3.0) == 4.0
+    assert sidecars.update([late], now=4.0, began=3.5) and marks(sidecars) == {"x/a": "1", "b": "1"}
+    assert sidecars.update_folder("models", "x", {}, now=5.0) and marks(sidecars) == {"b": "1"}
 
 
 def test_a_folder_by_itself_has_the_marks_that_a_scan_finds(tmp_path: Path):
@@ -71,14 +71,14 @@ def test_a_sidecar_that_got_its_date_back_or_can_be_read_now_has_another_mark(tm
 
 
 def test_a_model_that_moved_is_described_anew_once_its_sidecars_had_their_time_to_follow(tmp_path: Path):
-    folder, beside = tmp_path / "models", Beside(stable=2.0)
+    folder, sidecars = tmp_path / "models", SidecarMarks(stable=2.0)
     world = World(tmp_path / "files.sqlite3", {"models": folder})
 
     def due(now: float) -> list[tuple[str, bool]]:
-        """Which models are to be described after a scan, and whether there is something to tell."""
-        beside.look([scan("models", str(folder))], now, now)
+        """Which models are to be described after a scan, and whether there are sidecars."""
+        sidecars.update([scan("models", str(folder))], now, now)
         with store.opened(world.table) as db:
-            found = beside.due(db, now)
+            found = sidecars.due(db, now)
             for one in found:
                 fact = Described(key=one.model.key, path=one.model.path, sha256=one.model.sha256, at=now)
                 db.describe(fact, one.mark)
@@ -91,7 +91,7 @@ def test_a_model_that_moved_is_described_anew_once_its_sidecars_had_their_time_t
     assert (due(10.0), due(12.0), due(20.0)) == ([], [("a.ckpt", True)], [])
     (folder / "a.ckpt").rename(folder / "b.ckpt")
     world.settle()
-    assert (due(30.0), beside.settles_at(30.0)) == ([], 32.0)
+    assert (due(30.0), sidecars.settles_at(30.0)) == ([], 32.0)
     (folder / "a.json").rename(folder / "b.json")
     assert (due(31.0), due(33.0), due(40.0)) == ([], [("b.ckpt", True)], [])
     (folder / "b.ckpt").rename(folder / "c.ckpt")
@@ -107,24 +107,26 @@ def test_a_model_that_moved_is_described_anew_once_its_sidecars_had_their_time_t
     assert (due(80.0), due(82.0), due(90.0)) == ([], [("x/d.ckpt", False)], []), "the content came without sidecars"
 
 
-async def test_what_comes_to_rest_while_others_are_told_is_told_after_them(tmp_path: Path):
-    roots, told, stable = {"models": tmp_path / "models"}, anyio.Event(), 0.05
+async def test_what_comes_to_rest_while_others_are_described_is_described_after_them(tmp_path: Path):
+    roots, stable, clock = {"models": tmp_path / "models"}, 0.05, Clock()
     world = World(tmp_path / "files.sqlite3", roots)
     for name in ("a.ckpt", "b.ckpt", "a.json", "b.json"):
         put(tmp_path / "models" / name, name.encode())
     world.settle()
-    found = marks_in(os.fsencode(tmp_path / "models"), "")
+    found, done = marks_in(os.fsencode(tmp_path / "models"), ""), anyio.Event()
 
-    def say() -> None:
-        """Called when something was told."""
-        if "b.ckpt" in marks(describer.beside):
-            told.set()
-        describer.beside.update_folder("models", "", found, time.monotonic() - stable)
+    def wake() -> None:
+        """Called when something was described: that is when the other one comes to rest."""
+        if "b.ckpt" in marks(watch.marks):
+            done.set()
+        watch.marks.update_folder("models", "", found, clock.steady() - stable)
 
-    async with store.open_table(tmp_path / "files.sqlite3") as opened, anyio.create_task_group() as tasks:
-        describer = Describer(opened, {"models": str(tmp_path / "models")}, tmp_path, stable, say)
-        describer.beside.update_folder("models", "", {"a.ckpt": found["a.ckpt"]}, time.monotonic() - stable)
-        tasks.start_soon(describer.keep)
+    async with store.open_table(tmp_path / "files.sqlite3") as table, anyio.create_task_group() as tasks:
+        watch = SidecarWatch(table, {"models": str(tmp_path / "models")}, tmp_path, stable, clock, wake)
+        watch.marks.update_folder("models", "", {"a.ckpt": found["a.ckpt"]}, clock.steady() - stable)
+        tasks.start_soon(watch.keep)
         with anyio.fail_after(5):
-            await told.wait()
+            await done.wait()
+        unsent = await table.do(lambda db: db.unsent(store.ALL))
         tasks.cancel_scope.cancel()
+    assert [one.message.path.rel for one in unsent if one.kind == "described"] == ["a.ckpt", "b.ckpt"]
