@@ -21,6 +21,7 @@ from agents.images.infotext import of_plan
 from agents.images.model_pictures import NameTaken, encode_picture
 from agents.images.outputs import BadName, PixelsGone, encode_pictures
 from agents.storage.atomic import sweep
+from agents.storage.layout import DataDir
 from agents.storage.pixels import BadPixels
 from bus.client import Bus
 from bus.errors import Fail, Retry, Taken, Undecodable, UserError
@@ -167,7 +168,7 @@ async def _ended(bus: Bus, data_dir: Path, delivery: Delivery) -> bool:
 
 def remove_pixels(data_dir: Path, id: str) -> None:
     """The raw pixels of a job whose result is written."""
-    for file in (data_dir / "work").glob(f"{id}-*.npy"):
+    for file in DataDir(data_dir).work.glob(f"{id}-*.npy"):
         file.unlink(missing_ok=True)
 
 
@@ -185,10 +186,10 @@ async def _sweep_work(bus: Bus, data_dir: Path) -> None:
 
 
 def _sweep(data_dir: Path, queued: set[str], now: float) -> None:
-    work, images = data_dir / "work", data_dir / "images"
-    for folder in (work, images, images / "pending", data_dir / "blobs", *(data_dir / "outputs").glob("*-*-*")):
+    data = DataDir(data_dir)
+    for folder in (data.work, data.images, data.pending, data.blobs, *data.outputs.glob("*-*-*")):
         sweep(folder, before=now - KEEP_TEMPORARY)
-    for file in work.glob("*.npy"):
+    for file in data.work.glob("*.npy"):
         with contextlib.suppress(FileNotFoundError):  # its job ended meanwhile
             if file.stat().st_mtime < now - KEEP_PIXELS and file.name.split("-")[0] not in queued:
                 file.unlink()

@@ -20,6 +20,7 @@ from agents.catalog.errors import CatalogUnusable
 from agents.catalog.index_words import SEARCH_VERSION, functions
 from agents.catalog.position import KEY, PASSED, REMEMBERED, Position, Standing, refuse_newer, standing
 from agents.storage.database import Sql, Threaded, in_thread, opened
+from agents.storage.layout import DataDir
 from agents.storage.queries import migrations, sections
 from bus.clock import Clock
 from schemas.models import Changed
@@ -68,7 +69,7 @@ class Database:
     ) -> None:
         self._writer = writer
         self.path, self.clock, self._changed = path, clock, changed
-        self._folder = path.parent / "history"
+        self._folder = DataDir.of(path).history
         self._statements = Statements(writer, clock)
         self._lock = anyio.Lock()
         self._owner: int | None = None

@@ -18,6 +18,7 @@ import structlog
 from agents.catalog.database import Database, Statements
 from agents.catalog.names import fold
 from agents.catalog.outbox import publish
+from agents.storage.layout import PENDING, DataDir
 from agents.storage.trash import Batch
 from schemas.files import Details
 from schemas.images import Encoded, PictureRefused
@@ -25,7 +26,6 @@ from schemas.models import Layer, ModelPictured, ModelTagged, TagPut
 
 log = structlog.get_logger()
 
-PENDING = "images/pending/"
 """Where originals of pending records are, below the data directory."""
 
 TAG_LENGTH = 200
@@ -155,7 +155,7 @@ async def picture_encoded(sql: Statements, fact: Encoded) -> list[str]:
 
 async def originals_used(db: Database) -> list[str]:
     """The originals (paths below the data directory) that pictures and pending records need. Raises sqlite3.Error."""
-    return [str(path) for (path,) in await db.committed.rows("originals_used")]
+    return [str(path) for (path,) in await db.committed.rows("originals_used", pending=PENDING)]
 
 
 async def pictures_used(db: Database) -> list[tuple[str, int]]:
@@ -167,11 +167,11 @@ def pending_originals(data: Path, since: float = 0.0) -> list[str]:
     """Every file among the pending originals that got its name after a time (seconds since 1970), as a path below the
     data directory."""
     found = []
-    with suppress(FileNotFoundError), os.scandir(data / PENDING) as entries:
+    with suppress(FileNotFoundError), os.scandir(DataDir(data).pending) as entries:
         for entry in entries:
             with suppress(FileNotFoundError):  # a sweep takes it this moment
                 if entry.is_file() and entry.stat().st_ctime >= since:
-                    found.append(f"{PENDING}{entry.name}")
+                    found.append(f"{PENDING}/{entry.name}")
     return found
 
 
@@ -179,7 +179,7 @@ def forget_originals(data: Path, originals: Iterable[str]) -> None:
     """Remove pending originals that nothing needs any more, after that was committed; blobs have a sweep of their
     own."""
     for original in originals:
-        if original.startswith(PENDING):
+        if original.startswith(f"{PENDING}/"):
             (data / original).unlink(missing_ok=True)
 
 
@@ -187,7 +187,7 @@ def trash_originals(data: Path, originals: Iterable[str], now: float) -> None:
     """Move pending originals that nothing needs to the trash; `now` is seconds since 1970. Raises OSError."""
     trash = Batch(data, now)
     for original in originals:
-        if original.startswith(PENDING):
+        if original.startswith(f"{PENDING}/"):
             trash.move(original)
 
 

@@ -16,6 +16,7 @@ from agents.catalog.database import Database, Statements
 from agents.catalog.matching import Wanted, files_for
 from agents.catalog.names import file_name, fold
 from agents.catalog.outbox import publish
+from agents.storage.layout import PENDING
 from schemas.catalog import Outcome, Strategy
 from schemas.files import Details, FilePath
 from schemas.models import ModelPromoted, PendingConflict, PendingDropped
@@ -165,7 +166,7 @@ async def _move_pictures(sql: Statements, id: int, sha256: str, *, replace: bool
     for file, source in await sql.rows("pictures_of_pending", id=id):
         if replace:
             await sql.rows("allow_picture", sha256=sha256, source=source)
-        await descriptions.add_picture(sql, sha256, str(source), f"{descriptions.PENDING}{file}", "import", at)
+        await descriptions.add_picture(sql, sha256, str(source), f"{PENDING}/{file}", "import", at)
 
 
 async def drop_promoted(sql: Statements, sha256s: Iterable[str], at: float) -> list[str]:
@@ -173,7 +174,7 @@ async def drop_promoted(sql: Statements, sha256s: Iterable[str], at: float) -> l
     originals, which may be done with (see `unused_originals`)."""
     originals = []
     for id, path in await sql.rows("pending_done", sha256s=json.dumps([*sha256s])):
-        originals += [f"{descriptions.PENDING}{file}" for file, _ in await sql.rows("pictures_of_pending", id=id)]
+        originals += [f"{PENDING}/{file}" for file, _ in await sql.rows("pictures_of_pending", id=id)]
         await sql.rows("drop_pending", id=id)
         fact = PendingDropped(pending_id=int(id), path=str(path), reason="promoted", at=at)
         await publish(sql, fact)
@@ -182,7 +183,9 @@ async def drop_promoted(sql: Statements, sha256s: Iterable[str], at: float) -> l
 
 async def unused_originals(sql: Statements, originals: Iterable[str]) -> list[str]:
     """Those of these paths (below the data directory) that nothing in the catalog needs any more."""
-    return [str(path) for (path,) in await sql.rows("unused_originals", originals=json.dumps([*originals]))]
+    return [
+        str(path) for (path,) in await sql.rows("unused_originals", originals=json.dumps([*originals]), pending=PENDING)
+    ]
 
 
 def unknown_record(id: int) -> Outcome:

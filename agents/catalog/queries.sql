@@ -458,7 +458,7 @@ SELECT root, rel, folded, size FROM pending_import WHERE id = :id;
 -- Of these paths of pending originals, those that no record and no picture needs any more.
 SELECT value FROM json_each(:originals)
 WHERE NOT EXISTS (SELECT 1 FROM images WHERE original = value)
-    AND NOT EXISTS (SELECT 1 FROM pending_images WHERE 'images/pending/' || file = value);
+    AND NOT EXISTS (SELECT 1 FROM pending_images WHERE (:pending || '/' || file) = value);
 
 -- name: pending_promoting
 UPDATE pending_import SET state = 'promoting', sha256 = :sha256 WHERE id = :id;
@@ -490,7 +490,7 @@ ON CONFLICT DO UPDATE SET origin = 'import' WHERE origin = 'sidecar';
 
 -- name: originals_used
 SELECT original FROM images WHERE original <> ''
-UNION ALL SELECT 'images/pending/' || file FROM pending_images;
+UNION ALL SELECT :pending || '/' || file FROM pending_images;
 
 -- name: pictures_used
 SELECT sha256, number FROM images;
@@ -596,7 +596,7 @@ INSERT INTO pending_images (pending_id, n, file, source) VALUES (:pending_id, :n
 -- name: pending_originals
 -- The pending originals that somebody still needs.
 SELECT file FROM pending_images
-UNION SELECT substr(original, 16) FROM images WHERE original GLOB 'images/pending/*';
+UNION SELECT substr(original, length(:pending) + 2) FROM images WHERE original GLOB :pending || '/*';
 
 -- name: imported_paths
 -- Where the models that an import has described lay.

@@ -18,6 +18,7 @@ from agents.catalog.database import Statements
 from agents.catalog.descriptions import model_name, publish_pictured, publish_tagged, put_layer, tag_name
 from agents.catalog.ledger import OVERTAKEN_SECONDS
 from agents.catalog.outbox import publish
+from agents.storage.layout import BLOBS
 from schemas.files import Described, FilePath
 from schemas.models import ModelDescribed
 
@@ -198,7 +199,7 @@ async def _put_pictures(sql: Statements, sha256: str, sources: Sequence[str], re
         await sql.rows("drop_image", sha256=sha256, number=numbers.pop(source))
     for source in after:
         if source not in has:
-            await describing.add_picture(sql, sha256, source, f"blobs/{source}", "sidecar", at)
+            await describing.add_picture(sql, sha256, source, f"{BLOBS}/{source}", "sidecar", at)
     numbers = {str(row[3]): int(row[1]) for row in await sql.rows("images_of", sha256=sha256)}
     order = ordered([source for source, _, _ in images], before, after, repictured)
     await sql.many(

@@ -14,6 +14,7 @@ import msgspec
 
 from agents.catalog.rebuild import read_only
 from agents.images.model_pictures import picture_names
+from agents.storage.layout import DataDir
 
 Subject = Literal["database", "model", "picture", "original", "output", "history"]
 
@@ -89,7 +90,7 @@ def picture_problems(
             yield VerifyProblem(about="original", name=original, error=problem)
     for file, source in connection.execute("SELECT file, source FROM pending_images ORDER BY pending_id, n"):
         seen("original")
-        if problem := _wrong(data / "images" / "pending" / file, source):
+        if problem := _wrong(DataDir(data).pending / file, source):
             yield VerifyProblem(about="original", name=file, error=problem)
 
 
@@ -138,7 +139,7 @@ def check(catalog: Path, data: Path, models: Callable[[list[CatalogedFile]], lis
         problems = [*database_problems(connection)]
         problems += picture_problems(connection, data, seen)
         problems += output_problems(connection, data, seen)
-        problems += history_problems(catalog.parent / "history", seen)
+        problems += history_problems(DataDir.of(catalog).history, seen)
         lying = places(connection)
     counts["model"] = len(lying)
     problems += models(lying)

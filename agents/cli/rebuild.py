@@ -20,6 +20,7 @@ from agents.cli.service import stored_bus
 from agents.migrator.relay import CatalogOutbox
 from agents.migrator.replay import BrokenHistory, put_in_place, replay, set_aside, stream_of
 from agents.storage.database import owned
+from agents.storage.layout import DataDir
 from bus.client import Bus
 from bus.errors import UserError
 from bus.relay import relay
@@ -54,7 +55,7 @@ async def rebuild_into(bus: Bus, live: Path, output: Path) -> Rebuild:
     with ExitStack() as stack:
         snapshot, end, unsent = await _snapshot(bus, live, stack)
         try:
-            done = await replay(bus, live.parent / "history", output, end, unsent)
+            done = await replay(bus, DataDir.of(live).history, output, end, unsent)
         except (BrokenHistory, OSError) as error:
             raise UserError(f"the history can't be replayed into {output}: {error}") from error
         tables = await to_thread.run_sync(_compared, snapshot, output) if snapshot else []
@@ -108,7 +109,7 @@ async def rebuild(
     `replace`, put it in the live one's place. Raises UserError."""
     if replace and output:
         raise UserError("--replace puts the new catalog in the live one's place: it takes no --output")
-    live = Path(settings.data_dir) / "catalog.db"
+    live = DataDir(Path(settings.data_dir)).catalog
     if replace:
         return await _replace(settings, live, as_json)
     target = output or live.with_name("catalog.rebuilt.db")
@@ -187,7 +188,7 @@ async def new_history(
     ] = False,
 ) -> None:
     """Begin a new history with what the catalog holds, or with nothing, and publish its beginning. Raises UserError."""
-    live = Path(settings.data_dir) / "catalog.db"
+    live = DataDir(Path(settings.data_dir)).catalog
     async with stored_bus(settings) as bus:
         with owned(live):
             if empty:

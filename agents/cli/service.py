@@ -18,6 +18,7 @@ from agents.runtime.instance import Running, announce, find, locked
 from agents.runtime.logs import configure_logging
 from agents.runtime.runner import run_agents, until_signalled
 from agents.runtime.supervisor import USER_ERROR, make_roots, service
+from agents.storage.layout import DataDir
 from bus.client import Bus, connect
 from bus.errors import NoBus, UserError
 from bus.server import local_server
@@ -47,7 +48,7 @@ async def run(
     if url := _url(settings):
         await run_agents(agents, url, settings, console.line)
         return
-    with locked(data), local_server(data / "nats", store_bytes=settings.bus.store_bytes) as server:
+    with locked(data), local_server(DataDir(data).nats, store_bytes=settings.bus.store_bytes) as server:
         make_roots(settings)
         announce(data, Running(pid=os.getpid(), nats_url=server.url))
         console.note(f"no service runs on {data}: its bus was started here, at {server.url}")
@@ -104,9 +105,9 @@ async def stored_bus(settings: Settings) -> AsyncIterator[Bus]:
         async with running_bus(settings) as bus:
             yield bus
         return
-    if not await anyio.Path(data / "nats").is_dir():
+    if not await anyio.Path(DataDir(data).nats).is_dir():
         raise UserError(f"{data} has no history to make a catalog of: name the data directory with --data")
-    with locked(data), local_server(data / "nats", port=0, store_bytes=settings.bus.store_bytes) as server:
+    with locked(data), local_server(DataDir(data).nats, port=0, store_bytes=settings.bus.store_bytes) as server:
         async with connect(server.url, settings.bus, name="cli") as bus:
             yield bus
 

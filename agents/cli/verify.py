@@ -14,6 +14,7 @@ from agents.catalog.verify import CatalogedFile, Checked, VerifyProblem
 from agents.cli import console
 from agents.ingest.hashing.digests import hash_file
 from agents.storage.errors import IngestError
+from agents.storage.layout import DataDir
 from agents.storage.paths import resolve, stat_of
 from bus.errors import UserError
 from schemas.settings import Settings
@@ -30,7 +31,7 @@ async def verify(
     """Check every file that the catalog refers to (`quick`: models by size alone); the status is 1 when one is not as
     the catalog has it. Raises UserError."""
     data = Path(settings.data_dir)
-    catalog = data / "catalog.db"
+    catalog = DataDir(data).catalog
     if not await to_thread.run_sync(catalog.is_file):
         raise UserError(f"{catalog} is not there: name the data directory with --data")
     try:

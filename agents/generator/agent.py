@@ -30,6 +30,7 @@ from agents.diffusion.weights import CannotLoad, FileGone
 from agents.generator.progress import Ticker
 from agents.storage.atomic import place
 from agents.storage.errors import IngestError
+from agents.storage.layout import DataDir
 from agents.storage.paths import resolve
 from bus.client import Bus
 from bus.errors import INTERNAL, Declined, Fail, NoAnswer, Retry, UserError
@@ -266,7 +267,7 @@ def store_pixels(data_dir: Path, plan: Plan, pictures: list[PixelArray]) -> tupl
         data = io.BytesIO()
         np.save(data, picture, allow_pickle=False)
         name = f"{plan.id}-{index}.npy"
-        place(data_dir / "work" / name, data.getvalue(), durable=False)
+        place(DataDir(data_dir).work / name, data.getvalue(), durable=False)
         height, width = picture.shape[:2]
         stored.append(Pixels(index=index, file=name, seed=seed, width=width, height=height))
     return tuple(stored)

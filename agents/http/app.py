@@ -23,6 +23,7 @@ from starlette.staticfiles import StaticFiles
 
 from agents.http import files, health, imports, jobs, models, pictures
 from agents.http.errors import answer_to, problem
+from agents.storage.layout import DataDir
 from bus.client import Bus
 from bus.errors import INTERNAL, DarkroomError
 from schemas.settings import Settings
@@ -44,7 +45,7 @@ def app(bus: Bus, settings: Settings, *, page: Path, stopping: anyio.Event) -> S
     return Starlette(
         routes=[
             Mount("/api", app=Router(api, redirect_slashes=False)),
-            *pictures.finished(data / "outputs"),
+            *pictures.finished(DataDir(data).outputs),
             *health.routes(bus, data),
             Mount("/", StaticFiles(directory=page, html=True, check_dir=False)),
         ],

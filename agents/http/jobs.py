@@ -29,6 +29,7 @@ from agents.http import parsing
 from agents.http.errors import BadRequest
 from agents.http.security import CALLER
 from agents.http.sse import Event, EventStream
+from agents.storage.layout import OUTPUTS
 from bus.client import Bus
 from schemas import jobs
 from schemas.settings import LimitSettings
@@ -74,7 +75,7 @@ def document(view: JobView) -> dict[str, Any]:
 
 
 def _address(file: str) -> str:
-    return "/images/" + file.removeprefix("outputs/")
+    return "/images/" + file.removeprefix(f"{OUTPUTS}/")
 
 
 @dataclass(frozen=True)

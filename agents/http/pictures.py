@@ -34,6 +34,7 @@ from agents.http.uploads import uploaded
 from agents.images import infotext
 from agents.images.decode import BadPicture, PictureTooLarge, UnknownFormat
 from agents.images.model_pictures import picture_names
+from agents.storage.layout import OUTPUTS
 from bus.client import Bus
 from bus.errors import Declined
 from schemas import catalog
@@ -212,7 +213,7 @@ def _none_match(request: Request) -> str:
 
 
 def _address(file: str) -> str:
-    return "/images/" + quote(file.removeprefix("outputs/"))
+    return "/images/" + quote(file.removeprefix(f"{OUTPUTS}/"))
 
 
 def _inside(outputs: Path, path: str) -> Path | None:

@@ -14,11 +14,12 @@ from pathlib import Path
 from agents.images.decode import MAX_BYTES, Broken, picture, upright_size
 from agents.images.tiers import TIERS, tier_sizes, webp_tiers
 from agents.storage import atomic, blobs
+from agents.storage.layout import BLOBS, IMAGES, PENDING, DataDir
 from agents.storage.trash import Batch
 from bus.errors import UserError
 from schemas.images import EncodePicture, Picture
 
-_ORIGINAL = re.compile(r"blobs/[0-9a-f]{64}|images/pending/[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_ORIGINAL = re.compile(rf"{BLOBS}/[0-9a-f]{{64}}|{PENDING}/[A-Za-z0-9][A-Za-z0-9._-]{{0,127}}")
 _PICTURE = re.compile(r"([0-9a-f]{64})_([0-9]+)_(?:high|medium|low)\.webp")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 KEEP_BLOBS = 48 * 3600.0
@@ -42,7 +43,7 @@ def picture_names(sha256: str, number: int) -> dict[str, str]:
     """The three files of a model's picture by tier, below the data directory. Raises BadJob."""
     if not _SHA256.fullmatch(sha256) or number < 0:
         raise BadJob(f"{sha256!r} and {number!r} name no picture of a model")
-    return {tier.name: f"images/{sha256}_{number}_{tier.name}.webp" for tier in TIERS}
+    return {tier.name: f"{IMAGES}/{sha256}_{number}_{tier.name}.webp" for tier in TIERS}
 
 
 def encode_picture(job: EncodePicture, data_dir: Path) -> Picture:
@@ -65,7 +66,7 @@ def encode_picture(job: EncodePicture, data_dir: Path) -> Picture:
         final = data_dir / names[tier]
         if not atomic.place(final, encoded, names_too=False) and final.read_bytes() != encoded:
             raise NameTaken(f"{final.name} is there already and is another picture")
-    atomic.sync_folder(data_dir / "images")
+    atomic.sync_folder(DataDir(data_dir).images)
     width, height = high
     return Picture(
         index=job.number,
@@ -119,12 +120,12 @@ def tidy(
     blobs.sweep(data, used, since=since, before=now - KEEP_BLOBS, trash=trash)
 
     def is_loose(folder: str, name: str) -> bool:
-        if folder == "images/pending":
+        if folder == PENDING:
             return f"{folder}/{name}" not in originals
         found = _PICTURE.fullmatch(name)
         return found is not None and (found[1], int(found[2])) not in pictures
 
-    for folder in ("images", "images/pending"):
+    for folder in (IMAGES, PENDING):
         with contextlib.suppress(FileNotFoundError), os.scandir(data / folder) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):

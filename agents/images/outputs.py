@@ -15,6 +15,7 @@ from PIL import Image
 from agents.images import infotext
 from agents.images.tiers import TIERS, as_image, webp, webp_tiers
 from agents.storage import atomic
+from agents.storage.layout import OUTPUTS, DataDir
 from agents.storage.pixels import read_pixels
 from bus.errors import DarkroomError
 from schemas.images import Encode, ImageFormat, Picture, Pixels
@@ -48,7 +49,7 @@ def encode_pictures(job: Encode, data_dir: Path) -> tuple[Picture, ...]:
 
 def picture_files(job: Encode, index: int) -> tuple[str, dict[str, str]]:
     """Where picture `index` of `job` goes: the full file and one file per tier, relative to the data directory."""
-    stem = f"outputs/{job.day}/{job.id}-{index}"
+    stem = f"{OUTPUTS}/{job.day}/{job.id}-{index}"
     return f"{stem}.{SUFFIXES[job.format]}", {tier.name: f"{stem}_{tier.name}.webp" for tier in TIERS}
 
 
@@ -57,10 +58,10 @@ def _encode_one(job: Encode, pixels: Pixels, data_dir: Path) -> Picture:
     missing = [name for name in (full, *tiers.values()) if not (data_dir / name).is_file()]
     if missing:
         try:
-            array = read_pixels(data_dir / "work" / pixels.file, width=pixels.width, height=pixels.height)
+            array = read_pixels(DataDir(data_dir).work / pixels.file, width=pixels.width, height=pixels.height)
         except FileNotFoundError as error:
             raise PixelsGone(
-                f"there is no {pixels.file} in {data_dir / 'work'}, and {missing[0]} was never written; "
+                f"there is no {pixels.file} in {DataDir(data_dir).work}, and {missing[0]} was never written; "
                 "generator and encoder need the same data directory"
             ) from error
         image = as_image(array)

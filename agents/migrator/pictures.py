@@ -38,6 +38,7 @@ from agents.images import infotext
 from agents.images.decode import BadPicture
 from agents.images.model_pictures import remove_picture, tidy
 from agents.migrator.replay import stream_of
+from agents.storage.layout import OUTPUTS
 from agents.storage.trash import empty
 from bus.client import Bus
 from bus.errors import DarkroomError, Undecodable
@@ -201,7 +202,7 @@ class ModelPictures:
 
     def _infotext(self, file: str) -> str:
         try:
-            if file.startswith("outputs/") and ".." not in file:
+            if file.startswith(f"{OUTPUTS}/") and ".." not in file:
                 return infotext.read_file(self.data / file)
         except (BadPicture, OSError, ValueError) as error:
             log.warning("picture without its infotext", file=file, error=str(error))

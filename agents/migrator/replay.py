@@ -36,6 +36,7 @@ from agents.catalog.position import (
 )
 from agents.catalog.rebuild import Rebuilt, compare, read_only, rebuilt
 from agents.storage.atomic import sync_folder
+from agents.storage.layout import DataDir
 from agents.storage.trash import Batch
 from bus.client import Bus
 from bus.errors import DarkroomError, Retry, Undecodable
@@ -129,9 +130,9 @@ async def _is_all_there_is(bus: Bus, path: Path, file: Standing, stream: Stream)
     Darkroom may have gone on with one that has a position. Raises DarkroomError."""
     if not (file.queued and stream.end and (stream.tail if file.position else not stream.end.history)):
         return False
-    (work := path.with_name("work")).mkdir(exist_ok=True)
+    (work := DataDir.of(path).work).mkdir(exist_ok=True)
     with TemporaryDirectory(dir=work, prefix="judging-") as folder:
-        ours, made = Path(folder, "catalog.db"), Path(folder, "made.db")
+        ours, made = DataDir(Path(folder)).catalog, Path(folder, "made.db")
         waiting = await to_thread.run_sync(_copied, path, ours)
         last_ones = range(max(1, stream.last_seq + 1 - UNFORGOTTEN), stream.last_seq + 1)
         stored = {await message_id(bus, seq) for seq in last_ones} & waiting.keys()
@@ -140,7 +141,7 @@ async def _is_all_there_is(bus: Bus, path: Path, file: Standing, stream: Stream)
         async with Database.open(ours, clock=bus.clock):
             pass  # it has the tables of this version now
         try:
-            await replay(bus, path.with_name("history"), made, stream.end, unsent, before)
+            await replay(bus, DataDir.of(path).history, made, stream.end, unsent, before)
         except (BrokenHistory, OSError):
             return False
         return await to_thread.run_sync(_are_same, ours, made)
@@ -260,7 +261,7 @@ async def put_in_place(bus: Bus, path: Path, end: Point, now: float) -> Replayed
 
 async def _replayed(bus: Bus, path: Path, new: Path, end: Point) -> Replayed:
     try:
-        return await replay(bus, path.parent / "history", new, end)
+        return await replay(bus, DataDir.of(path).history, new, end)
     except (BrokenHistory, OSError) as error:
         raise CatalogApart(
             f"The catalog {path} is to be made of its history, which can't be replayed: {error}. Restore what is "

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import msgspec
 
+from agents.storage.layout import DataDir
 from bus.errors import UserError
-
-_LOCK, _NOTE = "lock", "run.json"
 
 
 class Running(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,10 +24,11 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
 @contextmanager
 def locked(data_dir: Path) -> Iterator[None]:
     """Own the data directory for as long as the body runs. Raises UserError when it is owned or can't be written."""
+    data = DataDir(data_dir)
     try:
-        for folder in (data_dir, data_dir / "work", data_dir / "outputs"):
+        for folder in (data_dir, data.work, data.outputs):
             folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(data_dir / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        handle = os.open(data.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise UserError(
             f"the data directory {data_dir} can't be written ({error.strerror}): make it writable, or choose another "
@@ -44,7 +44,7 @@ def locked(data_dir: Path) -> Iterator[None]:
                 f"the data directory {data_dir} is in use by another darkroom{where}: use that one, stop it, or choose "
                 "another directory with --data"
             ) from error
-        (data_dir / _NOTE).unlink(missing_ok=True)
+        data.note.unlink(missing_ok=True)
         yield
     finally:
         os.close(handle)
@@ -64,15 +64,16 @@ def _lock(handle: int) -> None:
 
 def announce(data_dir: Path, running: Running) -> None:
     """Leave the note; only for the owner of the lock."""
-    temporary = data_dir / f".{_NOTE}.{os.getpid()}"
+    note = DataDir(data_dir).note
+    temporary = note.with_name(f".{note.name}.{os.getpid()}")
     temporary.write_bytes(msgspec.json.encode(running))
-    temporary.replace(data_dir / _NOTE)
+    temporary.replace(note)
 
 
 def find(data_dir: Path) -> Running | None:
     """The service that owns the data directory now, or None. A note without an owner is an old one."""
     try:
-        handle = os.open(data_dir / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        handle = os.open(DataDir(data_dir).lock, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
@@ -86,6 +87,6 @@ def find(data_dir: Path) -> Running | None:
 
 def _note(data_dir: Path) -> Running | None:
     try:
-        return msgspec.json.decode((data_dir / _NOTE).read_bytes(), type=Running)
+        return msgspec.json.decode(DataDir(data_dir).note.read_bytes(), type=Running)
     except (OSError, msgspec.DecodeError):
         return None

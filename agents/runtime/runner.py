@@ -15,6 +15,7 @@ import anyio
 import anyio.abc
 import structlog
 
+from agents.storage.layout import DataDir
 from bus.client import Bus, connect
 from bus.clock import Clock
 from bus.errors import UserError
@@ -33,7 +34,7 @@ _LAG_EVERY = 0.5
 AGENTS: dict[str, Callable[[Settings], tuple[Any, ...]]] = {
     "watcher": lambda s: (Path(s.data_dir), s.roots, s.watcher),
     "hasher": lambda s: (s.roots, s.hasher),
-    "migrator": lambda s: (Path(s.data_dir) / "catalog.db", s.roots, s.migrator),
+    "migrator": lambda s: (DataDir(Path(s.data_dir)).catalog, s.roots, s.migrator),
     "preprocess": lambda s: (s.limits,),
     "generator": lambda s: (Path(s.data_dir), s.roots, s.generator),
     "encoder": lambda s: (Path(s.data_dir), s.encoder),

@@ -19,6 +19,7 @@ import structlog
 from anyio.streams.text import TextReceiveStream
 
 from agents.runtime.instance import Running, announce, locked
+from agents.storage.layout import DataDir
 from bus.errors import UserError
 from bus.server import DEFAULT_PORT, LocalServer, local_server
 from schemas.settings import Settings
@@ -58,7 +59,7 @@ async def service(
         with ExitStack() as stack:
             server = None
             if not settings.nats_url:
-                server = stack.enter_context(_LocalBus(data_dir / "nats", settings.bus.store_bytes))
+                server = stack.enter_context(_LocalBus(DataDir(data_dir).nats, settings.bus.store_bytes))
             url = settings.nats_url or (server.running.url if server else "")
             announce(data_dir, Running(pid=os.getpid(), nats_url=url))
             children = [Group(names) for names in groups]

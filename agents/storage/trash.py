@@ -14,9 +14,9 @@ from pathlib import Path
 
 import msgspec
 
+from agents.storage.layout import DataDir
 from bus.errors import UserError
 
-FOLDER = "trash"
 _TIME = "%Y%m%dT%H%M%SZ"
 _BATCH = re.compile(r"([0-9]{8}T[0-9]{6}Z)(?:-[0-9]+)?")
 
@@ -61,9 +61,10 @@ class Batch:
     def _made(self) -> Path:
         if self._folder is None:
             name = datetime.fromtimestamp(self._now, UTC).strftime(_TIME)
-            (self.data / FOLDER).mkdir(exist_ok=True)
+            trash = DataDir(self.data).trash
+            trash.mkdir(exist_ok=True)
             for number in range(1, 10_000):
-                folder = self.data / FOLDER / (name if number == 1 else f"{name}-{number}")
+                folder = trash / (name if number == 1 else f"{name}-{number}")
                 with contextlib.suppress(FileExistsError):
                     folder.mkdir()
                     self._folder = folder
@@ -103,7 +104,7 @@ def restore(data: Path, names: Iterable[str], to: Path | None = None) -> list[Pa
         if os.path.lexists(target):
             raise UserError(f"{target} is there already: move it away, or restore into another folder with --to")
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(data / FOLDER / one.name, target)
+        shutil.move(DataDir(data).trash / one.name, target)
         restored.append(target)
     _forget_empty_folders(data)
     return restored
@@ -114,14 +115,14 @@ def empty(data: Path, *, before: float | None = None) -> tuple[int, int]:
     that were. Raises OSError."""
     gone = [one for one in listed(data) if before is None or one.at < before]
     for one in gone:
-        (data / FOLDER / one.name).unlink(missing_ok=True)
+        (DataDir(data).trash / one.name).unlink(missing_ok=True)
     _forget_empty_folders(data)
     return len(gone), sum(one.bytes for one in gone)
 
 
 def _batches(data: Path) -> Iterator[tuple[Path, float]]:
     with contextlib.suppress(FileNotFoundError):
-        for folder in sorted((data / FOLDER).iterdir()):
+        for folder in sorted(DataDir(data).trash.iterdir()):
             if (match := _BATCH.fullmatch(folder.name)) and folder.is_dir() and not folder.is_symlink():
                 with contextlib.suppress(ValueError):  # digits that are no time
                     yield folder, datetime.strptime(match[1], _TIME).replace(tzinfo=UTC).timestamp()

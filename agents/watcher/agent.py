@@ -27,6 +27,7 @@ from agents.ingest.settling.fingerprint import verified
 from agents.ingest.sidecars.watch import SidecarWatch
 from agents.ingest.store import Store, Table, open_table
 from agents.storage.database import owned
+from agents.storage.layout import DataDir
 from agents.watcher.outbox import WatcherOutbox
 from bus.client import Bus
 from bus.errors import UserError
@@ -64,7 +65,7 @@ async def run(
 ) -> None:
     """Watch until cancelled. Ready when changes are noticed and the first scan is in the table. Raises UserError."""
     _refuse_twins(roots)
-    path = data_dir / "files.sqlite3"
+    path = DataDir(data_dir).files
     with owned(path):
         opened = open_table(path, bus.clock)
         async with opened as table, anyio.create_task_group() as tasks:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from agents.catalog import descriptions
 from agents.catalog.database import Database, Statements
 from agents.catalog.matching import RIVALS, Wanted, files_for
 from agents.catalog.names import file_name, fold, shown, stem
 from agents.catalog.outbox import publish
 from agents.catalog.promotion import REASONS, promote, promote_placed, unknown_record
+from agents.storage.layout import PENDING
 from schemas.catalog import Adopted, AdoptFiles, FileReply, FileState, Outcome, PendingRecord, Strategy
 from schemas.files import Details, FilePath
 from schemas.models import PendingAdded
@@ -98,7 +98,7 @@ async def promote_chosen(
             outcomes.append(unknown_record(id))
             continue
         async with db.atomic() as sql:
-            originals += [f"{descriptions.PENDING}{file}" for file, _ in await sql.rows("pictures_of_pending", id=id)]
+            originals += [f"{PENDING}/{file}" for file, _ in await sql.rows("pictures_of_pending", id=id)]
             outcomes.append(await _chosen(sql, id, strategy, at))
     return tuple(outcomes), originals
 

@@ -9,6 +9,7 @@ from agents.catalog import descriptions
 from agents.catalog.database import Database, Statements
 from agents.catalog.errors import unknown_model
 from agents.catalog.promotion import drop_promoted
+from agents.storage.layout import BLOBS
 from bus.errors import Declined
 from schemas.catalog import AddPicture, DropPicture, ListPictures, ModelPicture, OrderPictures, Pictures
 
@@ -52,7 +53,7 @@ async def add_picture(db: Database, ask: AddPicture) -> Pictures:
         raise Declined("bad-picture", "A blob's key is the SHA-256 of its bytes.")
     async with db.atomic() as sql:
         await _refuse_unknown(sql, ask.sha256)
-        original = f"blobs/{ask.blob}"
+        original = f"{BLOBS}/{ask.blob}"
         added = await descriptions.add_picture(sql, ask.sha256, ask.blob, original, "upload", db.clock.now())
         pictures = await pictures_of(sql, ask.sha256)
         if added and len(pictures) > PICTURES:

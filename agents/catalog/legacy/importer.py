@@ -39,6 +39,7 @@ from agents.catalog.legacy.source import Legacy, opened
 from agents.catalog.legacy.state import Cursor, cursor_of, import_state, put_state, write_state
 from agents.catalog.legacy.tags import take_tags
 from agents.catalog.outbox import publish
+from agents.storage.layout import BLOBS, PENDING, DataDir
 from agents.storage.roots import RootIndex
 from schemas.imports import Import, ImportReport
 from schemas.models import PendingAdded
@@ -52,8 +53,6 @@ BATCH_IMAGES = 64
 PARALLEL = 2
 """Pictures looked at side by side."""
 
-WORK = "work"
-
 
 async def import_legacy(db: Database, job: Import, data: Path, roots: Mapping[str, str]) -> ImportReport:
     """Take over the legacy catalog that `job` names into `db`, whose files lie below `data`; or go on with that. A job
@@ -62,7 +61,7 @@ async def import_legacy(db: Database, job: Import, data: Path, roots: Mapping[st
     Raises LegacyUnusable for a catalog or a folder of pictures that can't be read, sqlite3.Error when the catalog can't
     be written, and OSError when the data directory can't. None of them ends the import: see `end_import`.
     """
-    folder = data / WORK / f"import-{job.id}"
+    folder = DataDir(data).work / f"import-{job.id}"
     await to_thread.run_sync(partial(shutil.rmtree, folder, ignore_errors=True))  # of a run that was killed
     state = await import_state(db, job.id)
     if state.state == "done":
@@ -88,7 +87,7 @@ async def sweep_imports(db: Database, data: Path) -> int:
     used, begun = await _pending_used(db), await db.begun()
 
     def remove() -> int:
-        folders = list((data / WORK).glob("import-*"))
+        folders = list(DataDir(data).work.glob("import-*"))
         for folder in folders:
             shutil.rmtree(folder)
         return len(folders) + sweep_pending(data, used, db.clock.now(), begun)
@@ -97,7 +96,7 @@ async def sweep_imports(db: Database, data: Path) -> int:
 
 
 async def _pending_used(db: Database) -> set[str]:
-    return {str(file) for (file,) in await db.committed.rows("pending_originals")}
+    return {str(file) for (file,) in await db.committed.rows("pending_originals", pending=PENDING)}
 
 
 @asynccontextmanager
@@ -110,13 +109,13 @@ async def _copied(db: Database, folder: Path) -> AsyncIterator[Database]:
         original = f"{db.path.absolute().as_uri()}?mode=ro"
         with (
             closing(sqlite3.connect(original, uri=True)) as one,
-            closing(sqlite3.connect(folder / "catalog.db")) as two,
+            closing(sqlite3.connect(DataDir(folder).catalog)) as two,
         ):
             one.backup(two)
 
     try:
         await to_thread.run_sync(copy)
-        async with Database.open(folder / "catalog.db", clock=db.clock) as copied:
+        async with Database.open(DataDir(folder).catalog, clock=db.clock) as copied:
             yield copied
     finally:
         with anyio.CancelScope(shield=True):
@@ -295,7 +294,7 @@ class Run:
         records = await sql.rows("pending_met", paths=batch.paths)
         taken = await sql.rows("pending_ids_met", ids=batch.ids)
         [(largest,)] = await sql.rows("largest_pending")
-        files = await sql.rows("pending_originals") if batch.images else []
+        files = await sql.rows("pending_originals", pending=PENDING) if batch.images else []
         return await to_thread.run_sync(
             lambda: Met(
                 models={str(sha256): str(details) for sha256, details in models},
@@ -319,7 +318,7 @@ class Run:
         await self._write_links(sql, "model_tags", "link_models", plan.link_models, tally)
         await self._write_links(sql, "pending_model_tags", "link_pending", plan.link_pending, tally)
         for sha256, source in plan.pictures:
-            new = await add_picture(sql, sha256, source, f"blobs/{source}", "import", self.began_at)
+            new = await add_picture(sql, sha256, source, f"{BLOBS}/{source}", "import", self.began_at)
             tally.count("images", "inserted" if new else "skipped")
         if plan.pending:
             ids = [row["id"] for row in plan.pending]

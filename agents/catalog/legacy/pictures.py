@@ -19,9 +19,9 @@ from agents.catalog.errors import LegacyUnusable
 from agents.images.decode import MAX_BYTES, BadPicture, picture
 from agents.storage import blobs
 from agents.storage.atomic import place, sync_folder
+from agents.storage.layout import PENDING, DataDir
 from agents.storage.trash import Batch
 
-PENDING = Path("images") / "pending"
 MEDIA = "/media/"
 
 REFUSED = "A picture's name is a path, and not taken: names are looked up in the folder of pictures only."
@@ -87,11 +87,11 @@ class PictureCopier:
         1970. Raises OSError."""
         if not self._keep or not files:
             return
-        folder = self.data / PENDING
+        folder = DataDir(self.data).pending
         folder.mkdir(parents=True, exist_ok=True)
         trash = Batch(self.data, now)
         for file, source in files.items():
-            trash.move(str(PENDING / file))
+            trash.move(f"{PENDING}/{file}")
             os.link(self._folder / source, folder / file)
         sync_folder(folder)
 
@@ -112,8 +112,8 @@ def sweep_pending(data: Path, used: Collection[str], now: float, since: float) -
     """Move pending originals that no record has to the trash, but for those that are older than `since`, the beginning
     of the catalog: they are another's. Both times are seconds since 1970. How many. Raises OSError."""
     trash = Batch(data, now)
-    for file in (data / PENDING).glob("*-*.*"):
+    for file in DataDir(data).pending.glob("*-*.*"):
         with suppress(FileNotFoundError):  # another sweep takes it this moment
             if _OURS.fullmatch(file.name) and file.name not in used and file.stat().st_ctime >= since:
-                trash.move(str(PENDING / file.name))
+                trash.move(f"{PENDING}/{file.name}")
     return trash.moved
