@@ -44,7 +44,7 @@ class Outbox(Protocol[M]):
 
 async def relay(bus: Bus, outbox: Outbox[M], wakeup: Bell) -> None:
     """Publish the outbox in order, for ever; what can't be published is tried again, later and later, and nothing
-    overtakes it. `wakeup` tells that there is more. Raises UserError as `resume` does."""
+    overtakes it. `wakeup` is rung when there is more. Raises UserError as `resume` does."""
     pause = bus.settings.retry_delay
     while True:
         try:

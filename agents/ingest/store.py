@@ -179,7 +179,7 @@ class Store:
         ]
 
     def known(self, stat: Stat) -> Known | None:
-        """What was hashed of this very version of a file, once it is certain that no write hid behind the clock."""
+        """What was hashed of this very version of a file, once it is certain that no write hid in the clock's grain."""
         for found in self._run("known", **_columns(stat)):
             return Known(sha256=found["sha256"], identity=msgspec.json.decode(found["identity"], type=Identity))
         return None

@@ -27,7 +27,7 @@ def sweep(data: Path, used: Collection[str], *, before: float, trash: Batch, sin
     """Move the blobs last put between those times (seconds since 1970) that are not `used` (by key) to the trash; how
     many.
 
-    The time is ctime: a data directory copied back with old times gets the same patience as one that was written."""
+    The time is ctime: a data directory copied back with old times gets the same time as one that was written."""
     moved = 0
     with contextlib.suppress(FileNotFoundError), os.scandir(DataDir(data).blobs) as entries:
         for entry in entries:

@@ -75,7 +75,7 @@ def file_key(root: str, dev: int, ino: int) -> str:
 
 
 def hash_id(key: str, rel: str, stat: Stat, algorithms: tuple[str, ...] = (), *, row: int = 0) -> str:
-    """32 hex digits for the job to hash one version of a file at one path, with these digests beside the SHA-256.
+    """32 hex digits for the job to hash one version of a file at one path, with these digests and the SHA-256.
 
     `row` is the version of what is remembered of the path: a file that went and came back as it was is asked for anew,
     even while the first job ends.
@@ -91,7 +91,7 @@ def stat_of(result: os.stat_result) -> Stat:
 
     A file system may give a time that does not fit into 64 bits of nanoseconds (before 1677, from 2262 on). It is
     folded into them, here and nowhere else, so that what is stored, sent and compared is the same number; two times
-    are still told apart unless they are exactly 584 years apart.
+    still differ unless they are exactly 584 years apart.
     """
     return Stat(
         dev=result.st_dev,

@@ -17,7 +17,7 @@ _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
 def file_system(path: str | bytes) -> str:
-    """The type of the file system that holds a path, "ext4" say; empty where the system does not know."""
+    """The type of the file system that holds a path, such as "ext4"; empty where the system does not know."""
     try:
         table = _MOUNTINFO.read_bytes()
     except OSError:

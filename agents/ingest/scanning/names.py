@@ -18,15 +18,15 @@ TEMPORARY_SUFFIXES = (
     b".filepart",
     b".st",
 )
-"""Endings of names under which a browser or downloader writes, and of the control files it keeps beside its target."""
+"""Endings of names under which a browser or downloader writes, and of the control files it keeps with its target."""
 
 _PICTURES = (b".png", b".jpg", b".jpeg", b".webp", b".gif", b".avif")
 
 PREVIEW_SUFFIXES = (*(b".preview" + suffix for suffix in _PICTURES), *_PICTURES, b".swarmpreview.jpg", b".thumb.jpg")
-"""Of pictures beside a model, in small letters, in the order in which they are shown."""
+"""Of a model's pictures, in small letters, in the order in which they are shown."""
 
 WORD_SUFFIXES = (b".json", b".metadata.json", b".swarm.json", b".cm-info.json", b".civitai.info")
-"""Of JSON beside a model: what people write into it themselves goes before what was downloaded with it."""
+"""Of a model's JSON: what people write into it themselves goes before what was downloaded with it."""
 
 _SIDECAR_SUFFIXES = frozenset((*WORD_SUFFIXES, *PREVIEW_SUFFIXES))
 """What other programs add to a model's name, less its extension, for files that describe it: one part or two."""

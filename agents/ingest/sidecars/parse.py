@@ -1,4 +1,4 @@
-"""Sidecars: what other programs left beside a model: JSON under its name (A1111 and Forge, civitai's answers as many
+"""Sidecars: what other programs left with a model: JSON under its name (A1111 and Forge, civitai's answers as many
 programs keep them, SD.Next, StabilityMatrix, SwarmUI, ComfyUI-Lora-Manager), and preview pictures.
 
 They come with downloads, so they are read like anything hostile: regular files only, no link out of the roots is
@@ -369,7 +369,7 @@ def _names_in(folder: bytes) -> list[bytes]:
 
 def _is_shown(path: Path, roots: tuple[bytes, ...]) -> bool:
     """Whether it is a regular file with something in it, or a link that may be followed to one. (One that may not is
-    told when it is opened, where there are roots.)"""
+    found out when it is opened, where there are roots.)"""
     try:
         status = path.stat() if roots else path.lstat()
     except (OSError, ValueError):
