@@ -68,7 +68,7 @@ class Unsent(msgspec.Struct, frozen=True, kw_only=True):
     message: Message
 
 
-class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
+class HashedModel(msgspec.Struct, frozen=True, kw_only=True):
     """A hashed file, and what was published of its sidecars last: as they were by `mark`, of the content
     `described`."""
 
@@ -242,10 +242,10 @@ class Store:
         with self.atomic():
             self._run("remember", **_columns(stat), sha256=sha256, identity=text, hashed_at=hashed_at)
 
-    def with_sidecars(self, root: str, rels: Iterable[str]) -> list[ModelFile]:
+    def with_sidecars(self, root: str, rels: Iterable[str]) -> list[HashedModel]:
         """Of the hashed files below a root, those of these rels, and those that were described before."""
         return [
-            ModelFile(
+            HashedModel(
                 path=FilePath(root=root, rel=found["rel"]),
                 key=found["key"],
                 sha256=found["sha256"],

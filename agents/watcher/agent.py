@@ -258,7 +258,7 @@ class Watcher:
         for tick in filter(None, (verdicts.growing(waiting.track_of(state, one.row), one) for one in judged)):
             await self.bus.tick(TICK_GROWING, tick, key=tick.key)
         overtaken: frozenset[int] = frozenset()
-        if decided := [one for one in judged if isinstance(one.verdict, gate.Admit | gate.Reject)]:
+        if decided := [one for one in judged if isinstance(one.verdict, gate.Admit | gate.Refuse)]:
             now = self.bus.clock.now()
             overtaken = await self.table.do(lambda db: verdicts.write(decided, db, now))
             self.sidecars.hashed()

@@ -80,7 +80,7 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     why: str
 
 
-class Reject(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class Refuse(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """It held still and can't be a model. It is judged again when it changes. `reason` is a word for programs."""
 
     reason: Literal["truncated", "oversized", "empty", "outside", "special", "unreadable"]
@@ -93,7 +93,7 @@ class Ignore(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     why: str
 
 
-Verdict = Admit | Wait | Reject | Ignore
+Verdict = Admit | Wait | Refuse | Ignore
 
 
 def follow(track: Track | None, seen: Observation) -> Track:
@@ -112,7 +112,7 @@ def decide(track: Track, settings: WatcherSettings, now: float) -> Verdict:
         case "gone":
             return Ignore(why="it is gone")
         case "unreadable" | "outside" | "special":
-            return _after(track.since, settings.stable, now, Reject(reason=seen.nature, error=seen.error))
+            return _after(track.since, settings.stable, now, Refuse(reason=seen.nature, error=seen.error))
     if seen.lease == "held":
         return Wait(until=now + _pause(track, now), why="a program has it open for writing")
     if seen.control:
@@ -165,17 +165,17 @@ def _days(seconds: float) -> str:
     return f"{hours // 24:,} days" if hours >= 48 else f"{hours} hour{'s' * (hours != 1)}"
 
 
-def _refusal(seen: Observation) -> Reject | None:
+def _refusal(seen: Observation) -> Refuse | None:
     """Why this file, if it stays as it is, can't be a model. A foreign header is no reason: such a file is
     catalogued as unknown, with its problem, so that its owner finds it where the others are."""
     size = seen.stat.size if seen.stat else 0
     lengths = f"The file is {size:,} bytes long, but its header says {seen.expected or 0:,}"
     if size == 0:
-        return Reject(
+        return Refuse(
             reason="empty", error="The file is empty; unless it is still on its way, copy or download it again."
         )
     if seen.header == "partial":
-        return Reject(
+        return Refuse(
             reason="truncated",
             error=f"{seen.error or 'The file ends within its own header'}, after {size:,} bytes; "
             "copy or download it again.",
@@ -184,9 +184,9 @@ def _refusal(seen: Observation) -> Reject | None:
         return None
     if size < seen.expected:
         missing = f"{lengths}: {seen.expected - size:,} bytes are missing. Resume the download, or copy it again."
-        return Reject(reason="truncated", error=missing)
+        return Refuse(reason="truncated", error=missing)
     surplus = f"{lengths}: {size - seen.expected:,} bytes are too many, and no loader takes it. Copy it again."
-    return Reject(reason="oversized", error=surplus)
+    return Refuse(reason="oversized", error=surplus)
 
 
 def _least_still(seen: Observation, settings: WatcherSettings) -> float:
@@ -196,7 +196,7 @@ def _least_still(seen: Observation, settings: WatcherSettings) -> float:
     return settings.stable if certain else max(settings.stable, settings.stable_with_holes)
 
 
-def _after(since: float, seconds: float, now: float, verdict: Admit | Reject) -> Verdict:
+def _after(since: float, seconds: float, now: float, verdict: Admit | Refuse) -> Verdict:
     """The verdict, once the file has held still for so many seconds since then."""
     until = since + seconds
     if now >= until:

@@ -63,7 +63,7 @@ def judge(
     )
     track = gate.follow(before, seen)
     verdict = gate.decide(track, settings, now)
-    if attempts is not None and isinstance(verdict, gate.Admit | gate.Reject):
+    if attempts is not None and isinstance(verdict, gate.Admit | gate.Refuse):
         verdict = _limited(verdict, row, track, attempts, now)
     mark = ""
     if isinstance(verdict, gate.Admit):
@@ -73,7 +73,7 @@ def judge(
 
 
 def _limited(
-    verdict: gate.Admit | gate.Reject, row: Row, track: gate.Track, attempts: Attempts, now: float
+    verdict: gate.Admit | gate.Refuse, row: Row, track: gate.Track, attempts: Attempts, now: float
 ) -> gate.Verdict:
     """The verdict, or to wait where the file had too many lately."""
     key, born = _key(row, track.latest), track.latest.born
@@ -117,7 +117,7 @@ def write(judged: Sequence[Judged], db: Store, now: float) -> frozenset[int]:
                     done = db.settle(row, stat, proof, fingerprint=one.fingerprint, now=now)
                     if done:
                         db.attempts.note(row.path, _key(row, one.track.latest), stat, one.track.latest.born)
-                case gate.Reject(reason=reason, error=error):
+                case gate.Refuse(reason=reason, error=error):
                     done = db.refuse(row, stat, reason=reason, error=error, now=now)
                     if done:
                         db.attempts.note(row.path, _key(row, one.track.latest), stat or row.stat, one.track.latest.born)

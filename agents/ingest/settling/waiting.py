@@ -30,7 +30,7 @@ Location = tuple[str, str]
 """A root, and a path below it."""
 
 
-class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+class HeldFile(msgspec.Struct, frozen=True, kw_only=True):
     """A file that waits: its row, what was seen of it, when it is looked at next (0: at once), and the gate's reason
     with the time it was first given (None before)."""
 
@@ -52,7 +52,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     means that an event may name another path than the one that changed.
     """
 
-    files: Mapping[int, Waiting] = {}
+    files: Mapping[int, HeldFile] = {}
     ids: Mapping[Location, int] = {}
     fresh: frozenset[Location] = frozenset()
     stale: bool = True
@@ -219,7 +219,7 @@ def _listed(state: State, rows: Sequence[Row]) -> State:
     for row in rows:
         one = state.files.get(row.id)
         if one is None:
-            files[row.id] = Waiting(row=row)
+            files[row.id] = HeldFile(row=row)
         else:
             files[row.id] = replace(one, row=row, due=one.due if one.row.version == row.version else 0.0)
     return replace(state, files=files, ids={(row.path.root, row.path.rel): row.id for row in rows})
@@ -241,7 +241,7 @@ def _looked(state: State, seen: Looked, now: float) -> tuple[State, Actions]:
                 continue
         before = files.get(row.id)
         since = now if before is None or before.since is None else before.since
-        files[row.id] = Waiting(row=before.row if before else row, track=one.track, due=due, why=why, since=since)
+        files[row.id] = HeldFile(row=before.row if before else row, track=one.track, due=due, why=why, since=since)
     state = replace(
         state,
         files=files,

@@ -19,7 +19,7 @@ from anyio import to_thread
 from agents.ingest.scanning.names import why_ignored
 from agents.ingest.scanning.scan import Scan, marks_in, names_in
 from agents.ingest.sidecars.parse import Sidecars, opened, read_sidecars
-from agents.ingest.store import ModelFile, Store, Table
+from agents.ingest.store import HashedModel, Store, Table
 from agents.storage import blobs
 from agents.storage.errors import BadPath, IngestError, OutsideRoot
 from agents.storage.paths import is_inside, join
@@ -44,7 +44,7 @@ _AGAIN = 5.0
 class Due(msgspec.Struct, frozen=True, kw_only=True):
     """A model that is to be described, and the mark of its sidecars now (empty: none any more)."""
 
-    model: ModelFile
+    model: HashedModel
     mark: str
 
 

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from agents.ingest.scanning.names import controlled_by, is_skipped_folder, why_ignored
-from agents.ingest.settling.gate import Admit, Ignore, Observation, Reject, Track, Wait, decide, follow
+from agents.ingest.settling.gate import Admit, Ignore, Observation, Refuse, Track, Wait, decide, follow
 from schemas.files import Stat
 from schemas.settings import WatcherSettings
 
@@ -131,14 +131,14 @@ def test_a_truncated_file_is_refused_with_both_sizes_once_it_holds_still() -> No
     short: dict[str, Any] = {"expected": 1_234}
     assert isinstance(judge(look(**short)), Wait)
     verdict = judge(look(**short), look(2.0, **short))
-    assert isinstance(verdict, Reject) and verdict.reason == "truncated"
+    assert isinstance(verdict, Refuse) and verdict.reason == "truncated"
     assert "100 bytes" in verdict.error and "1,234" in verdict.error and "download" in verdict.error
 
 
 def test_a_truncated_file_gets_more_time_where_a_writer_cannot_be_ruled_out() -> None:
     short: dict[str, Any] = {"expected": 1_234, "lease": "unknown"}
     assert isinstance(judge(look(**short), look(29.0, **short)), Wait)
-    assert isinstance(judge(look(**short), look(30.0, **short)), Reject)
+    assert isinstance(judge(look(**short), look(30.0, **short)), Refuse)
 
 
 def test_a_truncated_file_that_grew_to_its_end_settles() -> None:
@@ -160,7 +160,7 @@ def test_a_truncated_file_that_grew_to_its_end_settles() -> None:
 def test_what_can_not_be_a_model_is_refused_after_holding_still(fields: dict[str, Any], reason: str) -> None:
     assert isinstance(judge(look(**fields)), Wait)
     verdict = judge(look(**fields), look(2.0, **fields))
-    assert isinstance(verdict, Reject) and verdict.reason == reason and verdict.error.endswith(".")
+    assert isinstance(verdict, Refuse) and verdict.reason == reason and verdict.error.endswith(".")
 
 
 def test_what_is_gone_is_nobodys_business() -> None:
