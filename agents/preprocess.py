@@ -20,10 +20,10 @@ from agents.diffusion.plan import check, make_plan
 from bus.client import Bus
 from bus.errors import INTERNAL, BadSubject, Declined, NoAnswer, Reject, Retry, Taken
 from bus.ids import day_of
-from bus.queues import Picker, enqueue
+from bus.queues import LanePicker, enqueue
 from bus.results import ended, give_up
 from bus.subjects import ASK_RESOLVE, GENERATE, JOB_PLANNED, JOB_REJECTED, PREPARE
-from bus.wakeup import Patience
+from bus.wakeup import IdleBackoff
 from bus.worker import Delivery, Work, process
 from schemas.catalog import ResolveModel, ResolveReply
 from schemas.jobs import LANES, Lane, Plan, Rejected, Request
@@ -40,7 +40,7 @@ Queue = tuple[str, str]
 
 
 @dataclass
-class Turns:
+class FairQueue:
     """Whose turn it is: the lane with the most credit, and in it the tenant that waited longest. Pure."""
 
     credit: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LANES, 0))
@@ -68,20 +68,20 @@ async def run(
     bus: Bus, limits: LimitSettings, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
 ) -> None:
     """Plan jobs until cancelled. Ready when it hears new jobs come in."""
-    picker = Picker(bus, PREPARE)
+    picker = LanePicker(bus, PREPARE)
     work = Work(
         PREPARE,
         functools.partial(prepare, bus, limits),
         ended=lambda delivery: ended(bus, delivery.id),
         give_up=functools.partial(refuse, bus),
     )
-    turns = Turns()
+    fair = FairQueue()
     async with bus.listen(PREPARE.filter(), buffer=64) as heard:
         task_status.started()
-        patience = Patience()
+        patience = IdleBackoff()
         while True:
             try:
-                busy = await _serve_waiting(bus, picker, work, turns, heard)
+                busy = await _serve_waiting(bus, picker, work, fair, heard)
             except Retry as error:
                 log.warning("queue not seen", error=str(error))
                 busy = False
@@ -99,19 +99,19 @@ def _just_heard(heard: MemoryObjectReceiveStream[Msg]) -> set[Queue]:
 
 
 async def _serve_waiting(
-    bus: Bus, picker: Picker[Request], work: Work[Request], turns: Turns, heard: MemoryObjectReceiveStream[Msg]
+    bus: Bus, picker: LanePicker[Request], work: Work[Request], fair: FairQueue, heard: MemoryObjectReceiveStream[Msg]
 ) -> bool:
     """Take what waits, fairly, for a while; False when nothing could be taken. Raises Retry."""
     queues = {(tokens["lane"], tokens["tenant"]) for tokens in await picker.waiting()}
     taken = 0
     while queues and taken < _JOBS_PER_LOOK:
         queues |= _just_heard(heard)
-        queue = turns.order(queues)[0]
+        queue = fair.order(queues)[0]
         message = await picker.take(lane=queue[0], tenant=queue[1])
         if message is None:
             queues.discard(queue)
             continue
-        turns.took(queue, queues)
+        fair.took(queue, queues)
         taken += 1
         await process(bus, work, message)
     return taken > 0

@@ -25,7 +25,7 @@ from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
 from bus import trace
 from bus.clock import Clock
-from bus.connection import linked
+from bus.connection import connected
 from bus.errors import INTERNAL, Declined, Full, NoAnswer, NoBus, Retry, Taken, TooLarge, Undecodable, UserError
 from bus.streams import MAX_MESSAGE, make_streams
 from bus.subjects import PREFIX, Subject, row_of
@@ -376,7 +376,7 @@ async def connect(
     url: str, settings: BusSettings, *, name: str, topology_too: bool = True, clock: Clock | None = None
 ) -> AsyncIterator[Bus]:
     """A Bus on the server at `url`, with the streams reconciled. Raises NoBus when it can't be reached, UserError."""
-    async with linked(url, f"darkroom-{name}") as link:
+    async with connected(url, f"darkroom-{name}") as link:
         if topology_too:
             try:
                 await make_streams(link.nc.jetstream(timeout=_API_TIMEOUT), settings)

@@ -1,4 +1,4 @@
-"""The connection itself: opened or explained, told of when it is lost, found or over, and closed without leftovers."""
+"""The connection itself: opened or explained; lost, found again or over; closed without leftovers."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ _OPTIONS: dict[str, Any] = {
 """Seconds and bytes."""
 
 
-class Link:
+class Connection:
     """One client connection. `on_reconnect` holds what is called when it is there again."""
 
     def __init__(self, url: str) -> None:
@@ -80,7 +80,7 @@ class Link:
             call()
 
     async def _disconnected(self) -> None:
-        """Answers to what was asked on a lost connection never come: say so now, not when the time is up."""
+        """Answers to what was asked on a lost connection never come: fail them now, not when the time is up."""
         for answer in tuple(self.nc._resp_map.values()):
             if not answer.done():
                 answer.set_exception(nats.errors.ConnectionReconnectingError())
@@ -100,11 +100,11 @@ class Link:
 
 
 @asynccontextmanager
-async def linked(url: str, name: str) -> AsyncIterator[Link]:
+async def connected(url: str, name: str) -> AsyncIterator[Connection]:
     """A connection for as long as the body runs. Raises NoBus."""
-    link = Link(url)
-    await link.open(name)
+    connection = Connection(url)
+    await connection.open(name)
     try:
-        yield link
+        yield connection
     finally:
-        await link.close()
+        await connection.close()

@@ -60,9 +60,9 @@ async def follow(
     goes to the dead letters. `afresh` forgets where the durable stopped and reads the stream from that sequence on, or
     all of it where it is shorter.
 
-    One follower of a name at a time. What a lost connection swallowed would come again behind newer facts, and what a
+    One follower of a name at a time. What a lost connection swallowed would come again after newer facts, and what a
     blocked loop held too long would come twice: so the deliveries are counted, and where one is missing the durable is
-    made again behind the last fact that was applied.
+    made again after the last fact that was applied.
     """
     consumer = durable(bus, name, pattern, max_ack_pending=batch * 4)
     follower = _Follower(bus, stream, rows, consumer, handle)
@@ -104,8 +104,8 @@ class _Follower:
     async def take_up(self, afresh: int | None) -> None:
         """Begin after the last fact that was applied here, or acknowledged before. Waits for the server.
 
-        What a killed follower held would come again only when its leases end, and behind newer facts: so its durable is
-        made again where it stopped. (A kill between the two steps makes it hear all again: that changes nothing.)
+        What a killed follower held would come again only when its leases end, and after newer facts: so its durable is
+        made again where it stopped. (A kill between the two steps makes it read all again: that changes nothing.)
         """
         while True:
             try:
@@ -170,8 +170,8 @@ class _Follower:
                     return [Fact(row, row.decode(message.data), seq)]
                 except Undecodable as error:
                     id = digest_id(message.subject, seq)
-                    bury = partial(dead_letter, self.bus, "fact", "undecodable", id, message, str(error))
-                    await self._until_done(bury)
+                    keep = partial(dead_letter, self.bus, "fact", "undecodable", id, message, str(error))
+                    await self._until_done(keep)
         return []
 
     async def _until_done(self, step: Callable[[], Awaitable[None]]) -> None:
@@ -189,7 +189,7 @@ class _Follower:
 _WHY_LENGTH = 1000
 
 
-async def bury(bus: Bus, fact: Fact, error: Exception) -> None:
+async def dead_letter_fact(bus: Bus, fact: Fact, error: Exception) -> None:
     """Make a dead letter of a fact; the same words again are the same letter. Raises Retry."""
     id, why = digest_id(fact.row.template, encode(fact.payload)), " ".join(str(error).split())[:_WHY_LENGTH]
     log.error("impossible fact", fact=fact.row.template, error=why)

@@ -83,7 +83,7 @@ class Puller:
     window: int
     held: int = 0
     asked: int = 0
-    heard: float = 0.0
+    latest: float = 0.0
     wake: anyio.Event = field(default_factory=anyio.Event)
 
     @asynccontextmanager
@@ -92,7 +92,7 @@ class Puller:
         send, receive = anyio.create_memory_object_stream[Msg](float("inf"))
 
         async def arrived(message: Msg) -> None:
-            self.heard = anyio.current_time()
+            self.latest = anyio.current_time()
             if not is_job(message):
                 self._refused(message)
                 return
@@ -149,7 +149,7 @@ class Puller:
         left = int(headers.get("Nats-Pending-Messages", self.asked))
         self.asked = max(0, self.asked - left) if status in ("404", "408") else 0
         if status not in ("404", "408"):
-            self.heard = 0.0  # refused: look at the consumer before asking again
+            self.latest = 0.0  # refused: look at the consumer before asking again
             log.info("pull refused", stream=self.stream, status=headers.get("Description", status))
         self.wake.set()
 
@@ -161,16 +161,16 @@ class Puller:
                 log.warning("no consumer yet", stream=self.stream, error=str(error))
                 await anyio.sleep(_PAUSE)
             else:
-                self.heard = anyio.current_time()
+                self.latest = anyio.current_time()
                 return
 
     async def _keep_asking(self, inbox: str) -> None:
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{self.consumer.durable_name}"
         looked = 0.0
         while True:
-            self.wake = anyio.Event()  # before looking, so that nothing said meanwhile is missed
-            refused, now = self.heard == 0.0, anyio.current_time()
-            if refused or (self.asked and now - self.heard > 2.5 * _IDLE_HEARTBEAT):
+            self.wake = anyio.Event()  # before looking, so that nothing set meanwhile is missed
+            refused, now = self.latest == 0.0, anyio.current_time()
+            if refused or (self.asked and now - self.latest > 2.5 * _IDLE_HEARTBEAT):
                 await anyio.sleep(max(0.0, looked + _PAUSE - now) if refused else 0.0)  # it may refuse again at once
                 looked, self.asked = anyio.current_time(), 0
                 await self._ensure()

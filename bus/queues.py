@@ -65,7 +65,7 @@ class _Pull:
     answered: anyio.Event = field(default_factory=anyio.Event)
 
 
-class Picker(Generic[T]):
+class LanePicker(Generic[T]):
     """Takes jobs one at a time from a queue of its choice: one durable per filter, made on demand, left to expire."""
 
     def __init__(self, bus: Bus, subject: Subject[T]) -> None:

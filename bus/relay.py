@@ -12,7 +12,7 @@ import structlog
 
 from bus.client import Bus
 from bus.errors import Full, Retry, Taken, UserError
-from bus.wakeup import Bell
+from bus.wakeup import Wakeup
 
 log = structlog.get_logger()
 
@@ -42,7 +42,7 @@ class Outbox(Protocol[M]):
         ...
 
 
-async def relay(bus: Bus, outbox: Outbox[M], wakeup: Bell) -> None:
+async def relay(bus: Bus, outbox: Outbox[M], wakeup: Wakeup) -> None:
     """Publish the outbox in order, for ever; what can't be published is tried again, later and later, and nothing
     overtakes it. `wakeup` is rung when there is more. Raises UserError as `resume` does."""
     pause = bus.settings.retry_delay

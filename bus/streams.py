@@ -107,7 +107,7 @@ async def reconcile(js: JetStreamContext, streams: Sequence[Stream], store_bytes
     """Make the server's streams what the table says: create the missing, update the different, keep every message.
 
     Raises UserError when the server has no JetStream, no room, a stream of somebody else's by one of our names, or
-    silently ignored what it was told.
+    silently ignored what it was asked for.
     """
     for stream in streams:
         try:
@@ -151,7 +151,7 @@ def _plain(value: object) -> object:
 
 
 async def _create(js: JetStreamContext, stream: Stream, streams: Sequence[Stream], store_bytes: int) -> int:
-    """Create a stream. Where the store is smaller than was said, the shares of all empty streams become smaller too;
+    """Create a stream. In a store smaller than expected, the shares of all empty streams become smaller;
     returns what the streams share now."""
     while True:
         try:

@@ -185,7 +185,7 @@ EVERYTHING = PREFIX + ">"
 
 
 def row_of(subject: str) -> Subject[Any] | None:
-    """The row that a full subject belongs to, or None for one nobody here says."""
+    """The row that a full subject belongs to, or None for one of somebody else's."""
     return next((row for row in ALL if row.matches(subject)), None)
 
 

@@ -5,20 +5,20 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from nats.aio.msg import Msg
 
 
-class Bell:
+class Wakeup:
     """Rung any number of times, heard once."""
 
     def __init__(self) -> None:
-        self._rung = anyio.Event()
+        self._event = anyio.Event()
 
-    def ring(self) -> None:
+    def set(self) -> None:
         """There is something to do."""
-        self._rung.set()
+        self._event.set()
 
     async def wait(self) -> None:
         """Until it was rung since the last wait."""
-        await self._rung.wait()
-        self._rung = anyio.Event()
+        await self._event.wait()
+        self._event = anyio.Event()
 
 
 LONGEST = 1.0
@@ -27,7 +27,7 @@ LONGEST = 1.0
 SHORTEST = 0.0005
 
 
-class Patience:
+class IdleBackoff:
     """Waits until something is heard, or for a second at most.
 
     A subscriber hears of a job before its stream has stored it, so the look that follows may find nothing: it is

@@ -9,7 +9,7 @@ import anyio
 from agents import encoder
 from bus.client import Bus
 from bus.ids import new_id
-from bus.queues import Picker, enqueue, serve
+from bus.queues import LanePicker, enqueue, serve
 from bus.results import ended, give_up, result_of
 from bus.subjects import ATTEMPT_RELEASED, ENCODE, GENERATE, JOB_PLANNED
 from bus.worker import Delivery, Work
@@ -35,7 +35,7 @@ async def test_lost_pixels_are_drawn_again_even_while_their_generator_has_not_le
     model = made.model.sha256[:12]
     await bus.publish(JOB_PLANNED, made, id=made.id)
     await bus.publish(GENERATE, made, lane="normal", model=model, id=made.id)
-    held = await Picker(bus, GENERATE).take(lane="normal", model=model)
+    held = await LanePicker(bus, GENERATE).take(lane="normal", model=model)
     assert held is not None
     pixels = Pixels(index=0, file=f"{made.id}-0.npy", seed=1, width=64, height=64)
     job = Encode(id=made.id, day=made.day, format="webp", quality=90, lossless=False, pixels=(pixels,))

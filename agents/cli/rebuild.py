@@ -24,7 +24,7 @@ from agents.storage.layout import DataDir
 from bus.client import Bus
 from bus.errors import UserError
 from bus.relay import relay
-from bus.wakeup import Bell
+from bus.wakeup import Wakeup
 from schemas.models import Changed
 from schemas.settings import Settings
 
@@ -198,7 +198,7 @@ async def new_history(
             after = (await stream_of(bus)).last
             opened = Database.open(live, clock=bus.clock, begin=True, after=after)
             async with opened as db, anyio.create_task_group() as tasks:
-                tasks.start_soon(relay, bus, CatalogOutbox(bus, db), Bell())
+                tasks.start_soon(relay, bus, CatalogOutbox(bus, db), Wakeup())
                 await _until_published(db)
                 tasks.cancel_scope.cancel()
     console.line(f"{live}: a new history begins{'' if empty else ' with all that it holds'}")

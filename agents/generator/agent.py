@@ -27,17 +27,17 @@ from agents.diffusion.engine import Engine
 from agents.diffusion.loading import pick_device
 from agents.diffusion.sampling import BrokenPicture, CannotSample, PixelArray, StepProgress, Stopped
 from agents.diffusion.weights import CannotLoad, FileGone
-from agents.generator.progress import Ticker
+from agents.generator.progress import ProgressTicks
 from agents.storage.atomic import place
 from agents.storage.errors import IngestError
 from agents.storage.layout import DataDir
 from agents.storage.paths import resolve
 from bus.client import Bus
 from bus.errors import INTERNAL, Declined, Fail, NoAnswer, Retry, UserError
-from bus.queues import Picker, enqueue
+from bus.queues import LanePicker, enqueue
 from bus.results import ended, give_up, watched
 from bus.subjects import ASK_RESOLVE, ENCODE, GENERATE
-from bus.wakeup import Patience
+from bus.wakeup import IdleBackoff
 from bus.worker import Delivery, Work, process
 from schemas.catalog import ResolveModel, ResolveReply
 from schemas.files import FilePath
@@ -87,13 +87,13 @@ async def run(
     if settings.threads:
         torch.set_num_threads(settings.threads)
     await to_thread.run_sync(lambda: torch.zeros(1, device=device).sum().item())
-    async with anyio.create_task_group() as tasks, Ticker(bus, tasks, settings.previews) as ticker:
-        generator = Generator(bus, data_dir, roots, settings, Engine(device), ticker, tasks)
+    async with anyio.create_task_group() as tasks, ProgressTicks(bus, tasks, settings.previews) as ticks:
+        generator = Generator(bus, data_dir, roots, settings, Engine(device), ticks, tasks)
         tasks.start_soon(generator.stop_on_shutdown)
         async with bus.listen(GENERATE.filter(), buffer=1) as heard:
             log.info("device ready", device=str(device))
             task_status.started()
-            patience = Patience()
+            patience = IdleBackoff()
             while True:
                 served = await generator.take_next()
                 await patience.wait(heard, served=served)
@@ -109,12 +109,12 @@ class Generator:
         roots: Mapping[str, str],
         settings: GeneratorSettings,
         engine: Engine,
-        ticker: Ticker,
+        ticks: ProgressTicks,
         tasks: anyio.abc.TaskGroup,
     ) -> None:
         self.bus, self.data_dir, self.roots, self.settings = bus, data_dir, roots, settings
-        self.engine, self.ticker, self.tasks = engine, ticker, tasks
-        self.picker = Picker(bus, GENERATE)
+        self.engine, self.ticks, self.tasks = engine, ticks, tasks
+        self.picker = LanePicker(bus, GENERATE)
         self.warm = Warm()
         self.device_free = anyio.Event()
         self.finishing = anyio.Semaphore(_FINISHING)
@@ -204,7 +204,7 @@ class Generator:
         began = time.monotonic()
 
         def on_step(progress: StepProgress) -> None:
-            self.ticker.step(plan.id, progress, began)
+            self.ticks.step(plan.id, progress, began)
 
         def stop() -> bool:
             return ended_meanwhile.is_set() or self.shutdown.is_set()

@@ -23,7 +23,7 @@ LARGEST_PREVIEW = 256 * 1024
 _STEPS_A_SECOND = 30.0
 
 
-class Ticker:
+class ProgressTicks:
     """`step` may be called from any thread, at any rate: what is too much is left out, but never a stage's change."""
 
     def __init__(self, bus: Bus, tasks: anyio.abc.TaskGroup, previews_a_second: float) -> None:

@@ -36,7 +36,7 @@ from agents.migrator.replay import prepare
 from agents.storage.database import owned
 from bus.client import Bus, encode
 from bus.errors import Declined, NoAnswer, Undecodable
-from bus.followers import Fact, bury, follow
+from bus.followers import Fact, dead_letter_fact, follow
 from bus.ids import digest_id
 from bus.relay import relay
 from bus.subjects import (
@@ -59,7 +59,7 @@ from bus.subjects import (
     JOB_FINISHED,
     Subject,
 )
-from bus.wakeup import Bell
+from bus.wakeup import Wakeup
 from schemas.asks import Hello, ListModels, ModelList, Nothing
 from schemas.catalog import ListPending, PendingList, ResolveModel, ResolveReply, Strategy
 from schemas.fitting import ANSWER_BYTES, ITEM_BYTES, cut, fitted
@@ -120,11 +120,11 @@ async def _keep(
     task_status: anyio.abc.TaskStatus[None],
 ) -> None:
     """The same, with the file our own."""
-    to_publish, to_draw = Bell(), Bell()
+    to_publish, to_draw = Wakeup(), Wakeup()
 
     def changed() -> None:
-        to_publish.ring()
-        to_draw.ring()
+        to_publish.set()
+        to_draw.set()
 
     async with anyio.create_task_group() as greeters:  # ends last: the place is free when the file is closed
         instance = await _claim(bus, greeters)
@@ -231,7 +231,7 @@ async def _apply(bus: Bus, db: Database, facts: list[Fact], strategy: Strategy) 
     except IMPOSSIBLE as error:
         if len(batch) > 1:
             return sum([await _apply(bus, db, [fact], strategy) for fact in facts])
-        await bury(bus, facts[0], error)
+        await dead_letter_fact(bus, facts[0], error)
         return 0
 
 

@@ -22,7 +22,7 @@ from agents.catalog.jobs import add_jobs, drop_jobs, known_jobs, list_jobs
 from bus import results
 from bus.client import Bus
 from bus.errors import Retry, Undecodable
-from bus.followers import Fact, bury
+from bus.followers import Fact, dead_letter_fact
 from bus.jobs import after, created, decoded, place_of, queued, request_of, state
 from bus.subjects import (
     ENCODE,
@@ -35,7 +35,7 @@ from bus.subjects import (
     PREPARE,
     Subject,
 )
-from bus.wakeup import Bell
+from bus.wakeup import Wakeup
 from schemas.jobs import Finished, JobPage, JobPlace, JobView, ListJobs, Plan, Released, Started
 
 log = structlog.get_logger()
@@ -59,7 +59,7 @@ class UnfinishedJobs:
         self._bus = bus
         self._views: dict[str, JobView] = {}
         self._waiting: dict[str, JobView] = {}
-        self._stale = Bell()
+        self._stale = Wakeup()
 
     def of(self, id: str) -> JobView | None:
         """What is known of one."""
@@ -79,7 +79,7 @@ class UnfinishedJobs:
     async def keep(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Follow the jobs for ever. Ready when all that were under way are known, if the bus answers."""
         facts, requests = EVENTS_OF_A_JOB.format(id="*"), PREPARE.filter()
-        self._bus.on_reconnect.add(self._stale.ring)
+        self._bus.on_reconnect.add(self._stale.set)
         try:
             async with (
                 self._bus.listen(facts, buffer=_UNREAD) as events,
@@ -93,7 +93,7 @@ class UnfinishedJobs:
                 async for message in events:
                     self._note(message)
         finally:
-            self._bus.on_reconnect.discard(self._stale.ring)
+            self._bus.on_reconnect.discard(self._stale.set)
 
     async def _look_again(self) -> None:
         while True:
@@ -115,7 +115,7 @@ class UnfinishedJobs:
                     tasks.start_soon(self._read_request, id, slots)
         except* Retry as group:
             log.warning("unfinished jobs not known yet", error=str(group.exceptions[0]))
-            self._stale.ring()
+            self._stale.set()
             await anyio.sleep(self._bus.settings.retry_delay)
 
     async def _queued(self, row: Subject[Any]) -> list[str]:
@@ -174,7 +174,7 @@ class JobRecords:
                 for fact in facts:
                     await self.write_down([fact])
             else:
-                await bury(self._bus, facts[0], group.exceptions[0])
+                await dead_letter_fact(self._bus, facts[0], group.exceptions[0])
 
     async def _write_down(self, facts: list[Fact]) -> None:
         ended: dict[str, Finished] = {fact.payload.id: fact.payload for fact in facts}

@@ -42,11 +42,11 @@ from agents.storage.layout import OUTPUTS
 from agents.storage.trash import empty
 from bus.client import Bus
 from bus.errors import DarkroomError, Undecodable
-from bus.followers import Fact, bury
+from bus.followers import Fact, dead_letter_fact
 from bus.ids import digest_id
 from bus.queues import enqueue
 from bus.subjects import IMAGE_ENCODED, IMAGE_REFUSED, JOB_PLANNED, PICTURE, Subject
-from bus.wakeup import Bell
+from bus.wakeup import Wakeup
 from schemas.catalog import DropPicture, Outcomes, Pictures, Promote
 from schemas.images import Encoded, EncodePicture, PictureRefused
 
@@ -71,7 +71,7 @@ class ModelPictures:
         self.trash_days = trash_days
         self.asked: set[str] = set()
 
-    async def keep_asking(self, bell: Bell) -> None:
+    async def keep_asking(self, wakeup: Wakeup) -> None:
         """Ask for what waits, oldest first, for ever."""
         while True:
             try:
@@ -81,10 +81,10 @@ class ModelPictures:
                     await self._ask(one)
             except (DarkroomError, sqlite3.Error) as error:
                 log.warning("pictures not asked for yet", error=str(error))
-                bell.ring()
+                wakeup.set()
                 await anyio.sleep(self.bus.settings.retry_delay)
             with anyio.move_on_after(ASK_AGAIN_SECONDS) as waited:
-                await bell.wait()
+                await wakeup.wait()
             if waited.cancelled_caught:
                 self.asked.clear()
 
@@ -102,7 +102,7 @@ class ModelPictures:
             await self._write_down(facts)
         except IMPOSSIBLE as error:
             if len(facts) == 1:
-                await bury(self.bus, facts[0], error)
+                await dead_letter_fact(self.bus, facts[0], error)
             else:
                 for fact in facts:
                     await self.write_down([fact])

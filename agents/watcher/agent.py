@@ -113,7 +113,7 @@ class Watcher:
         self.bus, self.table, self.roots, self.settings = bus, table, dict(roots), settings
         self.scanner = Scanner(self.roots)
         self.outbox = WatcherOutbox(bus, table)
-        self.sidecars = SidecarWatch(table, self.roots, data, settings.stable, bus.clock, self.outbox.wakeup.ring)
+        self.sidecars = SidecarWatch(table, self.roots, data, settings.stable, bus.clock, self.outbox.wakeup.set)
         self.state = waiting.State()
         self.scan_now, self.judge_now = anyio.Event(), anyio.Event()
 
@@ -199,7 +199,7 @@ class Watcher:
         self.see(waiting.Scanned(scans, changes, left))
         if changes:
             log.debug("changes", count=changes)
-            self.outbox.wakeup.ring()
+            self.outbox.wakeup.set()
             self.sidecars.hashed()  # what came as a link has a hash already
         self.sidecars.scanned(scans, began)
         return self.bus.clock.steady() - began
@@ -234,7 +234,7 @@ class Watcher:
             due = waiting.due(self.state, steady())
             while due:
                 due = due[await self.judge(due[:_BATCH]) :]
-                self.outbox.wakeup.ring()
+                self.outbox.wakeup.set()
             if not self.state.stale:
                 with anyio.move_on_after(max(waiting.next_due(self.state) - steady(), _SHORTEST_REST)):
                     await self.judge_now.wait()
@@ -314,4 +314,4 @@ class Watcher:
 
         await self.table.do(write)
         self.see(waiting.Unhashed())
-        self.outbox.wakeup.ring()
+        self.outbox.wakeup.set()

@@ -18,7 +18,7 @@ from bus.subjects import (
     HASH,
     Subject,
 )
-from bus.wakeup import Bell
+from bus.wakeup import Wakeup
 from schemas.files import Hash
 
 _SUBJECTS: dict[str, Subject[Any]] = {
@@ -36,7 +36,7 @@ class WatcherOutbox:
 
     def __init__(self, bus: Bus, table: Table) -> None:
         self.bus, self.table = bus, table
-        self.wakeup = Bell()
+        self.wakeup = Wakeup()
         self.lost: list[Hash] = []
         self.unsure: set[str] = set()
 

@@ -58,15 +58,15 @@ SETTINGS = BusSettings(store_bytes=STORE // 2)
 Hop = Callable[[], Awaitable[float]]
 
 
-class Bell:
+class Entered:
     """When a handler was entered, told to whoever waits for it."""
 
     def __init__(self) -> None:
-        self.at, self.rung = 0.0, asyncio.Event()
+        self.at, self.event = 0.0, asyncio.Event()
 
-    def ring(self) -> None:
+    def now(self) -> None:
         self.at = time.perf_counter()
-        self.rung.set()
+        self.event.set()
 
 
 async def figures(folder: Path) -> list[Figure]:
@@ -149,35 +149,35 @@ async def measured_hops(reader: Bus, writer: Bus, bare_reader: Client, bare_writ
 
 async def bare_fetch(tasks: anyio.abc.TaskGroup, js: JetStreamContext, writer: JetStreamContext) -> Hop:
     """The loop of nats-py's own examples."""
-    bell = Bell()
+    entered = Entered()
     subscription = await js.pull_subscribe("FILES.fetch", "fetch", "BARE_FILES")
 
     async def reading() -> None:
         while True:
             for message in await subscription.fetch(1, timeout=60):
-                bell.ring()
+                entered.now()
                 await message.ack()
 
     tasks.start_soon(reading)
-    return bare_hop(bell, lambda: writer.publish("FILES.fetch", encode(a_fact())))
+    return bare_hop(entered, lambda: writer.publish("FILES.fetch", encode(a_fact())))
 
 
 async def bare_callback(client: Client, writer: JetStreamContext) -> Hop:
     """One pull for more messages than come, answered by a callback: nothing is asked for between two of them."""
-    bell = Bell()
+    entered = Entered()
     wanted = ConsumerConfig(durable_name="callback", filter_subject="FILES.callback", ack_policy=AckPolicy.EXPLICIT)
     await client.jetstream().add_consumer("BARE_FILES", wanted)
     inbox = client.new_inbox()
 
     async def arrived(message: Msg) -> None:
         if message.reply.startswith("$JS.ACK"):
-            bell.ring()
+            entered.now()
             await message.ack()
 
     await client.subscribe(inbox, cb=arrived)
     ask = b'{"batch":100000,"expires":600000000000}'
     await client.publish("$JS.API.CONSUMER.MSG.NEXT.BARE_FILES.callback", ask, reply=inbox)
-    return bare_hop(bell, lambda: writer.publish("FILES.callback", encode(a_fact())))
+    return bare_hop(entered, lambda: writer.publish("FILES.callback", encode(a_fact())))
 
 
 async def bare_worker(
@@ -185,7 +185,7 @@ async def bare_worker(
 ) -> Hop:
     """A work queue read by `fetch(1)`; with `steps` it asks and stores what Darkroom does before it hands a job over,
     on streams of Darkroom's."""
-    bell, kind = Bell(), "steps" if steps else "plain"
+    entered, kind = Entered(), "steps" if steps else "plain"
     subscription = await js.pull_subscribe(f"PREPARE.{kind}.*", kind, "BARE_PREPARE")
 
     async def prepared(id: str) -> None:
@@ -199,11 +199,11 @@ async def bare_worker(
             for message in await subscription.fetch(1, timeout=60):
                 if steps:
                     await prepared(message.subject.rsplit(".", 1)[1])
-                bell.ring()
+                entered.now()
                 await message.ack()
 
     tasks.start_soon(reading)
-    return bare_hop(bell, lambda: writer.publish(f"PREPARE.{kind}.{new_id()}", encode(a_request())))
+    return bare_hop(entered, lambda: writer.publish(f"PREPARE.{kind}.{new_id()}", encode(a_request())))
 
 
 def a_request() -> Request:
@@ -213,10 +213,10 @@ def a_request() -> Request:
 
 async def followed(tasks: anyio.abc.TaskGroup, reader: Bus, writer: Bus) -> Hop:
     """Darkroom's reader of facts."""
-    bell = Bell()
+    entered = Entered()
 
     async def handle(facts: list[Fact]) -> None:
-        bell.ring()
+        entered.now()
 
     await tasks.start(
         functools.partial(follow, reader, "FILES", (FILE_REMOVED,), "hops", handle, pattern=FILE_REMOVED.filter())
@@ -226,18 +226,18 @@ async def followed(tasks: anyio.abc.TaskGroup, reader: Bus, writer: Bus) -> Hop:
         fact = a_fact()
         return writer.publish(FILE_REMOVED, fact, key=fact.key)
 
-    return bare_hop(bell, say)
+    return bare_hop(entered, say)
 
 
 async def served(tasks: anyio.abc.TaskGroup, reader: Bus, writer: Bus) -> Hop:
     """Darkroom's worker."""
-    bell = Bell()
+    entered = Entered()
 
     async def handle(request: Request, delivery: Delivery) -> None:
-        bell.ring()
+        entered.now()
 
     await tasks.start(functools.partial(serve, reader, work(reader, handle), "hops"))
-    return bare_hop(bell, lambda: writer.publish(PREPARE, a_request(), lane="normal", tenant="t0", id=new_id()))
+    return bare_hop(entered, lambda: writer.publish(PREPARE, a_request(), lane="normal", tenant="t0", id=new_id()))
 
 
 def work(bus: Bus, handle: Callable[[Request, Delivery], Awaitable[None]]) -> Work[Request]:
@@ -249,15 +249,15 @@ def work(bus: Bus, handle: Callable[[Request, Delivery], Awaitable[None]]) -> Wo
     return Work(PREPARE, handle, ended=lambda delivery: ended(bus, delivery.id), give_up=give_up)
 
 
-def bare_hop(bell: Bell, say: Callable[[], Awaitable[object]]) -> Hop:
+def bare_hop(entered: Entered, say: Callable[[], Awaitable[object]]) -> Hop:
     """Publish, wait for the handler and for the acknowledgement; seconds from the one to the other."""
 
     async def hop() -> float:
-        bell.rung.clear()
+        entered.event.clear()
         began = time.perf_counter()
         await say()
-        await asyncio.wait_for(bell.rung.wait(), 10)
-        return bell.at - began
+        await asyncio.wait_for(entered.event.wait(), 10)
+        return entered.at - began
 
     return hop
 

@@ -27,7 +27,7 @@ from bus.client import connect
 from bus.clock import Clock
 from bus.relay import relay
 from bus.server import local_server
-from bus.wakeup import Bell
+from bus.wakeup import Wakeup
 from schemas.imports import Import, ImportReport
 from tests.bench.figures import Figure, loop_lag, milliseconds, p99, seconds
 from tests.catalog.facts import hashed
@@ -43,14 +43,14 @@ async def figures(folder: Path) -> list[Figure]:
     plain = seconds(lambda: bare(source, folder / "bare.db"))
     data = folder / "data"
     data.mkdir()
-    bell = Bell()
+    wakeup = Wakeup()
     idle = await loop_lag(asyncio.ensure_future(asyncio.sleep(2)))
-    async with Database.open(data / "catalog.db", clock=Clock(), changed=bell.ring) as db:
+    async with Database.open(data / "catalog.db", clock=Clock(), changed=wakeup.set) as db:
         await apply(db, [("m", hashed("dream.safetensors", "dream"))], now=time.time())
         cpu = time.process_time()
         took, again, late, asks = await imported(db, source, data)
         cpu = time.process_time() - cpu
-        drained, messages = await drain(db, bell, folder)
+        drained, messages = await drain(db, wakeup, folder)
     made, transactions = await made_again(data / "catalog.db", folder)
     return [
         Figure(
@@ -104,13 +104,13 @@ async def imported(db: Database, source: Path, data: Path) -> tuple[float, float
     return took, time.perf_counter() - began, late, asks
 
 
-async def drain(db: Database, bell: Bell, folder: Path) -> tuple[float, int]:
+async def drain(db: Database, wakeup: Wakeup, folder: Path) -> tuple[float, int]:
     """Seconds until a server holds all that the catalog has to say, and how many messages that is."""
     messages = len(await outgoing(db, limit=1_000_000))
     with local_server(folder / "nats", port=0, store_bytes=1024**3) as server:
         async with connect(server.url, QUICK, name="bench") as bus, anyio.create_task_group() as tasks:
             began = time.perf_counter()
-            tasks.start_soon(relay, bus, CatalogOutbox(bus, db), bell)
+            tasks.start_soon(relay, bus, CatalogOutbox(bus, db), wakeup)
             while await outgoing(db, limit=1):  # noqa: ASYNC110 (nothing tells when an outbox is empty)
                 await asyncio.sleep(0.005)
             took = time.perf_counter() - began

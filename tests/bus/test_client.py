@@ -12,7 +12,7 @@ from bus.client import ERROR, ERROR_CODE, PIECE_BYTES, PIECES, Bus, connect
 from bus.errors import INTERNAL, Declined, Fail, NoAnswer, NoBus, TooLarge
 from bus.followers import Fact, follow
 from bus.ids import new_id
-from bus.queues import Picker, serve
+from bus.queues import LanePicker, serve
 from bus.results import end, result_of
 from bus.server import LocalServer
 from bus.streams import MAX_MESSAGE
@@ -109,13 +109,13 @@ async def test_two_who_look_bury_a_stray_once_and_neither_minds(bus: Bus):
     await bus.publish_raw(PREFIX + "job.prepare.someday", b"{}")
     async with anyio.create_task_group() as tasks:
         for _ in range(4):
-            tasks.start_soon(Picker(bus, PREPARE).waiting)
+            tasks.start_soon(LanePicker(bus, PREPARE).waiting)
     assert len(await bus.waiting("DLQ", DEAD.filter())) == 1
     assert await bus.waiting("PREPARE", PREFIX + "job.>") == {}
 
 
 async def test_a_job_that_comes_after_its_picker_gave_up_goes_straight_back(bus: Bus):
-    picker = Picker(bus, PREPARE)
+    picker = LanePicker(bus, PREPARE)
     assert await picker.take(lane="normal", tenant="t0") is None
     id = await ask(bus)
     for _ in range(5):

@@ -20,7 +20,7 @@ from bus.client import Bus, connect
 from bus.errors import Full, Retry, Taken
 from bus.followers import Fact, follow
 from bus.ids import new_id
-from bus.queues import Picker, enqueue, serve
+from bus.queues import LanePicker, enqueue, serve
 from bus.results import end, ended, give_up, result_of
 from bus.server import LocalServer
 from bus.subjects import DEAD, GENERATE, IMAGE_ENCODED, JOB_STARTED, PREPARE, RESULT
@@ -347,7 +347,7 @@ async def test_a_flood_from_one_tenant_delays_anothers_single_job_by_its_share_a
 
 async def drain(bus: Bus, draw, until_id: str) -> list[str]:
     """Draw what is planned, one at a time, until a job had its turn."""
-    picker, drawn = Picker(bus, GENERATE), []
+    picker, drawn = LanePicker(bus, GENERATE), []
     done = Work(GENERATE, draw, ended=lambda d: ended(bus, d.id), give_up=functools.partial(give_up, bus))
     with anyio.fail_after(15):
         while until_id not in drawn:

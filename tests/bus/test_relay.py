@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 from bus.client import Bus
 from bus.errors import Retry, UserError
 from bus.relay import relay
-from bus.wakeup import Bell
+from bus.wakeup import Wakeup
 
 
 class Letters:
@@ -42,14 +42,14 @@ class Letters:
 
 
 async def test_what_is_in_the_outbox_is_published_in_order_and_so_is_what_comes_later(bus: Bus) -> None:
-    letters, wakeup = Letters(*"abcde"), Bell()
+    letters, wakeup = Letters(*"abcde"), Wakeup()
     with anyio.fail_after(5):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(relay, bus, letters, wakeup)
             await letters.empty.wait()
             letters.empty = anyio.Event()
             letters.words.append("f")
-            wakeup.ring()
+            wakeup.set()
             await letters.empty.wait()
             tasks.cancel_scope.cancel()
     assert letters.published == [*"abcdef"] and letters.resumed == 1
@@ -60,7 +60,7 @@ async def test_after_a_failure_all_that_was_not_stored_is_published_again(bus: B
     letters.failures = [("b", Retry("the bus is away")), ("b", ValueError("a bug"))]
     with capture_logs() as logs, anyio.fail_after(5):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(relay, bus, letters, Bell())
+            tasks.start_soon(relay, bus, letters, Wakeup())
             await letters.empty.wait()
             tasks.cancel_scope.cancel()
     assert letters.published[-4:] == [*"abcd"] and letters.resumed == 3
@@ -71,5 +71,5 @@ async def test_an_outbox_that_may_not_be_published_ends_the_relay(bus: Bus) -> N
     letters = Letters("a")
     letters.end = UserError("another catalog's")
     with pytest.raises(UserError, match="another"):
-        await relay(bus, letters, Bell())
+        await relay(bus, letters, Wakeup())
     assert letters.published == []

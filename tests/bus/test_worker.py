@@ -11,7 +11,7 @@ import pytest
 from bus.client import Bus, connect
 from bus.errors import Full, Reject, Retry, Taken
 from bus.ids import new_id
-from bus.queues import Picker, enqueue, serve
+from bus.queues import LanePicker, enqueue, serve
 from bus.results import cancel, end, ended, give_up, result_of, watched
 from bus.server import LocalServer, local_server
 from bus.subjects import ATTEMPT_STARTED, DEAD, JOB_FINISHED, PREFIX, PREPARE, RESULT
@@ -183,7 +183,7 @@ async def test_what_can_not_be_decoded_is_a_dead_letter_and_a_rejected_result(bu
 async def test_a_subject_nobody_could_take_becomes_a_dead_letter(bus: Bus):
     await bus.publish_raw(PREFIX + "job.prepare.normal.t0.NOT-AN-ID", b"{}")
     await bus.publish_raw(PREFIX + "job.prepare.someday", b"{}")
-    picker = Picker(bus, PREPARE)
+    picker = LanePicker(bus, PREPARE)
     id = await ask(bus)
     assert [tokens["id"] for tokens in await picker.waiting()] == [id]
     assert len(await bus.waiting("DLQ", PREFIX + "dlq.prepare.bad_subject.*")) == 2
@@ -307,7 +307,7 @@ async def test_a_deleted_consumer_is_made_again(bus: Bus):
 
 
 async def test_a_picker_takes_from_the_queue_it_names_and_knows_what_is_held(bus: Bus):
-    picker = Picker(bus, PREPARE)
+    picker = LanePicker(bus, PREPARE)
     low, high = new_id(), new_id()
     await bus.publish(PREPARE, Request(prompt="low"), lane="low", tenant="t0", id=low)
     await bus.publish(PREPARE, Request(prompt="high"), lane="high", tenant="t3", id=high)

@@ -23,7 +23,7 @@ from agents.migrator.replay import UNFORGOTTEN, prepare
 from bus.client import Bus
 from bus.relay import relay
 from bus.subjects import CATALOG_CHANGED, MODEL_READY, PENDING_CONFLICT, PENDING_DROPPED
-from bus.wakeup import Bell
+from bus.wakeup import Wakeup
 from schemas.catalog import PutTag, Strategy
 from schemas.files import Identity
 from tests.catalog.conftest import clock
@@ -44,7 +44,7 @@ async def relayed(bus: Bus, db: Database) -> None:
     """Run a relay until it has said everything."""
     with anyio.fail_after(20):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(functools.partial(relay, bus, CatalogOutbox(bus, db), Bell()))
+            tasks.start_soon(functools.partial(relay, bus, CatalogOutbox(bus, db), Wakeup()))
             while await outgoing(db) or (await db.standing()).unsent:
                 await anyio.lowlevel.checkpoint()
             tasks.cancel_scope.cancel()
@@ -136,7 +136,7 @@ async def test_a_relay_never_publishes_behind_another_catalogs_history(bus: Bus,
     async with Database.open(tmp_path / "other.db", clock=clock) as other:
         await apply(other, [("other", hashed("other.safetensors", "other"))], now=1.0)
         with pytest.raises(CatalogApart, match=r"rebuild --replace.*new-history"):
-            await relay(bus, CatalogOutbox(bus, other), Bell())
+            await relay(bus, CatalogOutbox(bus, other), Wakeup())
     assert await stored(bus) == before
 
 

@@ -30,7 +30,7 @@ from bus.client import Bus
 from bus.errors import Retry
 from bus.relay import relay
 from bus.subjects import CATALOG_CHANGED
-from bus.wakeup import Bell
+from bus.wakeup import Wakeup
 from schemas.catalog import AddPicture
 from tests.catalog.conftest import FixedClock, clock
 from tests.catalog.facts import hashed, sha
@@ -56,7 +56,7 @@ LIFE = (
 async def published(bus: Bus, db: Database) -> None:
     with anyio.fail_after(20):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(relay, bus, CatalogOutbox(bus, db), Bell())
+            tasks.start_soon(relay, bus, CatalogOutbox(bus, db), Wakeup())
             while await outgoing(db) or (await db.standing()).unsent:
                 await anyio.lowlevel.checkpoint()
             tasks.cancel_scope.cancel()
