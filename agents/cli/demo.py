@@ -103,7 +103,7 @@ async def _drop(bus: Bus, target: Path, report: Callable[[str], None]) -> None:
 
 
 async def _make(bus: Bus, settings: Settings, prompt: str, report: Callable[[str], None]) -> None:
-    request = Request(prompt=prompt, model=NAME, steps=12, width=64, height=64)
+    request = jobs.checked(Request(prompt=prompt, model=NAME, steps=12, width=64, height=64), settings.limits)
     asked = bus.clock.steady()
     id = await jobs.submit(bus, request, lane="normal", tenant="t0")
     result = (await watched(bus, id, quiet=True)).result

@@ -14,7 +14,6 @@ from agents.cli import console
 from agents.cli.service import DRAWING, running_bus
 from agents.client import jobs as client
 from agents.client.views import JobView
-from agents.diffusion.plan import check
 from agents.runtime.supervisor import HEAVY
 from bus import results
 from bus.client import Bus
@@ -69,7 +68,7 @@ def _format(output: Path | None) -> Any:
 
 async def _generate(settings: Settings, request: Request, output: Path | None, as_json: bool) -> int:
     try:
-        check(request, settings.limits)
+        request = client.checked(request, settings.limits)
     except Reject as error:
         raise UserError(str(error)) from error
     async with running_bus(settings, start=(DRAWING, HEAVY)) as bus:

@@ -16,6 +16,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from nats.aio.msg import Msg
 
 from agents.client.views import EventName, JobEvent
+from agents.diffusion.plan import check
 from bus import results
 from bus.client import Bus, Stored
 from bus.errors import Declined, Retry, Taken, Undecodable
@@ -39,6 +40,7 @@ from bus.subjects import (
 from schemas.asks import ListModels, ModelList
 from schemas.jobs import AnyStatus, JobPage, JobPlace, JobView, Lane, ListJobs, Request
 from schemas.models import Model
+from schemas.settings import LimitSettings
 
 log = structlog.get_logger()
 
@@ -75,10 +77,16 @@ def id_of(caller: str, key: str) -> str:
     return digest_id("idempotency", caller, key)
 
 
+def checked(request: Request, limits: LimitSettings) -> Request:
+    """A request as `submit` takes it. Raises Reject, as `make_plan` would, but before anything is started or queued."""
+    check(request, limits)
+    return request
+
+
 async def submit(
     bus: Bus, request: Request, *, lane: Lane = "normal", tenant: str = "t0", id: str | None = None
 ) -> str:
-    """Queue a job and return its id. An id that is queued, planned or ended already keeps its first request.
+    """Queue a `checked` job and return its id. An id that is queued, planned or ended already keeps its first request.
 
     Raises Full when the queue is, TooLarge over 64 KiB, BadSubject for an id that is not 32 hex digits, Retry.
     """

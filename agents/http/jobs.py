@@ -23,7 +23,6 @@ from starlette.routing import Route
 
 from agents.client import jobs as client
 from agents.client.views import JobView
-from agents.diffusion.plan import check
 from agents.diffusion.samplers import SAMPLERS, SCHEDULES
 from agents.http import parsing
 from agents.http.errors import BadRequest
@@ -97,9 +96,9 @@ class _Jobs:
 
     async def _submitted(self, request: jobs.Request, lane: jobs.Lane, caller: str, key: str) -> JobView:
         """The job, queued; the same `caller` and `key` (unless empty) name the same job."""
-        check(request, self.limits)
+        asked = client.checked(request, self.limits)
         id = client.id_of(caller, key) if key else None
-        id = await client.submit(self.bus, request, lane=lane, tenant=client.tenant_of(caller), id=id)
+        id = await client.submit(self.bus, asked, lane=lane, tenant=client.tenant_of(caller), id=id)
         view = await client.state(self.bus, id) if key else None
         return view or JobView(id=id, status="queued", request=request)
 
