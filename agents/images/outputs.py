@@ -64,13 +64,13 @@ def _encode_one(job: Encode, pixels: Pixels, data_dir: Path) -> Picture:
                 f"there is no {pixels.file} in {DataDir(data_dir).work}, and {missing[0]} was never written; "
                 "generator and encoder need the same data directory"
             ) from error
-        image = as_image(array)
+        image, files = as_image(array), dict[Path, bytes]()
         if full in missing:
-            atomic.place(data_dir / full, full_size(image, job, pixels.infotext), names_too=False)
+            files[data_dir / full] = full_size(image, job, pixels.infotext)
         if any(name in missing for name in tiers.values()):
-            for tier, data in webp_tiers(image, exif=infotext.exif(pixels.infotext)).items():
-                atomic.place(data_dir / tiers[tier], data, names_too=False)
-        atomic.sync_folder((data_dir / full).parent)
+            made = webp_tiers(image, exif=infotext.exif(pixels.infotext))
+            files |= {data_dir / tiers[tier]: data for tier, data in made.items()}
+        atomic.place_all(files)
     with (data_dir / full).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = file.tell()
