@@ -1,5 +1,5 @@
-"""Encoder: hears job.encode, writes pictures at full size and in three tiers, says evt.image.encoded and the result.
-Hears job.picture, writes a model's picture in three tiers, says evt.image.encoded or evt.image.refused.
+"""Encoder: consumes job.encode, writes pictures at full size and in three tiers; publishes evt.image.encoded and the
+result. Consumes job.picture, writes a model's picture in three tiers; publishes evt.image.encoded or evt.image.refused.
 
 Pixels come from `data/work`, files go to `data/outputs`; encoding runs in threads, so the loop stays free.
 """
@@ -7,7 +7,6 @@ Pixels come from `data/work`, files go to `data/outputs`; encoding runs in threa
 import contextlib
 import functools
 import socket
-import time
 from pathlib import Path
 
 import anyio
@@ -16,8 +15,7 @@ import msgspec
 import structlog
 from anyio import to_thread
 
-from agents.diffusion.samplers import labels
-from agents.images.infotext import of_plan
+from agents.diffusion.plan import with_infotext
 from agents.images.model_pictures import NameTaken, encode_picture
 from agents.images.outputs import BadName, PixelsGone, encode_pictures
 from agents.storage.atomic import sweep
@@ -28,8 +26,8 @@ from bus.errors import Fail, Retry, Taken, Undecodable, UserError
 from bus.queues import serve
 from bus.results import ended, finish, give_up
 from bus.subjects import DEAD, ENCODE, GENERATE, IMAGE_ENCODED, IMAGE_REFUSED, JOB_PLANNED, PICTURE
-from bus.worker import Delivery, Work, attempt_failed, words
-from schemas.images import Encode, Encoded, EncodePicture, PictureRefused
+from bus.worker import Delivery, Work, attempt_failed, no_result, words
+from schemas.images import Encode, Encoded, EncodePicture, Picture, PictureRefused
 from schemas.jobs import Plan, Result
 from schemas.settings import EncoderSettings
 
@@ -54,10 +52,10 @@ async def run(
         ended=functools.partial(_ended, bus, data_dir),
         give_up=functools.partial(give_up, bus),
     )
-    portraits = Work(
+    model_pictures = Work(
         PICTURE,
-        functools.partial(encode_portrait, bus, data_dir),
-        ended=_never,
+        functools.partial(encode_model_picture, bus, data_dir),
+        ended=no_result,
         give_up=functools.partial(_refuse, bus),
         asked_again=True,
     )
@@ -65,13 +63,15 @@ async def run(
         tasks.start_soon(_sweep_work, bus, data_dir)
         # Each kind has its own place in the queue: a thousand pictures of models hold up no generated one.
         await tasks.start(functools.partial(serve, bus, work, "encoder", concurrency=settings.parallel))
-        await tasks.start(functools.partial(serve, bus, portraits, "encoder-pictures", concurrency=settings.parallel))
+        await tasks.start(
+            functools.partial(serve, bus, model_pictures, "encoder-pictures", concurrency=settings.parallel)
+        )
         task_status.started()
 
 
 async def encode(bus: Bus, data_dir: Path, job: Encode, delivery: Delivery) -> None:
     """Write the pictures of one job and end it as succeeded. Raises Fail, Retry (a full disk)."""
-    began = time.monotonic()
+    began = bus.clock.steady()
     job = await _with_infotext(bus, job)
     try:
         pictures = await to_thread.run_sync(encode_pictures, job, data_dir)
@@ -82,31 +82,42 @@ async def encode(bus: Bus, data_dir: Path, job: Encode, delivery: Delivery) -> N
         raise Fail("cannot-encode", str(error)) from error
     except OSError as error:
         raise Retry(f"the pictures can't be written to {data_dir}: {error.strerror}", delay=5.0) from error
-    fact = Encoded(id=job.id, pictures=pictures, seconds=time.monotonic() - began, at=time.time())
-    with contextlib.suppress(Taken):  # said before a crash
-        await bus.publish(IMAGE_ENCODED, fact, first=True, id=job.id)
-    await finish(bus, Result(id=job.id, status="succeeded", ended_at=time.time(), images=pictures))
+    seconds = bus.clock.steady() - began
+    async with (
+        anyio.create_task_group() as tasks
+    ):  # where a kill leaves the one alone, `_ended` makes sure of the other
+        tasks.start_soon(_publish_encoded, bus, job.id, pictures, seconds)
+        await finish(bus, Result(id=job.id, status="succeeded", ended_at=bus.clock.now(), images=pictures))
     await to_thread.run_sync(remove_pixels, data_dir, job.id)
-    log.info("pictures written", pictures=len(pictures), seconds=round(fact.seconds, 3))
+    log.info("pictures written", pictures=len(pictures), seconds=round(seconds, 3))
 
 
-async def encode_portrait(bus: Bus, data_dir: Path, job: EncodePicture, delivery: Delivery) -> None:
+async def _publish_encoded(bus: Bus, id: str, pictures: tuple[Picture, ...], seconds: float) -> None:
+    """Publish, once, that a job's pictures are written. Raises Retry."""
+    fact = Encoded(id=id, pictures=pictures, seconds=seconds, at=bus.clock.now())
+    with contextlib.suppress(Taken):
+        await bus.publish(IMAGE_ENCODED, fact, first=True, id=id)
+
+
+async def encode_model_picture(bus: Bus, data_dir: Path, job: EncodePicture, delivery: Delivery) -> None:
     """Write one picture of a model. One that can't be encoded is refused. Raises Retry (a full disk)."""
-    began = time.monotonic()
+    began = bus.clock.steady()
     try:
         picture = await to_thread.run_sync(encode_picture, job, data_dir)
     except UserError as error:
-        await _say_refused(bus, job, str(error), delivery, taken=isinstance(error, NameTaken))
+        await _publish_refused(bus, job, str(error), delivery, taken=isinstance(error, NameTaken))
         return
     except OSError as error:
         raise Retry(f"the picture can't be written to {data_dir}: {error.strerror}", delay=5.0) from error
-    took = time.monotonic() - began
-    fact = Encoded(id=job.id, model=job.sha256, pictures=(picture,), seconds=took, at=time.time())
+    took = bus.clock.steady() - began
+    fact = Encoded(id=job.id, model=job.sha256, pictures=(picture,), seconds=took, at=bus.clock.now())
     await bus.publish(IMAGE_ENCODED, fact, msg_id=f"{job.id}-encoded-{delivery.seq}", id=job.id)
 
 
-async def _say_refused(bus: Bus, job: EncodePicture, error: str, delivery: Delivery, *, taken: bool = False) -> None:
-    fact = PictureRefused(id=job.id, sha256=job.sha256, number=job.number, error=error, at=time.time(), taken=taken)
+async def _publish_refused(
+    bus: Bus, job: EncodePicture, error: str, delivery: Delivery, *, taken: bool = False
+) -> None:
+    fact = PictureRefused(id=job.id, sha256=job.sha256, number=job.number, error=error, at=bus.clock.now(), taken=taken)
     await bus.publish(IMAGE_REFUSED, fact, msg_id=f"{job.id}-refused-{delivery.seq}", id=job.id)
 
 
@@ -116,12 +127,7 @@ async def _refuse(bus: Bus, delivery: Delivery, status: str, reason: str, error:
     letter = await bus.raw("DLQ", DEAD(kind="picture", reason=reason, id=delivery.id))
     with contextlib.suppress(Undecodable):
         if letter is not None:
-            await _say_refused(bus, PICTURE.decode(letter.payload), error, delivery)
-
-
-async def _never(delivery: Delivery) -> bool:
-    """A picture of a model has no result besides its fact."""
-    return False
+            await _publish_refused(bus, PICTURE.decode(letter.payload), error, delivery)
 
 
 async def _draw_again(bus: Bus, data_dir: Path, delivery: Delivery, error: Exception) -> None:
@@ -149,19 +155,14 @@ async def _plan(bus: Bus, id: str) -> Plan:
 async def _with_infotext(bus: Bus, job: Encode) -> Encode:
     if all(pixels.infotext for pixels in job.pixels):
         return job
-    plan = await _plan(bus, job.id)
-    sampler, scheduler = labels(plan.sampler, plan.scheduler)
-    texts = [
-        of_plan(plan, seed=one.seed, width=one.width, height=one.height, sampler=sampler, scheduler=scheduler)
-        for one in job.pixels
-    ]
-    pixels = tuple(msgspec.structs.replace(one, infotext=text) for one, text in zip(job.pixels, texts, strict=True))
-    return msgspec.structs.replace(job, pixels=pixels)
+    return msgspec.structs.replace(job, pixels=with_infotext(job.pixels, await _plan(bus, job.id)))
 
 
 async def _ended(bus: Bus, data_dir: Path, delivery: Delivery) -> bool:
-    if not await ended(bus, delivery.id):
+    if (result := await ended(bus, delivery.id)) is None:
         return False
+    if result.status == "succeeded":
+        await _publish_encoded(bus, delivery.id, result.images, 0.0)
     await to_thread.run_sync(remove_pixels, data_dir, delivery.id)
     return True
 
@@ -179,7 +180,7 @@ async def _sweep_work(bus: Bus, data_dir: Path) -> None:
             generating = await bus.waiting("GENERATE", GENERATE.filter())
             encoding = await bus.waiting("ENCODE", ENCODE.filter())
             queued = {subject.rsplit(".", 1)[1] for subject in (*generating, *encoding)}
-            await to_thread.run_sync(_sweep, data_dir, queued, time.time())
+            await to_thread.run_sync(_sweep, data_dir, queued, bus.clock.now())
         except (Retry, OSError) as error:
             log.warning("work folder not swept", error=str(error))
         await anyio.sleep(_SWEEP_EVERY)

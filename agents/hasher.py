@@ -37,7 +37,7 @@ from bus.client import Bus
 from bus.errors import Retry, Undecodable, UserError
 from bus.queues import serve
 from bus.subjects import DEAD, FILE_HASH_FAILED, FILE_HASHED, HASH, TICK_GROWING, TICK_HASH
-from bus.worker import Delivery, Work
+from bus.worker import Delivery, Work, no_result
 from schemas.files import Hash, Hashed, HashFailed, Identity
 from schemas.settings import HasherSettings
 from schemas.ticks import GrowingTick, HashTick
@@ -73,7 +73,7 @@ async def run(
         elif settings.following:
             await tasks.start(hasher.follow)
         for root in roots:
-            work = Work(HASH, hasher.hash, ended=_never, give_up=hasher.give_up, asked_again=True)
+            work = Work(HASH, hasher.hash, ended=no_result, give_up=hasher.give_up, asked_again=True)
             await tasks.start(
                 functools.partial(
                     serve,
@@ -86,11 +86,6 @@ async def run(
                 )
             )
         task_status.started()
-
-
-async def _never(delivery: Delivery) -> bool:
-    """A job to hash has no result but its fact, and is gone when that is published."""
-    return False
 
 
 class Hasher:

@@ -268,8 +268,11 @@ class Bus:
             await self.nc.publish(inbox, data[start : start + length], headers={PIECES: str(len(starts))})
 
     @asynccontextmanager
-    async def listen(self, pattern: str, *, buffer: int = 1024) -> AsyncIterator[MemoryObjectReceiveStream[Msg]]:
-        """What is published from now on (core NATS: lossy). A reader with `buffer` messages unread loses new ones."""
+    async def listen(
+        self, pattern: str, *, buffer: int = 1024, flush: bool = True
+    ) -> AsyncIterator[MemoryObjectReceiveStream[Msg]]:
+        """Messages published from now on (core NATS: lossy). With `buffer` messages unread, new ones are lost.
+        Without `flush` they count from what is asked of the server next, which learns of it in that order."""
         send, receive = anyio.create_memory_object_stream[Msg](buffer)
 
         async def received(message: Msg) -> None:
@@ -283,7 +286,8 @@ class Bus:
         with send, receive:
             subscription = await self.nc.subscribe(pattern, cb=received)
             try:
-                await self.flush()
+                if flush:
+                    await self.flush()
                 yield receive
             finally:
                 with anyio.CancelScope(shield=True), contextlib.suppress(nats.errors.Error):
@@ -376,18 +380,18 @@ async def connect(
     url: str, settings: BusSettings, *, name: str, topology_too: bool = True, clock: Clock | None = None
 ) -> AsyncIterator[Bus]:
     """A Bus on the server at `url`, with the streams reconciled. Raises NoBus when it can't be reached, UserError."""
-    async with connected(url, f"darkroom-{name}") as link:
+    async with connected(url, f"darkroom-{name}") as connection:
         if topology_too:
             try:
-                await make_streams(link.nc.jetstream(timeout=_API_TIMEOUT), settings)
+                await make_streams(connection.nc.jetstream(timeout=_API_TIMEOUT), settings)
             except (*NOT_NOW, APIError) as error:
                 raise NoBus(f"the NATS server at {url} has no JetStream: start it with `-js` ({error})") from error
         async with anyio.create_task_group() as tasks:
-            bus = Bus(link.nc, settings, tasks, name, clock or Clock())
-            bus.on_reconnect = link.on_reconnect
+            bus = Bus(connection.nc, settings, tasks, name, clock or Clock())
+            bus.on_reconnect = connection.on_reconnect
             await bus.return_echo()
             tasks.start_soon(bus.keep_leases)
-            tasks.start_soon(link.fail_when_over)
+            tasks.start_soon(connection.fail_when_over)
             try:
                 yield bus
             finally:

@@ -1,4 +1,4 @@
-"""Taking messages off streams: work queues, followers of facts, and picking from many queues."""
+"""Taking jobs off streams: work queues, and picking from many queues."""
 
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,6 +25,8 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 _PULL_SECONDS = 1.0
+_PARKED_SECONDS = 0.1
+"""How long a pull waits at the server for a job that was announced and may not be stored yet."""
 
 
 async def serve(
@@ -37,7 +39,7 @@ async def serve(
     window: int | None = None,
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Work a queue off: `concurrency` jobs side by side, `window` pulled ahead. Ready when the first pull is out."""
+    """Work a queue off: `concurrency` jobs at once, `window` pulled ahead. Ready when the first pull is out."""
     window = window or concurrency * 2
     consumer = durable(bus, name, pattern or work.subject.filter())
     puller = Puller(bus, work.subject.stream or "", consumer, window)
@@ -86,10 +88,10 @@ class LanePicker(Generic[T]):
             if self.subject.matches(full):
                 found.append(self.subject.parse(full))
             else:
-                await self._bury(stream, full)
+                await self._dead_letter(stream, full)
         return found
 
-    async def _bury(self, stream: str, full: str) -> None:
+    async def _dead_letter(self, stream: str, full: str) -> None:
         if (raw := await self.bus.raw(stream, full)) is None:
             return
         stray = Msg(_client=self.bus.nc, subject=full, data=raw.payload)
@@ -105,26 +107,29 @@ class LanePicker(Generic[T]):
         raw = await self.bus.raw(self.subject.stream or "", self.subject.filter(**tokens), seq=1)
         return raw.seq if raw else None
 
-    async def take(self, **tokens: str) -> Msg | None:
+    async def take(self, *, announced: bool = False, **tokens: str) -> Msg | None:
         """One job on a filter, or None when none is free (held ones are not). The caller must `process` it.
 
-        Raises Retry when the bus does not answer."""
+        One that was `announced`, and is perhaps not stored yet, is waited for, for a moment. Raises Retry when the bus
+        does not answer."""
         stream, name = self.subject.stream or "", "-".join([self.subject.stream or "", *tokens.values()]).lower()
         for _ in range(2):
             if name not in self._made:
                 wanted = durable(self.bus, name, self.subject.filter(**tokens), inactive=600.0)
                 await ensure_consumer(self.bus, stream, wanted)
                 self._made.add(name)
-            message = await self._pull(stream, name)
+            message = await self._pull(stream, name, _PARKED_SECONDS if announced else 0.0)
             if is_job(message):
                 return message
-            if (message.headers or {}).get("Status") == "404":
+            if (message.headers or {}).get("Status") in ("404", "408"):
                 return None
             self._made.discard(name)  # it expired while nobody used it, or was deleted
         raise Retry(f"the bus has no consumer {name}")
 
-    async def _pull(self, stream: str, name: str) -> Msg:
-        """Ask once without waiting; the answer is a job or a status. Raises Retry."""
+    async def _pull(self, stream: str, name: str, parked: float) -> Msg:
+        """Ask once, and let the question wait at the server for `parked` seconds; the answer is a job or a status.
+        Raises Retry."""
+        ask = {"batch": 1, "expires": int(parked * 1e9)} if parked else {"batch": 1, "no_wait": True}
         async with self._turn:
             if not self._inbox:
                 self._inbox = self.bus.nc.new_inbox()
@@ -136,18 +141,20 @@ class LanePicker(Generic[T]):
             pull = self._pulling = _Pull(f"{self._inbox}.{self._pulls}", name)
             try:
                 subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"
-                await self.bus.nc.publish(subject, b'{"batch":1,"no_wait":true}', reply=pull.inbox)
-                with anyio.move_on_after(_PULL_SECONDS):
+                await self.bus.nc.publish(subject, encode(ask), reply=pull.inbox)
+                with anyio.move_on_after(parked + _PULL_SECONDS):
                     await pull.answered.wait()
             except anyio.get_cancelled_exc_class():
-                if pull.answer and is_job(pull.answer):
-                    with anyio.CancelScope(shield=True), suppress(nats.errors.Error):
+                with anyio.CancelScope(shield=True), suppress(nats.errors.Error):
+                    with anyio.move_on_after(parked):  # a job it gets here would be held for its whole lease
+                        await pull.answered.wait()
+                    if pull.answer and is_job(pull.answer):
                         await pull.answer.nak()
                 raise
             finally:
                 self._pulling = None
         if pull.answer is None:
-            self._made.discard(name)  # 2.9 says nothing where a durable is gone
+            self._made.discard(name)  # 2.9 answers nothing where a durable is gone
             raise Retry(f"the bus did not answer a pull on {stream}")
         return pull.answer
 
@@ -170,6 +177,11 @@ class LanePicker(Generic[T]):
         """The connection was another one when we asked."""
         if self._pulling:
             self._pulling.answered.set()
+
+
+def was_last(message: Msg) -> bool:
+    """Did the queue hold no other free job when this one was handed over? (One put back meanwhile does not count.)"""
+    return message.metadata.num_pending == 0
 
 
 async def enqueue(bus: Bus, subject: Subject[T], payload: T, **tokens: str) -> None:

@@ -1,9 +1,9 @@
 """How a job ends: exactly one result, the first writer wins, and a finished fact follows it."""
 
 import threading
-import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Self
 
 import anyio
 import msgspec
@@ -26,7 +26,7 @@ async def result_of(bus: Bus, id: str) -> Result | None:
     try:
         found = await bus.last(RESULT, id=id)
     except Undecodable as error:
-        return Result(id=id, status="failed", ended_at=time.time(), reason="undecodable-result", error=str(error))
+        return Result(id=id, status="failed", ended_at=bus.clock.now(), reason="undecodable-result", error=str(error))
     if found is None or found.payload.id == id:
         return found.payload if found else None
     return msgspec.structs.replace(found.payload, id=id)
@@ -39,12 +39,12 @@ async def finish(bus: Bus, result: Result) -> Result:
         await bus.publish(RESULT, result, wait=True, id=result.id)
     except Taken:
         stands = await result_of(bus, result.id) or result
-    await say_finished(bus, stands)
+    await publish_finished(bus, stands)
     return stands
 
 
-async def say_finished(bus: Bus, result: Result) -> None:
-    """Say, once, that a job's result is written. Raises Retry."""
+async def publish_finished(bus: Bus, result: Result) -> None:
+    """Publish, once, that a job's result is written. Raises Retry."""
     fact = Finished(id=result.id, status=result.status, at=result.ended_at)
     try:
         await bus.publish(JOB_FINISHED, fact, first=True, id=result.id)
@@ -52,17 +52,16 @@ async def say_finished(bus: Bus, result: Result) -> None:
         return
 
 
-async def ended(bus: Bus, id: str) -> bool:
-    """Is a job's result written? Then the finished fact is made sure of as well. Raises Retry."""
-    if (result := await result_of(bus, id)) is None:
-        return False
-    await say_finished(bus, result)
-    return True
+async def ended(bus: Bus, id: str) -> Result | None:
+    """A job's result if it is written; then the finished fact is made sure of as well. Raises Retry."""
+    if (result := await result_of(bus, id)) is not None:
+        await publish_finished(bus, result)
+    return result
 
 
 async def end(bus: Bus, id: str, status: Status, reason: str, error: str) -> Result:
     """End a job without pictures: failed, rejected or cancelled. Returns the result that stands."""
-    return await finish(bus, Result(id=id, status=status, ended_at=time.time(), reason=reason, error=error))
+    return await finish(bus, Result(id=id, status=status, ended_at=bus.clock.now(), reason=reason, error=error))
 
 
 async def cancel(bus: Bus, id: str) -> Result:
@@ -77,28 +76,55 @@ async def give_up(bus: Bus, delivery: Delivery, status: str, reason: str, error:
 
 @asynccontextmanager
 async def watched(bus: Bus, id: str) -> AsyncIterator[threading.Event]:
-    """An event, good in any thread, that is set when somebody ends the job meanwhile. Looked up again every heartbeat,
-    because hearing is lossy."""
+    """An event, good in any thread, that is set when the job has its result, at once or meanwhile. Looked up at the
+    start, and again every heartbeat, because listening is lossy. Raises Retry at the start."""
     stop, scope = threading.Event(), anyio.CancelScope()
+    async with bus.listen(RESULT(id=id), buffer=4, flush=False) as arrivals:  # the look is asked for after it
 
-    async def look_and_listen() -> None:
-        async with bus.listen(RESULT(id=id), buffer=4) as heard:
-            while await result_of(bus, id) is None:
-                with anyio.move_on_after(bus.settings.heartbeat):
-                    await heard.receive()
-            stop.set()
-
-    async def listening() -> None:
-        with scope:
+        async def watch() -> None:
+            pause = bus.settings.heartbeat
             while not stop.is_set():
+                with anyio.move_on_after(pause):
+                    await arrivals.receive()
                 try:
-                    await look_and_listen()
+                    if await result_of(bus, id):
+                        stop.set()
+                    pause = bus.settings.heartbeat
                 except Retry as error:
-                    log.warning("can't tell yet whether the job was ended", error=str(error))
-                    await anyio.sleep(bus.settings.retry_delay)
+                    log.warning("unknown yet whether the job was ended", error=str(error))
+                    pause = bus.settings.retry_delay
 
-    bus.tasks.start_soon(listening)
-    try:
-        yield stop
-    finally:
-        scope.cancel()
+        async def until_left() -> None:
+            with scope:
+                await watch()
+
+        if await result_of(bus, id):
+            stop.set()
+        else:
+            bus.tasks.start_soon(until_left)
+        try:
+            yield stop
+        finally:
+            scope.cancel()
+
+
+class Watch:
+    """One job's result, looked up once when the job is taken (`ended`) and watched until the context ends. `stop` is
+    set, in any thread, when it is there."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus, self.stop = bus, threading.Event()
+        self._open = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._open.aclose()
+
+    async def ended(self, delivery: Delivery) -> bool:
+        """`Work.ended`: is the result written? Then the finished fact is made sure of as well. Raises Retry."""
+        self.stop = await self._open.enter_async_context(watched(self.bus, delivery.id))
+        if self.stop.is_set():
+            await ended(self.bus, delivery.id)
+        return self.stop.is_set()

@@ -1,9 +1,8 @@
 """One job from delivery to decision: the lease, the attempts, and the only place where a job is acknowledged."""
 
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -31,12 +30,14 @@ _LONGEST_RETRY = 30.0
 
 @dataclass(frozen=True)
 class Delivery:
-    """Where a message came from: its subject's tokens, its place in the stream, how often it was delivered."""
+    """Where a message came from: its subject's tokens, its place in the stream, how often it was delivered. `first`:
+    nobody has ever begun this job before, by the stored attempts."""
 
     subject: str
     tokens: dict[str, str]
     seq: int
     delivered: int
+    first: bool = False
 
     @property
     def id(self) -> str:
@@ -51,14 +52,14 @@ Handler = Callable[[T, Delivery], Awaitable[None]]
 class Work(Generic[T]):
     """A queue of jobs and what is done with them.
 
-    `ended` tells that nothing is left to do for a job (its result is written); `give_up` ends a job that can't succeed,
+    `ended` is true where nothing is left to do for a job (it has its result); `give_up` ends a job that can't succeed,
     with a status (failed or rejected), a stable reason and a sentence. `asked_again` is for jobs whose id comes back,
     each time a job of its own: attempts at one that ended well do not count for the next.
     """
 
     subject: Subject[T]
     handle: Handler[T]
-    ended: Callable[[Delivery], Awaitable[bool]]
+    ended: Callable[[Delivery], Awaitable[object]]
     give_up: Callable[[Delivery, str, str, str], Awaitable[None]]
     asked_again: bool = False
 
@@ -72,9 +73,14 @@ class Work(Generic[T]):
         return self.subject.template.split(".")[1]
 
 
+async def no_result(delivery: Delivery) -> bool:
+    """`Work.ended` of jobs that have no result besides their fact."""
+    return False
+
+
 @asynccontextmanager
 async def lease(bus: Bus, message: Msg) -> AsyncIterator[None]:
-    """Hold a message: the server hears of it every heartbeat, whatever the handler's threads do."""
+    """Hold a message: its lease is renewed every heartbeat, whatever the handler's threads do."""
     bus.leases[message.reply] = message
     try:
         yield
@@ -113,17 +119,17 @@ async def _decide(bus: Bus, work: Work[T], message: Msg, delivery: Delivery) -> 
             await message.ack()
             return
         payload = work.subject.decode(message.data)
-        before = await _start(bus, work.kind, id)
+        first, before = await _start(bus, work.kind, id)
         if before >= bus.settings.max_attempts:
             await _exhausted(bus, work, message, delivery, await _why_failed(bus, work.kind, id, before))
             return
         started = True
-        await work.handle(payload, delivery)
+        await work.handle(payload, replace(delivery, first=first))
     except anyio.get_cancelled_exc_class():
         with anyio.CancelScope(shield=True), suppress(Exception):  # what ends us is the shutdown
             with anyio.move_on_after(3):
                 if started:
-                    await _say_released(bus, work.kind, id, "shutdown")
+                    await _publish_released(bus, work.kind, id, "shutdown")
             await message.nak(delay=0.2)  # not at once: our own pull may still be open and would get it
         raise
     except Exception as raised:
@@ -139,7 +145,7 @@ async def _decide(bus: Bus, work: Work[T], message: Msg, delivery: Delivery) -> 
             case Retry() | Full() | NoAnswer():
                 log.info("job put back", why=words(error))
                 if started:
-                    await _say_released(bus, work.kind, id, words(error))
+                    await _publish_released(bus, work.kind, id, words(error))
                 patience = min(bus.settings.retry_delay * delivery.delivered, _LONGEST_RETRY)
                 await message.nak(delay=getattr(error, "delay", None) or patience)
             case _ if before + 1 >= bus.settings.max_attempts:
@@ -156,13 +162,16 @@ async def _decide(bus: Bus, work: Work[T], message: Msg, delivery: Delivery) -> 
 
 
 def words(error: BaseException) -> str:
-    """What an error says, fit for the bus: not too long, and without the bytes of a file name that are not UTF-8."""
+    """An error's message, fit for the bus: not too long, and without the bytes of a file name that are not UTF-8."""
     return str(error).encode("utf-8", "backslashreplace").decode()[:_LONGEST_ERROR]
 
 
 def sole(error: BaseException) -> BaseException:
-    """The one error inside groups of one (task groups wrap even a single error), else the error itself."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+    """The one error inside groups of one (task groups wrap even a single error), or of several that all mean to try
+    again; else the error itself."""
+    while isinstance(error, BaseExceptionGroup):
+        if len(error.exceptions) > 1 and not all(isinstance(one, Retry) for one in error.exceptions):
+            break
         error = error.exceptions[0]
     return error
 
@@ -187,30 +196,31 @@ async def attempts(bus: Bus, kind: str, id: str) -> int:
     return counts.get(started, 0) - counts.get(released, 0)
 
 
-async def _start(bus: Bus, kind: str, id: str) -> int:
-    """Store that an attempt begins, unless it would be one too many; returns how many went before.
+async def _start(bus: Bus, kind: str, id: str) -> tuple[bool, int]:
+    """Store that an attempt begins, unless it would be one too many; returns whether it is the first ever, and how many
+    went before (those that were released are not counted).
 
     The first is stored as the first on its subject, which spares the look at those before it.
     """
     subject = _started_subject(kind, id)
 
     def fact(attempt: int) -> bytes:
-        return encode(Started(id=id, attempt=attempt, worker=worker_name(), at=time.time()))
+        return encode(Started(id=id, attempt=attempt, worker=worker_name(), at=bus.clock.now()))
 
     try:
         await bus.publish_raw(subject, fact(1), first=True)
-        return 0
+        return True, 0
     except Taken:
         before = await attempts(bus, kind, id)
     if before < bus.settings.max_attempts:
         await bus.publish_raw(subject, fact(before + 1))
-    return before
+    return False, before
 
 
 async def attempt_failed(bus: Bus, kind: str, id: str, why: str, *, once: str) -> None:
     """Store why an attempt at a job came to nothing, for the sentence that ends the job if none succeeds; `once` tells
     attempts apart. Raises Full, Retry."""
-    fact = AttemptFailed(id=id, worker=worker_name(), why=why[:_LONGEST_ERROR], at=time.time())
+    fact = AttemptFailed(id=id, worker=worker_name(), why=why[:_LONGEST_ERROR], at=bus.clock.now())
     await bus.publish(ATTEMPT_FAILED, fact, msg_id=f"{kind}-{id}-failed-{once}", kind=kind, id=id)
 
 
@@ -218,12 +228,12 @@ async def _why_failed(bus: Bus, kind: str, id: str, attempts: int) -> str:
     """Why so many attempts at a job came to nothing: the last reason that is stored. Those without one ended with their
     worker. Raises Retry."""
     subject = ATTEMPT_FAILED(kind=kind, id=id)
-    told = (await bus.waiting("EVENTS", subject)).get(subject, 0)
+    reasons = (await bus.waiting("EVENTS", subject)).get(subject, 0)
     try:
-        last = await bus.last(ATTEMPT_FAILED, kind=kind, id=id) if told else None
+        last = await bus.last(ATTEMPT_FAILED, kind=kind, id=id) if reasons else None
     except Undecodable as error:
         return f"its attempts failed, and nobody here can read why ({error})"
-    deaths = attempts - told
+    deaths = attempts - reasons
     died = f"its worker died {deaths} time{'s' * (deaths != 1)} while it ran"
     if last is None:
         return died
@@ -238,6 +248,6 @@ def _released_subject(kind: str, id: str) -> str:
     return JOB_RELEASED(id=id) if kind == "generate" else ATTEMPT_RELEASED(kind=kind, id=id)
 
 
-async def _say_released(bus: Bus, kind: str, id: str, why: str) -> None:
-    fact = Released(id=id, worker=worker_name(), why=why[:500], at=time.time())
+async def _publish_released(bus: Bus, kind: str, id: str, why: str) -> None:
+    fact = Released(id=id, worker=worker_name(), why=why[:500], at=bus.clock.now())
     await bus.publish_raw(_released_subject(kind, id), encode(fact))

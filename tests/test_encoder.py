@@ -10,12 +10,12 @@ from agents import encoder
 from bus.client import Bus
 from bus.ids import new_id
 from bus.queues import LanePicker, enqueue, serve
-from bus.results import ended, give_up, result_of
-from bus.subjects import ATTEMPT_RELEASED, ENCODE, GENERATE, JOB_PLANNED
+from bus.results import ended, finish, give_up, result_of
+from bus.subjects import ATTEMPT_RELEASED, ENCODE, GENERATE, IMAGE_ENCODED, JOB_PLANNED
 from bus.worker import Delivery, Work
 from schemas.files import FilePath
-from schemas.images import Encode, Pixels
-from schemas.jobs import ModelRef, Plan, SchedulerSpec
+from schemas.images import Encode, Picture, Pixels
+from schemas.jobs import ModelRef, Plan, Result, SchedulerSpec
 from schemas.settings import EncoderSettings
 from tests.conftest import running
 
@@ -78,3 +78,20 @@ async def test_a_job_whose_pixels_are_missing_each_time_ends_with_what_is_missin
 
 async def released(bus: Bus, id: str) -> bool:
     return bool(await bus.waiting("EVENTS", ATTEMPT_RELEASED(kind="encode", id=id)))
+
+
+async def test_a_kill_between_the_result_and_its_fact_leaves_no_picture_unknown(bus: Bus, tmp_path: Path):
+    made = plan(new_id())
+    tiers = {"high": "h", "medium": "m", "low": "l"}
+    picture = Picture(index=0, seed=1, width=64, height=64, file="f", bytes=1, sha256="ab" * 32, tiers=tiers)
+    await finish(bus, Result(id=made.id, status="succeeded", ended_at=1.0, images=(picture,)))
+    pixels = Pixels(index=0, file=f"{made.id}-0.npy", seed=1, width=64, height=64)
+    job = Encode(id=made.id, day=made.day, format="webp", quality=90, lossless=False, pixels=(pixels,))
+    await enqueue(bus, ENCODE, job, lane="normal", id=made.id)
+    async with running(functools.partial(encoder.run, bus, tmp_path, EncoderSettings())):
+        with anyio.fail_after(10):
+            while await bus.waiting("ENCODE", ENCODE.filter()):
+                await bus.flush()
+    fact = await bus.last(IMAGE_ENCODED, id=made.id)
+    assert fact and fact.payload.pictures == (picture,)
+    assert await bus.waiting("EVENTS", IMAGE_ENCODED(id=made.id)) == {IMAGE_ENCODED(id=made.id): 1}

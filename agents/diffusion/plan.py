@@ -5,8 +5,10 @@ import hashlib
 import msgspec
 
 from agents.diffusion.families.table import load_family, supported
-from agents.diffusion.samplers import Resolved, UnknownSampler, resolve
+from agents.diffusion.samplers import Resolved, UnknownSampler, labels, resolve
+from agents.images.infotext import of_plan
 from bus.errors import Reject
+from schemas.images import Pixels
 from schemas.jobs import Lane, ModelRef, Plan, Request
 from schemas.models import Model
 from schemas.settings import LimitSettings
@@ -96,3 +98,14 @@ def make_plan(
     if (size := len(msgspec.json.encode(plan))) > LARGEST_PLAN:
         raise Reject("prompt-too-long", f"the plan takes {size:,} bytes; over {LARGEST_PLAN:,}: shorten the prompts")
     return plan
+
+
+def with_infotext(pixels: tuple[Pixels, ...], plan: Plan) -> tuple[Pixels, ...]:
+    """The pixels of a plan's pictures, each with the text that its files carry."""
+    sampler, scheduler = labels(plan.sampler, plan.scheduler)
+
+    def labelled(one: Pixels) -> Pixels:
+        text = of_plan(plan, seed=one.seed, width=one.width, height=one.height, sampler=sampler, scheduler=scheduler)
+        return msgspec.structs.replace(one, infotext=text)
+
+    return tuple(map(labelled, pixels))

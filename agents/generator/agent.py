@@ -1,4 +1,4 @@
-"""Generator: hears job.generate, draws the pictures of a plan on one device, says ticks and job.encode.
+"""Generator: consumes job.generate, draws the pictures of a plan on one device; publishes ticks and job.encode.
 
 Torch runs in a worker thread; leases, ticks and cancellation live on the loop. A worker drains the queue of the model
 it has in memory, for a while; then the model with the oldest waiting job goes. The next job is taken as soon as the
@@ -10,13 +10,13 @@ import io
 import os
 import sys
 import threading
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anyio
 import anyio.abc
+import msgspec
 import numpy as np
 import structlog
 import torch
@@ -25,6 +25,7 @@ from nats.aio.msg import Msg
 
 from agents.diffusion.engine import Engine
 from agents.diffusion.loading import pick_device
+from agents.diffusion.plan import with_infotext
 from agents.diffusion.sampling import BrokenPicture, CannotSample, PixelArray, StepProgress, Stopped
 from agents.diffusion.weights import CannotLoad, FileGone
 from agents.generator.progress import ProgressTicks
@@ -32,12 +33,13 @@ from agents.storage.atomic import place
 from agents.storage.errors import IngestError
 from agents.storage.layout import DataDir
 from agents.storage.paths import resolve
-from bus.client import Bus
+from bus.client import Bus, encode
 from bus.errors import INTERNAL, Declined, Fail, NoAnswer, Retry, UserError
-from bus.queues import LanePicker, enqueue
-from bus.results import ended, give_up, watched
+from bus.queues import LanePicker, enqueue, was_last
+from bus.results import Watch, give_up
+from bus.streams import MAX_MESSAGE
 from bus.subjects import ASK_RESOLVE, ENCODE, GENERATE
-from bus.wakeup import IdleBackoff
+from bus.wakeup import Found, IdleBackoff
 from bus.worker import Delivery, Work, process
 from schemas.catalog import ResolveModel, ResolveReply
 from schemas.files import FilePath
@@ -48,7 +50,7 @@ from schemas.settings import GeneratorSettings
 log = structlog.get_logger()
 
 _FINISHING = 4
-"""Jobs at once, the drawing one too: while the encoders are behind, no more pictures pile up in memory and on disk."""
+"""Jobs at once, the drawing one too: while the encoders lag, no more pictures pile up in memory and on disk."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ async def run(
     *,
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Generate until cancelled. Ready when the device answers and new jobs are heard. Raises UserError (no device)."""
+    """Generate until cancelled. Ready when the device answers and jobs are noticed. Raises UserError (no device)."""
     try:
         device = pick_device(settings.device)
     except ValueError as error:
@@ -90,13 +92,12 @@ async def run(
     async with anyio.create_task_group() as tasks, ProgressTicks(bus, tasks, settings.previews) as ticks:
         generator = Generator(bus, data_dir, roots, settings, Engine(device), ticks, tasks)
         tasks.start_soon(generator.stop_on_shutdown)
-        async with bus.listen(GENERATE.filter(), buffer=1) as heard:
+        async with bus.listen(GENERATE.filter(), buffer=8) as arrivals:
             log.info("device ready", device=str(device))
             task_status.started()
-            patience = IdleBackoff()
+            backoff, found = IdleBackoff(GENERATE, arrivals), Found.SOME
             while True:
-                served = await generator.take_next()
-                await patience.wait(heard, served=served)
+                found = await generator.take_next(await backoff.wait(found))
 
 
 class Generator:
@@ -119,89 +120,99 @@ class Generator:
         self.device_free = anyio.Event()
         self.finishing = anyio.Semaphore(_FINISHING)
         self.shutdown = threading.Event()
-        self.work = Work(
-            GENERATE,
-            self.generate,
-            ended=lambda delivery: ended(bus, delivery.id),
-            give_up=functools.partial(give_up, bus),
-        )
+        self.under_way = set[str]()
 
     async def stop_on_shutdown(self) -> None:
-        """A thread can't be cancelled: tell it, so that it stops between two steps."""
+        """A thread can't be cancelled: set its event, so that it stops between two steps."""
         try:
             await anyio.sleep_forever()
         finally:
             self.shutdown.set()
 
-    async def take_next(self) -> bool:
-        """Take one job and wait until the device is free again; False when none is to be had."""
+    async def take_next(self, announced: Mapping[str, str] | None) -> Found:
+        """Take one job, the announced one or one that a look finds, and wait until the device is free again."""
         async with self.finishing:  # a free place
             pass
         try:
-            message = await self._next_message()
+            message = await (self._announced(announced) if announced else self._looked_for())
         except Retry as error:
             log.warning("queue not seen", error=str(error))
-            return False
+            return Found.NOTHING
         if message is None:
-            return False
+            return Found.NOTHING
         self.device_free = anyio.Event()
         self.tasks.start_soon(self._process, message, self.device_free)
         await self.device_free.wait()
-        return True
+        return Found.ALL if announced and was_last(message) else Found.SOME
 
     async def _process(self, message: Msg, device_free: anyio.Event) -> None:
+        id = message.subject.rsplit(".", 1)[1]
+        self.under_way.add(id)
         try:
-            async with self.finishing:
-                await process(self.bus, self.work, message)
+            async with self.finishing, Watch(self.bus) as watch:
+                generate, refuse = functools.partial(self.generate, watch), functools.partial(give_up, self.bus)
+                await process(self.bus, Work(GENERATE, generate, ended=watch.ended, give_up=refuse), message)
         finally:
+            self.under_way.discard(id)
             device_free.set()
 
-    async def _next_message(self) -> Msg | None:
-        models = {tokens["model"] for tokens in await self.picker.waiting()}
-        waiting = dict.fromkeys(models, 0)
-        if len(models) > 1:
-            waiting = {model: seq for model in models if (seq := await self.picker.oldest(model=model)) is not None}
-        for model in order(waiting, self.warm, self.settings, time.monotonic()):
+    async def _announced(self, tokens: Mapping[str, str]) -> Msg | None:
+        return await self._taken(tokens["lane"], tokens["model"], announced=True)
+
+    async def _looked_for(self) -> Msg | None:
+        free = [tokens for tokens in await self.picker.waiting() if tokens["id"] not in self.under_way]
+        queues = {(tokens["lane"], tokens["model"]) for tokens in free}
+        waiting = {model: 0 for _, model in queues}
+        if len(waiting) > 1:
+            waiting = {model: seq for model in waiting if (seq := await self.picker.oldest(model=model)) is not None}
+        for model in order(waiting, self.warm, self.settings, self.bus.clock.steady()):
             for lane in LANES:
-                if message := await self.picker.take(lane=lane, model=model):
-                    new = model != self.warm.model
-                    since = time.monotonic() if new else self.warm.since
-                    self.warm = Warm(model, 1 if new else self.warm.jobs + 1, since)
+                if (lane, model) in queues and (message := await self._taken(lane, model)):
                     return message
         return None
 
-    async def generate(self, plan: Plan, delivery: Delivery) -> None:
+    async def _taken(self, lane: str, model: str, *, announced: bool = False) -> Msg | None:
+        message = await self.picker.take(announced=announced, lane=lane, model=model)
+        if message and model == self.warm.model:
+            self.warm = replace(self.warm, jobs=self.warm.jobs + 1)
+        elif message:
+            self.warm = Warm(model, 1, self.bus.clock.steady())
+        return message
+
+    async def generate(self, watch: Watch, plan: Plan, delivery: Delivery) -> None:
         """Draw a plan's pictures, store their pixels, hand them to the encoder. Raises Fail, Retry."""
-        began = time.monotonic()
+        began = self.bus.clock.steady()
         path = await self._path(plan)
-        async with watched(self.bus, plan.id) as ended_meanwhile:
-            try:
-                pictures = await to_thread.run_sync(self._draw, plan, path, ended_meanwhile)
-            finally:
-                self.device_free.set()
-            if pictures is None:
-                if not ended_meanwhile.is_set():  # shutting down: be cancelled here, so that the job is given back
-                    await anyio.sleep_forever()
-                log.info("stopped, the job has its result", job=plan.id)
-                return
-            try:
-                pixels = await to_thread.run_sync(store_pixels, self.data_dir, plan, pictures)
-            except OSError as error:
-                raise Retry(f"pixels can't be written to {self.data_dir}: {error.strerror}", delay=5.0) from error
+        try:
+            pictures = await to_thread.run_sync(self._draw, plan, path, watch.stop)
+        finally:
+            self.device_free.set()
+        if pictures is None:
+            if not watch.stop.is_set():  # shutting down: be cancelled here, so that the job is given back
+                await anyio.sleep_forever()
+            log.info("stopped, the job has its result", job=plan.id)
+            return
+        try:
+            pixels = await to_thread.run_sync(store_pixels, self.data_dir, plan, pictures)
+        except OSError as error:
+            raise Retry(f"pixels can't be written to {self.data_dir}: {error.strerror}", delay=5.0) from error
         job = Encode(
             id=plan.id,
             day=plan.day,
             format=plan.format,
             quality=plan.quality,
             lossless=plan.lossless,
-            pixels=pixels,
+            pixels=with_infotext(pixels, plan),
         )
+        if len(encode(job)) > MAX_MESSAGE:  # the encoder reads the plan then
+            job = msgspec.structs.replace(job, pixels=pixels)
         await enqueue(self.bus, ENCODE, job, lane=plan.lane, id=plan.id)
-        log.info("drawn", pictures=len(pixels), model=plan.model.name, seconds=round(time.monotonic() - began, 3))
+        seconds = round(self.bus.clock.steady() - began, 3)
+        log.info("drawn", pictures=len(pixels), model=plan.model.name, seconds=seconds)
 
     def _draw(self, plan: Plan, path: str, ended_meanwhile: threading.Event) -> list[PixelArray] | None:
         """In the worker thread. None when the job was stopped. Raises Fail."""
-        began = time.monotonic()
+        began = self.bus.clock.steady()
 
         def on_step(progress: StepProgress) -> None:
             self.ticks.step(plan.id, progress, began)

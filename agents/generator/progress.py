@@ -1,7 +1,6 @@
 """Ticks out of a worker thread: progress and previews of a job, sent by the loop, dropped rather than waited for."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
@@ -50,8 +49,8 @@ class ProgressTicks:
             return
 
     def step(self, job: str, progress: "StepProgress", began: float) -> None:
-        """Say where a job is. `began` is when its work began, by the monotonic clock, in seconds."""
-        now, here = time.monotonic(), (job, progress.stage, progress.image)
+        """Publish where a job is. `began` is when its work began, by `bus.clock.steady`, in seconds."""
+        now, here = self.bus.clock.steady(), (job, progress.stage, progress.image)
         due = now - self._last_step >= 1 / _STEPS_A_SECOND
         if here == self._last and not due and progress.step < progress.steps:
             return

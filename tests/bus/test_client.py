@@ -105,7 +105,7 @@ async def test_an_error_rides_the_bus_whatever_it_says(bus: Bus, text: str):
     assert await bus.last(DEAD, reason="exhausted", id=id)
 
 
-async def test_two_who_look_bury_a_stray_once_and_neither_minds(bus: Bus):
+async def test_two_who_look_make_one_dead_letter_of_a_stray_and_neither_minds(bus: Bus):
     await bus.publish_raw(PREFIX + "job.prepare.someday", b"{}")
     async with anyio.create_task_group() as tasks:
         for _ in range(4):

@@ -11,7 +11,7 @@ import pytest
 from bus.client import Bus, connect
 from bus.errors import Full, Reject, Retry, Taken
 from bus.ids import new_id
-from bus.queues import LanePicker, enqueue, serve
+from bus.queues import LanePicker, enqueue, serve, was_last
 from bus.results import cancel, end, ended, give_up, result_of, watched
 from bus.server import LocalServer, local_server
 from bus.subjects import ATTEMPT_STARTED, DEAD, JOB_FINISHED, PREFIX, PREPARE, RESULT
@@ -205,8 +205,8 @@ async def test_a_stopped_worker_gives_its_jobs_back_at_once(bus: Bus):
         await begun.wait()
     async with running(functools.partial(serve, bus, work(bus, handle), "w")):
         with anyio.fail_after(QUICK.ack_wait * 0.9):  # sooner than their leases would have run out
-            for id in ids:
-                await result(bus, id)
+            ends = [await result(bus, id) for id in ids]
+    assert [(end.id, end.reason) for end in ends] == [(id, "done") for id in ids]
 
 
 async def test_a_lease_outlasts_a_thread_that_hogs_the_interpreter(bus: Bus):
@@ -270,9 +270,10 @@ async def test_a_cancelled_job_is_told_to_stop_while_it_runs(bus: Bus):
 
 
 async def test_parked_pulls_and_jobs_survive_a_restart_of_the_server(tmp_path):
-    done = anyio.Event()
+    done, handled = anyio.Event(), []
 
     async def handle(request: Request, delivery: Delivery) -> None:
+        handled.append(delivery.id)
         done.set()
 
     first = local_server(tmp_path / "nats", port=0, store_bytes=1024**3)
@@ -286,24 +287,28 @@ async def test_parked_pulls_and_jobs_survive_a_restart_of_the_server(tmp_path):
             server.process.send_signal(signal.SIGKILL)
             server.process.wait()
             with local_server(tmp_path / "nats", port=port, store_bytes=1024**3):
-                await ask(bus)
+                id = await ask(bus)
                 with anyio.fail_after(3):
                     await done.wait()
+                assert handled == [id]
     finally:
         first.__exit__(None, None, None)
 
 
 async def test_a_deleted_consumer_is_made_again(bus: Bus):
-    done = anyio.Event()
+    done, handled = anyio.Event(), []
 
     async def handle(request: Request, delivery: Delivery) -> None:
+        handled.append(delivery.id)
         done.set()
 
     async with running(functools.partial(serve, bus, work(bus, handle), "w")):
         await bus.js.delete_consumer("PREPARE", "w")
-        await ask(bus)
+        id = await ask(bus)
         with anyio.fail_after(15):
             await done.wait()
+    assert handled == [id]
+    assert (await bus.js.consumer_info("PREPARE", "w")).name == "w"
 
 
 async def test_a_picker_takes_from_the_queue_it_names_and_knows_what_is_held(bus: Bus):
@@ -322,3 +327,35 @@ async def test_a_picker_takes_from_the_queue_it_names_and_knows_what_is_held(bus
     assert seen == [("high", "t3")]
     assert await picker.take(lane="high", tenant="t3") is None
     assert low in [tokens["id"] for tokens in await picker.waiting()]
+
+
+async def test_a_picker_waits_for_an_announced_job_that_is_not_stored_yet(bus: Bus):
+    picker, taken = LanePicker(bus, PREPARE), []
+
+    async def take() -> None:
+        taken.append(await picker.take(announced=True, lane="normal", tenant="t0"))
+
+    assert await picker.take(announced=True, lane="normal", tenant="t0") is None, "for a moment only"
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(take)
+        first = await ask(bus)
+    assert PREPARE.parse(taken[0].subject)["id"] == first
+    assert was_last(taken[0])
+    await ask(bus)
+    await ask(bus)
+    assert not was_last(await picker.take(lane="normal", tenant="t0"))
+    assert was_last(await picker.take(lane="normal", tenant="t0"))
+
+
+async def test_a_handler_knows_whether_anybody_began_its_job_before(bus: Bus):
+    firsts = []
+
+    async def handle(request: Request, delivery: Delivery) -> None:
+        firsts.append(delivery.first)
+        if len(firsts) == 1:
+            raise Retry("not now")
+        await end(bus, delivery.id, "failed", "done", "")
+
+    async with running(functools.partial(serve, bus, work(bus, handle), "w")):
+        await result(bus, await ask(bus))
+    assert firsts == [True, False], "a released attempt is none, but what it stored may be there"
