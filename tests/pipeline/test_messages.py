@@ -19,14 +19,14 @@ JOBS = 5
 
 async def test_a_job_takes_22_messages_at_most_from_its_request_to_its_result(nats_server: LocalServer, tmp_path: Path):
     """Counted: all that clients publish, questions, answers, pulls and acknowledgements too, for one job at a time in a
-    warm service, up to its result, and until every queue has forgotten it. Not counted: ticks, and what the server
-    sends."""
+    warm service, up to its result, and until every queue has forgotten it. Not counted: ticks, what the server sends,
+    and how the catalog reads the facts that are stored."""
     data = tmp_path / "data"
     (data / "models").mkdir(parents=True)
     async with proxied(nats_server.url) as wire:
         agents = Agents(wire.url, data, CALM)
         try:
-            for names in (("migrator", "watcher", "hasher"), ("preprocess",), ("encoder",), ("generator",)):
+            for names in (("migrator",), ("watcher", "hasher"), ("preprocess",), ("encoder",), ("generator",)):
                 await anyio.to_thread.run_sync(agents.start, *names)
             async with (
                 connect(wire.url, CALM, name="client") as client,
@@ -39,7 +39,7 @@ async def test_a_job_takes_22_messages_at_most_from_its_request_to_its_result(na
             await anyio.to_thread.run_sync(agents.stop)
     to_result, in_all = zip(*taken, strict=True)
     assert median(map(len, to_result)) <= 22, "\n".join(map(str, to_result[-1]))
-    assert median(map(len, in_all)) <= 26, "\n".join(map(str, in_all[-1]))
+    assert median(map(len, in_all)) <= 24, "\n".join(map(str, in_all[-1]))
 
 
 async def one_job(client: Bus, aside: Bus, wire: Wire) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
@@ -53,7 +53,7 @@ async def one_job(client: Bus, aside: Bus, wire: Wire) -> tuple[list[tuple[str, 
     with anyio.fail_after(60):
         while await queued(aside, id) or await aside.last(JOB_FINISHED, id=id) is None:
             await aside.flush()
-    return without_ticks(wire.published[before:until_result]), without_ticks(wire.published[before:])
+    return counted(wire.published[before:until_result]), counted(wire.published[before:])
 
 
 async def queued(bus: Bus, id: str) -> bool:
@@ -61,5 +61,10 @@ async def queued(bus: Bus, id: str) -> bool:
     return any([await bus.waiting(row.stream or "", row.filter(id=id)) for row in rows])
 
 
-def without_ticks(published: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    return [(name, subject) for name, subject in published if ".tick." not in subject]
+def counted(published: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Nor what the catalog does with the stored facts of this job or the one before: of it, its answers count."""
+
+    def counts(name: str, subject: str) -> bool:
+        return ".tick." not in subject and (name != "darkroom-migrator" or subject.startswith("_INBOX."))
+
+    return [one for one in published if counts(*one)]
