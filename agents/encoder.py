@@ -148,7 +148,7 @@ async def _draw_again(bus: Bus, data_dir: Path, delivery: Delivery, error: Excep
 
 async def _plan(bus: Bus, id: str) -> Plan:
     if (stored := await bus.last(JOB_PLANNED, id=id)) is None:
-        raise Fail("plan-gone", "the job's plan is no longer stored, so nothing can tell how its pictures were made")
+        raise Fail("plan-gone", "the job's plan is no longer stored, so how its pictures were made is not known")
     return stored.payload
 
 

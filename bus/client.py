@@ -348,7 +348,7 @@ class Bus:
         await self.nc.subscribe(self.echo, cb=back)
 
     async def keep_leases(self) -> None:
-        """Tell the server every `heartbeat` seconds that the jobs held here are being worked on."""
+        """Report to the server every `heartbeat` seconds that the jobs held here are being worked on."""
         while True:
             await anyio.sleep(self.settings.heartbeat)
             for reply, message in tuple(self.leases.items()):

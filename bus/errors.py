@@ -1,4 +1,4 @@
-"""Errors of the bus. The ack policy reads them: a handler that returns is acknowledged, one that raises says what it
+"""Errors of the bus. The ack policy reads them: a handler that returns is acknowledged, one that raises gives what it
 means with these. Declined is the one that crosses an ask.
 
 The docstring of an error is its default message.
@@ -16,7 +16,7 @@ class DarkroomError(Exception):
 
 
 class UserError(DarkroomError):
-    """Something the user can mend; the message says how. Commands print it without a traceback and exit non-zero."""
+    """Something the user can mend; the message has how. Commands print it without a traceback and exit non-zero."""
 
 
 class Retry(DarkroomError):
@@ -40,7 +40,7 @@ class Fail(Reject):
 
 
 class Declined(DarkroomError):
-    """What was asked can't be done; the message says why. `reason` is a stable word for programs."""
+    """What was asked can't be done; the message has why. `reason` is a stable word for programs."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -48,7 +48,7 @@ class Declined(DarkroomError):
 
 
 class Undecodable(DarkroomError):
-    """The payload is not what its subject says; it goes to the dead letters."""
+    """The payload is not what its subject stands for; it goes to the dead letters."""
 
 
 class BadSubject(DarkroomError):

@@ -19,7 +19,7 @@ DAY = 24 * 3600.0
 MAX_MESSAGE = 64 * 1024
 """Bytes of payload that ride the bus at most."""
 DEFAULT_STORE_BYTES = 8 * 1024**3
-"""What the streams share on a server that does not say how much it has and with no setting that does."""
+"""What the streams share on a server that does not report how much it has and with no setting that does."""
 _HEADERS = 4 * 1024
 _NO_STORE_LEFT, _NAME_IN_USE = 10047, 10058
 _SMALLEST_STORE = 64 * 1024 * 1024
@@ -104,7 +104,7 @@ async def store_limit(js: JetStreamContext, settings: BusSettings) -> int:
 
 
 async def reconcile(js: JetStreamContext, streams: Sequence[Stream], store_bytes: int) -> None:
-    """Make the server's streams what the table says: create the missing, update the different, keep every message.
+    """Make the server's streams what the table has: create the missing, update the different, keep every message.
 
     Raises UserError when the server has no JetStream, no room, a stream of somebody else's by one of our names, or
     silently ignored what it was asked for.

@@ -15,7 +15,7 @@ Missing = Literal["yes", "no", "only"]
 class SearchModels(msgspec.Struct, frozen=True, kw_only=True):
     """Models in whose name, tags, trigger words or description each word of `text` begins a word (empty: all).
 
-    `type` is what a model is said to be or, where nobody says, its kind by its header. Of `tags` it has all, of
+    `type` is what people call a model or, where nobody does, its kind by its header. Of `tags` it has all, of
     `without` none. A page of at most `limit`, from `cursor` (the `next` of the page before).
     """
 
@@ -54,7 +54,7 @@ class KnownPath(msgspec.Struct, frozen=True, kw_only=True):
 
 class ModelPicture(msgspec.Struct, frozen=True, kw_only=True):
     """A picture of a model. `seq` is its place (0, 1, 2, …), `number` is its own for good; `source` is the SHA-256 of
-    the original's bytes. `bytes` are all three files', once it is `ready`; `error` says why it `failed`."""
+    the original's bytes. `bytes` are all three files', once it is `ready`; `error` is why it `failed`."""
 
     seq: int
     number: int
@@ -69,14 +69,14 @@ class ModelPicture(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SidecarProblem(msgspec.Struct, frozen=True, kw_only=True):
-    """A file next to the model's file at `path` that can't be used: a sentence that names it and says why."""
+    """A file next to the model's file at `path` that can't be used: a sentence that names it and the reason."""
 
     path: FilePath
     problem: str
 
 
 class WholeModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A model with all that hangs on it. `layers` is who says what, field by field; `model.details` is what that comes
+    """A model with all of its own. `layers` is who wrote what, field by field; `model.details` is what that comes
     to. Of very many `paths`, the first are listed: `more_paths` are not. `sidecar_problems` are the first of them."""
 
     model: Model
@@ -100,8 +100,8 @@ Address = Annotated[str, Meta(max_length=2000, pattern=r"^(https?://[^\s]+)?$")]
 
 
 class DetailsEdit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a user says of a model; see schemas.files.Details. A field that is there goes over what files and imports
-    say, also when it is empty; null takes the user's word back."""
+    """A user's words on a model; see schemas.files.Details. A field that is there goes over what files and imports
+    have, also when it is empty; null takes the user's value back."""
 
     title: Line | UnsetType | None = UNSET
     type: Line | UnsetType | None = UNSET
@@ -116,7 +116,7 @@ class DetailsEdit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class EditModel(msgspec.Struct, frozen=True, kw_only=True):
-    """Change what a user says of the model with this SHA-256."""
+    """Change what a user wrote about the model with this SHA-256."""
 
     sha256: str
     edit: DetailsEdit
@@ -199,7 +199,7 @@ class OrderPictures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pictures(msgspec.Struct, frozen=True, kw_only=True):
-    """A model's pictures in order, now; `number` is the one that was meant, if one was, and `added` says that it is
+    """A model's pictures in order, now; `number` is the one that was meant, if one was, and `added` is whether it is
     new."""
 
     pictures: tuple[ModelPicture, ...] = ()
@@ -255,8 +255,8 @@ class Adopted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FileState(msgspec.Struct, frozen=True, kw_only=True):
-    """What is in the first of these places that holds a file? `size` is its bytes, for one that the catalog has not
-    heard of. `promote` promotes the records that wait for it, where it is hashed. Of the records `asked`, which were
+    """What is in the first of these places that holds a file? `size` is its bytes, for one that the catalog does
+    not know. `promote` promotes the records that wait for it, where it is hashed. Of the records `asked`, which were
     promoted since?"""
 
     places: tuple[FilePath, ...]
@@ -301,7 +301,7 @@ class ListPending(msgspec.Struct, frozen=True, kw_only=True):
 class PendingRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A model whose content is not known yet. `path` is as its catalog wrote it, `place` where that lies below a root;
     `sha256` is the model it would go to (state conflict) or goes to (promoting); `images` counts its pictures. `reason`
-    says why it is pending still, `cut` names the fields that are not here in full."""
+    is why it is pending still, `cut` names the fields that are not here in full."""
 
     id: int
     legacy_id: int | None = None

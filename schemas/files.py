@@ -1,4 +1,4 @@
-"""Files: what the watcher and the hasher say about what lies in the configured roots."""
+"""Files: what the watcher and the hasher publish about the files of the configured roots."""
 
 from typing import Any, Literal
 
@@ -31,12 +31,12 @@ class Stat(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model file's header tells without loading a weight.
+    """What a model file's header shows without loading a weight.
 
-    `edition` is which model of its family it is, or is for, where its keys tell ("klein-4b", "14b"). `guess` says why
-    the family is only a guess, empty where the keys tell it (and in what was stored before there was this field).
+    `edition` is which model of its family it is, or is for, where its keys show it ("klein-4b", "14b"). `guess` is why
+    the family is only a guess, empty where the keys show it (and in what was stored before there was this field).
     `components` is bytes per component, `dtypes` the safetensors names by falling size, `parameters` a count. `unsafe`
-    marks formats that can run code when loaded (pickles): they are catalogued, never loaded. `problem` says why a file
+    marks formats that can run code when loaded (pickles): they are catalogued, never loaded. `problem` is why a file
     is no usable model, in a sentence.
     """
 
@@ -55,7 +55,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What people say of a model, as opposed to what its header says; empty where nobody says anything.
+    """What people write about a model, as opposed to what its header holds; empty where nobody wrote anything.
 
     `type` and `base_model` are in the words of whoever wrote them; `positive` and `negative` are prompts that suit it.
     `extra` keeps what has no field of its own, under the keys it came with.
@@ -82,7 +82,7 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Settled(msgspec.Struct, frozen=True, kw_only=True):
-    """A file is complete and nobody writes it. `proof` says how that is known. With `known` it needs no hashing."""
+    """A file is complete and nobody writes it. `proof` is how that is known. With `known` it needs no hashing."""
 
     key: str
     path: FilePath
@@ -113,7 +113,7 @@ class Removed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that is stable but can't be a model (truncated, say): it is not admitted until it changes."""
+    """A file that is stable but can't be a model (a truncated one): it is not admitted until it changes."""
 
     key: str
     path: FilePath
@@ -134,12 +134,12 @@ class Hash(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hashed(msgspec.Struct, frozen=True, kw_only=True):
-    """The content's SHA-256 (64 hex digits) and what its header says; `stat` held before and after reading. `job` is
+    """The content's SHA-256 (64 hex digits) and what its header holds; `stat` held before and after reading. `job` is
     the id of the job that this answers.
 
     `digests` are the others that were asked for, as other tools write them: "autov3" (12 hex digits of the SHA-256 of
     what follows a safetensors header; absent where there is none), "blake3" (64), "crc32" (8, upper case). `undone`
-    says of each that could not be computed here why, in a sentence.
+    has a sentence for each that could not be computed here.
     """
 
     key: str
@@ -166,14 +166,14 @@ class HashFailed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Preview(msgspec.Struct, frozen=True, kw_only=True):
-    """A picture that lies beside a model, copied to `data/blobs/<blob>` (the SHA-256 of its bytes)."""
+    """A picture that lies next to a model, copied to `data/blobs/<blob>` (the SHA-256 of its bytes)."""
 
     name: str
     blob: str
 
 
 class Described(msgspec.Struct, frozen=True, kw_only=True):
-    """What the files beside a model say of it, all of it: empty when they are gone. `problems` are sentences about
+    """What the files next to a model hold about it, all of it: empty when they are gone. `problems` are sentences about
     those that can't be used."""
 
     key: str

@@ -13,7 +13,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     """One content, known by its SHA-256 (64 hex digits), with every path it is at now. `missing` means no path.
 
     `details`, `tags`, `digests` and the number of `pictures` are the catalog's answer to asks; facts leave them out.
-    `cut` names the fields (details.description, say) that a list has not in full; asked for alone, the model has them.
+    `cut` names the fields (details.description …) that a list has not in full; asked for alone, the model has them.
     """
 
     sha256: str
@@ -55,7 +55,7 @@ class ModelMoved(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelDescribed(msgspec.Struct, frozen=True, kw_only=True):
-    """What is said of a model changed in one layer: in files beside it, by an import, or by a user."""
+    """The description of a model changed in one layer: in files next to it, by an import, or by a user."""
 
     sha256: str
     name: str
@@ -82,7 +82,7 @@ class ModelPictured(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelPromoted(msgspec.Struct, frozen=True, kw_only=True):
-    """What a pending record said is now said of the model with the content of its file."""
+    """What a pending record held now describes the model with the content of its file."""
 
     sha256: str
     name: str
@@ -154,7 +154,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Changed(msgspec.Struct, frozen=True, kw_only=True):
-    """What one transaction did to the catalog's rows, in order; too many are in `history/<file>.json.gz` beside it.
+    """What one transaction did to the catalog's rows, in order; too many are in `history/<file>.json.gz`.
 
     `history` (32 hex digits) is the one it belongs to, `number` its place there (from 1), `after` the id of the
     transaction before it, also where that is of another history. The first of a history holds every row there was,

@@ -16,7 +16,7 @@ Count = Annotated[int, Meta(ge=1)]
 
 class BusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Leases, attempts and queue lengths. `store_bytes` is what the streams of this bus may take on the server's disk
-    when the server does not say (the local one is started with it); 0 means half of the free disk, 64 GiB at most."""
+    when the server reports none (the local one is started with it); 0 means half of the free disk, 64 GiB at most."""
 
     ack_wait: Seconds = 30.0
     heartbeat: Seconds = 10.0
@@ -61,8 +61,8 @@ class WatcherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 class HasherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`parallel` files are hashed side by side, but one at a time from each rotational disk. `rotational` overrules
-    what the kernel says about the disks: yes for all of them, or no. `also` is computed of every file
-    beside its SHA-256. With `following`, a large file is hashed while it is still being written."""
+    what the kernel reports of the disks: yes for all of them, or no. `also` is computed of every file
+    besides its SHA-256. With `following`, a large file is hashed while it is still being written."""
 
     parallel: Count = 2
     rotational: Literal["auto", "yes", "no"] = "auto"

@@ -101,7 +101,7 @@ async def submit(
 async def jobs(
     bus: Bus, limit: int, *, text: str = "", status: AnyStatus = "", before: str = ""
 ) -> tuple[tuple[JobView, ...], str]:
-    """The newest `limit` jobs, newest first: those that `text` finds, with this `status`, behind the cursor `before`;
+    """The newest `limit` jobs, newest first: those that `text` finds, with this `status`, after the cursor `before`;
     and the cursor of what follows, empty at the end. One look at the queue and one ask, where they fit into one answer.
 
     Ids without a time in them count from their plan, or their end; while they are still queued, as the newest.
@@ -112,8 +112,8 @@ async def jobs(
     places = [place_of(PREPARE.parse(subject)["id"], now) for subject in waiting if PREPARE.matches(subject)]
     found: list[JobView] = []
     while len(found) < limit:
-        behind = (one for one in places if place is None or one < place)
-        newest = tuple(id for _, id in heapq.nlargest(limit - len(found) + 1, behind))
+        older = (one for one in places if place is None or one < place)
+        newest = tuple(id for _, id in heapq.nlargest(limit - len(found) + 1, older))
         ask = ListJobs(text=text, status=status, before=place, limit=limit - len(found), queued=newest)
         page = await bus.ask(ASK_JOBS, ask, JobPage)
         found += page.jobs

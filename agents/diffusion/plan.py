@@ -21,7 +21,7 @@ SEED_END = 2**63
 def check(request: Request, limits: LimitSettings) -> Resolved:
     """Everything about a request that can be judged without knowing its model. Raises Reject."""
     if not request.prompt.strip():
-        raise Reject("empty-prompt", "the prompt is empty: say what the picture should show")
+        raise Reject("empty-prompt", "the prompt is empty: describe what the picture should show")
     for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
         if len(text) > limits.max_prompt:
             raise Reject("prompt-too-long", f"{name} has {len(text):,} characters; at most {limits.max_prompt:,} do")

@@ -238,7 +238,7 @@ class Generator:
         raise Fail("out-of-memory", f"{plan.width}×{plan.height} does not fit into the device's memory: ask for less")
 
     async def _path(self, plan: Plan) -> str:
-        """Where the plan's model lies now: where the plan says, else where the catalog says. Raises Fail, Retry."""
+        """Where the plan's model lies now: where the plan has it, else where the catalog has it. Raises Fail, Retry."""
         if found := self._visible(plan.model.path):
             return found
         places = [plan.model.path]

@@ -25,7 +25,7 @@ _STATUS = {
 
 
 class BadRequest(DarkroomError):
-    """The request is not in the form this address takes: `status` and `reason` say how, `path` names the bad field."""
+    """The request is not in the form this address takes: `status` and `reason` class it, `path` names the bad field."""
 
     def __init__(self, status: int, reason: str, message: str, path: str = "") -> None:
         super().__init__(message)

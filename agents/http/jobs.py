@@ -129,7 +129,7 @@ class _Jobs:
             raise BadRequest(400, "bad-event-id", "Last-Event-ID is the id of an event that was sent here")
         await self._state(id)
         if int(last) and await client.ended_by(self.bus, id, int(last)):
-            return Response(status_code=204)  # tells an EventSource not to come back
+            return Response(status_code=204)  # an EventSource does not come back
         return EventStream(_frames(self.bus, id, int(last)), self.stopping)
 
 

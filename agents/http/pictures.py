@@ -128,7 +128,7 @@ class _Pictures:
     async def drop(self, request: Request) -> Response:
         given = parsing.query(request, "seq")
         if "seq" not in given:
-            raise BadRequest(422, "invalid", "say which picture: ?seq=0 is the first", "seq")
+            raise BadRequest(422, "invalid", "name the picture: ?seq=0 is the first", "seq")
         sha256, seq = parsing.sha_of(request), parsing.number(given, "seq", 0)
         return _listed(sha256, await client.ask(self.bus, catalog.DropPicture(sha256=sha256, seq=seq), Pictures))
 

@@ -142,7 +142,7 @@ class Guard:
         return parts.netloc == headers.get("host", "").lower() or is_loopback(host_of(parts.netloc))
 
     def _admitted(self, keys: Iterable[bytes]) -> bool:
-        # Not `any`: every comparison is made, so that time tells nothing.
+        # Not `any`: every comparison is made, so that the time gives nothing away.
         return sum([compare_digest(key, self.key.encode()) for key in keys]) > 0
 
     def _capped(self, receive: Receive, most: int) -> Receive:

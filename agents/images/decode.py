@@ -59,7 +59,7 @@ def picture(
     max_side: int = MAX_SIDE,
 ) -> Image.Image:
     """The first frame of a PNG, JPEG, WebP, GIF or AVIF file: RGB, or RGBA when it has alpha, turned the way its EXIF
-    orientation says, 8 bits a channel, without metadata but for an ICC profile of at most 64 KiB.
+    orientation asks for, 8 bits a channel, without metadata but for an ICC profile of at most 64 KiB.
 
     `enough` (width, height in px) lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size as long as no side gets
     smaller than that. Limits are bytes of the file, declared pixels, and px a side. Raises UnknownFormat,

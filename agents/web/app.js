@@ -60,7 +60,7 @@ async function lookAtService() {
   $("down").hidden = state === "ready";
   const note = state === "down"
     ? "Darkroom can't be reached. Your settings are kept; this page goes on by itself when the service is back."
-    : "Darkroom is running but not ready: a part of it is still starting or is missing. `darkroom doctor` tells which.";
+    : "Darkroom is running but not ready: a part of it is still starting or is missing. `darkroom doctor` names it.";
   if ($("down").textContent !== note) $("down").textContent = note;
   reachable = state !== "down";
 }
@@ -250,8 +250,8 @@ function show(id) {
 function drawPortrait() { // the chosen model's first picture, if it has one
   const model = models?.find(({ sha256 }) => sha256 === form.model.value);
   const source = model?.pictures ? `/api/images/${model.sha256}.webp?quality=low` : "";
-  $("portrait").hidden = !source;
-  if (source && $("portrait").getAttribute("src") !== source) $("portrait").src = source;
+  $("model-picture").hidden = !source;
+  if (source && $("model-picture").getAttribute("src") !== source) $("model-picture").src = source;
 }
 
 let drawn = "";
@@ -396,7 +396,7 @@ function fill(values) {
 
 form.addEventListener("submit", (event) => { event.preventDefault(); generate(); });
 form.addEventListener("input", () => { keep(); drawPortrait(); });
-$("portrait").addEventListener("error", () => { $("portrait").hidden = true; });
+$("model-picture").addEventListener("error", () => { $("model-picture").hidden = true; });
 form.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); generate(); }
 });

@@ -129,13 +129,13 @@ async def sees_models(page: Page, *names: str) -> None:
     await expect(page.get_by_label("Model").locator("option")).to_have_text(list(names), timeout=WAIT_MS)
 
 
-async def sees_portrait(page: Page, address: str) -> None:
+async def sees_model_picture(page: Page, address: str) -> None:
     """The chosen model's picture from this address, or (empty) none."""
     if address:
-        await expect(page.locator("#portrait")).to_be_visible(timeout=WAIT_MS)
-        await expect(page.locator("#portrait")).to_have_attribute("src", address)
+        await expect(page.locator("#model-picture")).to_be_visible(timeout=WAIT_MS)
+        await expect(page.locator("#model-picture")).to_have_attribute("src", address)
     else:
-        await expect(page.locator("#portrait")).to_be_hidden(timeout=WAIT_MS)
+        await expect(page.locator("#model-picture")).to_be_hidden(timeout=WAIT_MS)
 
 
 async def sees_refusal(page: Page, words: str) -> None:

@@ -17,8 +17,8 @@ from tests.web.page_steps import (
     browser_page,
     fits,
     reads_the_infotext,
+    sees_model_picture,
     sees_models,
-    sees_portrait,
     sees_refusal,
     sees_service,
 )
@@ -123,11 +123,11 @@ async def test_models_are_shown_with_their_title_and_first_picture_and_those_tha
         await page.reload()
         await sees_models(page, "plain", "Red <b>Fox</b> · fox_v1", "pickle (unsafe format)")
         assert "missing=no" in asked[0], "an imported catalog may know thousands that lie nowhere"
-        await sees_portrait(page, "")
+        await sees_model_picture(page, "")
         await page.get_by_label("Model").select_option("b" * 64)
-        await sees_portrait(page, f"/api/images/{'b' * 64}.webp?quality=low")
+        await sees_model_picture(page, f"/api/images/{'b' * 64}.webp?quality=low")
         await page.get_by_label("Model").select_option("a" * 64)
-        await sees_portrait(page, "")
+        await sees_model_picture(page, "")
 
 
 @needs_chromium

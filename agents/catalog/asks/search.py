@@ -121,7 +121,7 @@ def expression(text: str) -> str | None:
 
 
 def to_cursor(place: object) -> str:
-    """Where a page ended (a tuple of text and numbers) as text that says nothing to people. It is the place itself, not
+    """Where a page ended (a tuple of text and numbers) as opaque text. It is the place itself, not
     a row, so that the next page begins there whatever came, went or was renamed meanwhile."""
     return base64.urlsafe_b64encode(msgspec.json.encode(place)).decode().rstrip("=")
 
@@ -132,4 +132,4 @@ def from_cursor(cursor: str, form: type[T]) -> T:
         text = base64.b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         return msgspec.json.decode(text, type=form)
     except (binascii.Error, UnicodeEncodeError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Declined("bad-cursor", "A cursor is what the page before said as `next`.") from error
+        raise Declined("bad-cursor", "A cursor is the `next` of the page before.") from error

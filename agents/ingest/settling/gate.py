@@ -155,7 +155,7 @@ def _why_controlled(seen: Observation, settings: WatcherSettings) -> str:
     if seen.blank is not False:
         return f"{old}; the file has its full length, with blank pieces: resume the download, or delete {name}"
     if seen.lease == "unknown" and (seen.age is None or seen.age < settings.stale_control):
-        return f"{old}; whether a program writes the file can't be told here: delete {name} if none does"
+        return f"{old}; whether a program writes the file can't be known here: delete {name} if none does"
     return ""
 
 

@@ -24,7 +24,7 @@ SCAN_TWICE = 1.0
 
 _NEVER = float("inf")
 _NOT_LOOKED_AT = "it has just come, or changed, and is looked at next"
-_LEFT_TO_A_SCAN = "it is gone, or another one: the next scan tells"
+_LEFT_TO_A_SCAN = "it is gone, or another one: the next scan shows"
 
 Location = tuple[str, str]
 """A root, and a path below it."""

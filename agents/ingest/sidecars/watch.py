@@ -1,4 +1,4 @@
-"""Sidecar watch: when the files beside a model are new, hold still, and are to be published; and reading them.
+"""Sidecar watch: when the files next to a model are new, hold still, and are to be published; and reading them.
 
 A model is described once its content is known: the description is of a content, wherever that moves later.
 """
