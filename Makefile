@@ -47,11 +47,14 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The long tests begin, on both workers, and the short ones are shared: see tests/conftest.py. `make test` tries a sample
+# of kill points and examples, another one every day; `make test-all` tries all. See tests/effort.py.
+PARALLEL := -n 2 --dist worksteal
 test: lint tools
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 test-all: lint tools
-	$(BIN)/pytest -m "slow or not slow"
+	TESTS=all $(BIN)/pytest $(PARALLEL) -m "slow or not slow"
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .

@@ -8,14 +8,34 @@ from pathlib import Path
 
 import anyio
 import pytest
+from hypothesis import settings
 
 from bus.client import Bus, connect
 from bus.server import LocalServer, local_server
 from schemas.settings import BusSettings
+from tests.effort import HEADER, examples
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads of two workers would wait for each other
+
+settings.register_profile("effort", max_examples=examples(100), deadline=None)
+settings.load_profile("effort")
 
 QUICK = BusSettings(ack_wait=2.0, heartbeat=0.5, retry_delay=0.05, store_bytes=512 * 1024 * 1024)
+
+
+def pytest_report_header() -> str:
+    return HEADER
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of the whole pipeline first, half of them at the start of each half: two workers begin with the long
+    ones, and share what is left of the short ones (`--dist worksteal`)."""
+    long = [item for item in items if "pipeline" in item.path.parts]
+    short = [item for item in items if "pipeline" not in item.path.parts]
+    first, second = long[::2], long[1::2]
+    middle = max(0, len(items) // 2 - len(first))
+    items[:] = [*first, *short[:middle], *second, *short[middle:]]
 
 
 @pytest.fixture

@@ -52,6 +52,7 @@ from tests.catalog.facts import CHECKPOINT, at_path, hashed, moved, removed, set
 from tests.catalog.legacy_making import make, model, odd, png, said
 from tests.catalog.pending import add_pending
 from tests.catalog.sql import execute
+from tests.effort import examples
 
 ROOTS = {"models": "/old"}
 NAMES = st.sampled_from(["a", "Ünï"])
@@ -273,7 +274,7 @@ async def same_again(life: list[tuple[str, str, str, int, float]]) -> None:
             assert words(path, table) == words(other, table)  # type: ignore[arg-type]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(life=LIVES)
 def test_a_catalog_made_of_its_history_is_the_live_one_whatever_was_done_to_it(life: list[Any]):
     anyio.run(same_again, life)

@@ -20,6 +20,7 @@ from schemas.files import FilePath, Stat
 from schemas.models import Model, ModelMissing, ModelMoved, ModelReady
 from tests.catalog.conftest import clock, said
 from tests.catalog.facts import CHECKPOINT, hashed, key, moved, removed, settled, sha
+from tests.effort import examples
 
 rels = st.sampled_from(["a.safetensors", "b.safetensors", "sub/a.safetensors"])
 contents = st.sampled_from(["one", "two", "six"])
@@ -77,13 +78,13 @@ async def tell_in_batches(told: list[tuple[str, FileFact]], sizes: list[int]) ->
             assert await said(db) == history
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(facts, max_size=25), st.lists(st.integers(1, 7), max_size=6))
 def test_the_history_replayed_is_the_catalog_and_batches_make_no_difference(told: list[FileFact], sizes: list[int]):
     asyncio.run(tell_in_batches([(f"m{n}", fact) for n, fact in enumerate(told)], sizes))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.permutations(range(5)))
 def test_a_true_history_of_one_path_ends_the_same_in_any_order(order: list[int]):
     first, second = (

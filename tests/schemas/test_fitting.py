@@ -64,7 +64,7 @@ def test_items_that_fit_are_as_they_were_and_a_page_takes_as_many_as_it_has_room
     assert fitted([]) == ()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(
     texts=st.lists(st.text(max_size=300), max_size=6),
     count=st.integers(0, 300),

@@ -17,6 +17,7 @@ from schemas.catalog import ListOutputs, SearchModels, ShowModel, TagModels
 from schemas.images import Encoded, Picture
 from tests.catalog.conftest import Tell, declined
 from tests.catalog.facts import CHECKPOINT, LORA, PICKLE, hashed, removed, sha, stat
+from tests.effort import examples
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ async def test_special_characters_and_words_of_the_search_language_are_text(four
 
 
 @given(text=st.text(max_size=40))
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_any_text_at_all_is_an_expression(text: str):
     with sqlite3.connect(":memory:") as connection:
         connection.execute("CREATE VIRTUAL TABLE t USING fts5 (x)")

@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from agents.ingest.scanning.reconcile import Appeared, Linked, Lost, Row, Touched, WasMoved, reconcile, without
 from agents.ingest.scanning.scan import Candidate, Scan
 from schemas.files import FilePath, Refused, Stat
+from tests.effort import examples
 from tests.ingest.world import World
 
 NAMES = st.sampled_from(("a.ckpt", "b.ckpt", "x/a.ckpt", "x/y/100%.ckpt", "c.part"))
@@ -131,7 +132,7 @@ class Folders(RuleBasedStateMachine):
 
 
 Folders.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=examples(100), stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 test_after_any_history_the_catalogue_is_what_the_disk_is = Folders.TestCase
 
