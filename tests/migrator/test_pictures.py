@@ -127,7 +127,8 @@ async def test_what_comes_changes_and_goes_beside_a_model_waits_for_no_scan(bus:
         put(side / "deeper" / "silver.safetensors", model(fill=3))
         put(side / "deeper" / "silver.json", json.dumps({"description": "third"}).encode())
         side.rename(data / "models" / "new")
-        await model_when(bus, lambda one: one.details.description == "third")
+        third = await model_when(bus, lambda one: one.details.description == "third")
+    assert [path.rel for path in third.paths] == ["new/deeper/silver.safetensors"]
 
 
 async def test_a_copy_that_goes_takes_its_picture_and_brings_it_again_though_no_original_was_kept(bus: Bus, data: Path):
@@ -148,7 +149,8 @@ async def test_a_copy_that_goes_takes_its_picture_and_brings_it_again_though_no_
         await model_when(bus, lambda one: (one.details.description, one.pictures) == ("b", 0))
         (models / "a" / "golden.json").unlink()
         (data / "x.safetensors").rename(models / "a" / "golden.safetensors")
-        await model_when(bus, lambda one: (one.details.description, one.pictures) == ("b", 1))
+        back = await model_when(bus, lambda one: (one.details.description, one.pictures) == ("b", 1))
+    assert [row[2:5] for row in images(data)] == [("ready", 300, 200)] and len(back.paths) == 2
 
 
 async def test_a_model_that_moves_without_its_sidecars_leaves_their_words_and_keeps_what_the_user_wrote(
