@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
-from agents.diffusion.engine import Engine
 from agents.diffusion.samplers import resolve
 from agents.diffusion.tiny_checkpoint import write_tiny_checkpoint
 from schemas.files import FilePath
 from schemas.jobs import ModelRef, Plan
 from tests.diffusion.plain import plain_pipeline
+from tests.later import Later
+
+torch, drawing = Later("torch"), Later("agents.diffusion.engine")
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 @pytest.fixture(scope="session")
-def engine() -> Engine:
+def engine() -> Any:
     """One thread: on a busy machine torch's threads wait for each other far longer than these tiny layers take."""
     torch.set_num_threads(1)
-    return Engine(torch.device("cpu"))
+    return drawing.Engine(torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +78,6 @@ def plan(tiny: Tiny) -> Callable[..., Plan]:
 
 
 @pytest.fixture(scope="session")
-def pictures(engine: Engine, tiny: Tiny) -> Callable[[Plan], list[NDArray[np.uint8]]]:
+def pictures(engine: Any, tiny: Tiny) -> Callable[[Plan], list[NDArray[np.uint8]]]:
     """Makes a plan's pictures, reporting to nobody."""
     return lambda plan: engine.generate(plan, tiny.path, lambda progress: None, lambda: False)

@@ -7,16 +7,16 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from agents.diffusion.engine import Engine
 from agents.diffusion.samplers import resolve
-from agents.diffusion.sampling import BrokenPicture, CannotSample, StepProgress, Stopped
 from agents.diffusion.tiny_checkpoint import checkpoint_bytes, tiny_tensors
-from agents.diffusion.weights import ContentChanged, FileGone
 from tests.diffusion.conftest import Tiny
 from tests.diffusion.plain import plain_picture
+from tests.later import Later
+
+torch, drawing = Later("torch"), Later("agents.diffusion.engine")
+sampling, weights = Later("agents.diffusion.sampling"), Later("agents.diffusion.weights")
 
 Make = Callable[..., Any]
 
@@ -49,7 +49,7 @@ def test_pictures_equal_those_of_plain_diffusers(
 
 def test_the_same_plan_twice_gives_the_same_bytes(plan: Make, tiny: Tiny, pictures: Make) -> None:
     asked = plan("euler_a", seeds=(5, 6))
-    fresh = Engine(torch.device("cpu")).generate(asked, tiny.path, lambda progress: None, lambda: False)
+    fresh = drawing.Engine(torch.device("cpu")).generate(asked, tiny.path, lambda progress: None, lambda: False)
     assert [picture.tobytes() for picture in pictures(asked)] == [picture.tobytes() for picture in fresh]
 
 
@@ -84,8 +84,8 @@ def test_without_guidance_the_negative_prompt_does_not_matter(plan: Make, pictur
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpm2", "plms", "lcm"])
-def test_progress_counts_the_steps_that_were_asked_for(sampler: str, plan: Make, tiny: Tiny, engine: Engine) -> None:
-    reported: list[StepProgress] = []
+def test_progress_counts_the_steps_that_were_asked_for(sampler: str, plan: Make, tiny: Tiny, engine: Any) -> None:
+    reported: list[Any] = []
     engine.generate(plan(sampler, seeds=(1, 2), steps=5), tiny.path, reported.append, lambda: False)
     for image in (0, 1):
         steps = [one.step for one in reported if one.image == image and one.stage == "denoising"]
@@ -96,7 +96,7 @@ def test_progress_counts_the_steps_that_were_asked_for(sampler: str, plan: Make,
 
 
 def test_loading_is_reported_once_and_only_when_the_model_is_not_there(plan: Make, tiny: Tiny) -> None:
-    engine, reported = Engine(torch.device("cpu")), []
+    engine, reported = drawing.Engine(torch.device("cpu")), []
     for _ in range(2):
         engine.generate(plan(steps=1), tiny.path, lambda progress: reported.append(progress.stage), lambda: False)
     assert reported.count("loading") == 1
@@ -106,7 +106,7 @@ def test_loading_is_reported_once_and_only_when_the_model_is_not_there(plan: Mak
     assert engine.loaded == ""
 
 
-def test_previews_are_small_jpegs_that_come_to_resemble_each_other(plan: Make, tiny: Tiny, engine: Engine) -> None:
+def test_previews_are_small_jpegs_that_come_to_resemble_each_other(plan: Make, tiny: Tiny, engine: Any) -> None:
     previews: list[bytes] = []
     engine.generate(plan(steps=6), tiny.path, lambda one: previews.append(one.preview()), lambda: False)
     shown = [np.asarray(Image.open(io.BytesIO(jpeg))).astype(int) for jpeg in previews if jpeg]
@@ -118,10 +118,10 @@ def test_previews_are_small_jpegs_that_come_to_resemble_each_other(plan: Make, t
 
 
 def test_a_stop_is_heard_between_two_steps_and_the_engine_goes_on_living(
-    plan: Make, tiny: Tiny, engine: Engine, pictures: Make
+    plan: Make, tiny: Tiny, engine: Any, pictures: Make
 ) -> None:
-    reported: list[StepProgress] = []
-    with pytest.raises(Stopped):
+    reported: list[Any] = []
+    with pytest.raises(sampling.Stopped):
         engine.generate(plan(steps=20), tiny.path, reported.append, lambda: bool(reported) and reported[-1].step == 3)
     assert max(one.step for one in reported) == 3
     assert pictures(plan())[0].shape == (64, 64, 3)
@@ -132,17 +132,17 @@ def test_a_model_that_makes_nan_is_a_failure_and_no_black_picture(plan: Make, tm
     tensors["first_stage_model.decoder.conv_out.bias"][0] = np.nan
     path = tmp_path / "broken.safetensors"
     path.write_bytes(b"".join(checkpoint_bytes(tensors, {})))
-    with pytest.raises(BrokenPicture, match="NaN"):
+    with pytest.raises(sampling.BrokenPicture, match="NaN"):
         _generate_whatever(path, plan(steps=1))
 
 
 def test_a_file_with_other_content_is_not_taken_for_the_plans_model(plan: Make, tiny: Tiny, tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     path.write_bytes(b"".join(checkpoint_bytes(tiny_tensors(1), {})))
-    engine = Engine(torch.device("cpu"))
-    with pytest.raises(ContentChanged):
+    engine = drawing.Engine(torch.device("cpu"))
+    with pytest.raises(weights.ContentChanged):
         engine.generate(plan(), path, lambda progress: None, lambda: False)
-    with pytest.raises(FileGone):
+    with pytest.raises(weights.FileGone):
         engine.generate(plan(), tmp_path / "gone", lambda progress: None, lambda: False)
     assert engine.loaded == ""
     assert engine.generate(plan(steps=1), tiny.path, lambda progress: None, lambda: False)[0].any()
@@ -150,7 +150,7 @@ def test_a_file_with_other_content_is_not_taken_for_the_plans_model(plan: Make, 
 
 @pytest.mark.parametrize("fields", [{"steps": 0}, {"steps": 1001}, {"width": 60}, {"height": 0}])
 def test_what_cannot_be_sampled_is_an_error(fields: dict[str, int], plan: Make, pictures: Make) -> None:
-    with pytest.raises(CannotSample):
+    with pytest.raises(sampling.CannotSample):
         pictures(plan("ddim", **fields))
 
 
@@ -163,5 +163,5 @@ def test_very_few_steps_work(sampler: str, steps: int, plan: Make, pictures: Mak
 def _generate_whatever(path: Path, asked: Any) -> None:
     """A model without the catalog's word for it: the digest is the file's own."""
     model = msgspec.structs.replace(asked.model, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-    engine = Engine(torch.device("cpu"))
+    engine = drawing.Engine(torch.device("cpu"))
     engine.generate(msgspec.structs.replace(asked, model=model), path, lambda progress: None, lambda: False)

@@ -6,51 +6,48 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
 
 import agents.diffusion.tiny_checkpoint as tiny_module
 from agents.diffusion.families.ldm import adapt
 from agents.diffusion.families.table import CONFIGS, load_family, unsupported
-from agents.diffusion.loading import Models, compute_dtype, load, pick_device
-from agents.diffusion.weights import (
-    CannotLoad,
-    ContentChanged,
-    FileGone,
-    NotACheckpoint,
-    UnsupportedFamily,
-    checkpoint_header,
-    open_checkpoint,
-)
 from agents.headers.classify import identify_header
 from agents.headers.safetensors import Header, Tensor
 from tests.diffusion.conftest import Tiny
+from tests.later import Later
 
-CPU = torch.device("cpu")
+torch, diffusers, safetensors = Later("torch"), Later("diffusers"), Later("safetensors.torch")
+loading, weights = Later("agents.diffusion.loading"), Later("agents.diffusion.weights")
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
+
+Tensors = dict[str, Any]
+"""torch's, by name."""
+
+
+def load(path: Path, **content: str) -> Any:
+    """What a checkpoint holds, on the CPU."""
+    return loading.load(path, torch.device("cpu"), **content)
 
 
 @pytest.fixture(scope="module")
-def tensors(tiny: Tiny) -> dict[str, torch.Tensor]:
-    return load_file(tiny.path)
+def tensors(tiny: Tiny) -> Tensors:
+    return safetensors.load_file(tiny.path)
 
 
 @pytest.fixture
-def changed(tensors: dict[str, torch.Tensor], tmp_path: Path) -> Callable[..., Path]:
+def changed(tensors: Tensors, tmp_path: Path) -> Callable[..., Path]:
     """Writes the tiny checkpoint with some tensors replaced (None: left out)."""
 
-    def write(metadata: dict[str, str] | None = None, **changes: torch.Tensor | None) -> Path:
+    def write(metadata: dict[str, str] | None = None, **changes: Any) -> Path:
         state = {name: value for name, value in ({**tensors, **changes}).items() if value is not None}
         path = tmp_path / "changed.safetensors"
-        save_file(state, path, metadata)
+        safetensors.save_file(state, path, metadata)
         return path
 
     return write
 
 
 def test_every_part_is_loaded_with_the_sizes_its_tensors_have(tiny: Tiny) -> None:
-    models = load(tiny.path, CPU, sha256=tiny.sha256)
+    models = load(tiny.path, sha256=tiny.sha256)
     assert list(models.unet.config.block_out_channels) == [64, 64, 96, 128]
     assert models.unet.config.cross_attention_dim == models.text.config.hidden_size == 64
     assert models.text.config.num_hidden_layers == 2
@@ -65,7 +62,7 @@ def test_every_part_is_loaded_with_the_sizes_its_tensors_have(tiny: Tiny) -> Non
 
 
 def test_weights_equal_those_of_diffusers_own_loader(tiny: Tiny, pipeline: Any) -> None:
-    models = load(tiny.path, CPU)
+    models = load(tiny.path)
     for ours, theirs in (
         (models.unet, pipeline.unet),
         (models.vae, pipeline.vae),
@@ -79,7 +76,8 @@ def test_weights_equal_those_of_diffusers_own_loader(tiny: Tiny, pipeline: Any) 
 def test_the_template_holds_true_sd15_sizes_and_true_shapes_lead_back_to_it() -> None:
     family = load_family("sd15")
     with torch.device("meta"):
-        unet, vae = UNet2DConditionModel.from_config(family.unet), AutoencoderKL.from_config(family.vae)
+        unet = diffusers.UNet2DConditionModel.from_config(family.unet)
+        vae = diffusers.AutoencoderKL.from_config(family.vae)
     assert sum(value.numel() for value in unet.parameters()) == 859_520_964
     assert sum(value.numel() for value in vae.parameters()) == 83_653_863
     shapes = _true_shapes()
@@ -95,8 +93,8 @@ def test_the_template_holds_true_sd15_sizes_and_true_shapes_lead_back_to_it() ->
 def test_a_smaller_relative_with_two_levels_and_one_layer_each_loads(tmp_path: Path) -> None:
     path = tmp_path / "relative.safetensors"
     state = _relative()
-    save_file(state, path)
-    models = load(path, CPU)
+    safetensors.save_file(state, path)
+    models = load(path)
     assert list(models.unet.config.down_block_types) == ["DownBlock2D", "CrossAttnDownBlock2D"]
     assert models.unet.config.layers_per_block == models.vae.config.layers_per_block == 1
     assert (models.unet.config.norm_num_groups, models.unet.config.attention_head_dim) == (32, 8)
@@ -105,7 +103,7 @@ def test_a_smaller_relative_with_two_levels_and_one_layer_each_loads(tmp_path: P
 
 def test_heads_and_groups_are_taken_from_the_metadata_if_it_names_them(changed: Callable[..., Path]) -> None:
     words = {"darkroom.unet_heads": "4", "darkroom.text_heads": "2", "darkroom.norm_groups": "16"}
-    models = load(changed(words), CPU)
+    models = load(changed(words))
     assert models.unet.config.attention_head_dim == 4
     assert models.text.config.num_attention_heads == 2
     assert models.unet.config.norm_num_groups == models.vae.config.norm_num_groups == 16
@@ -113,70 +111,70 @@ def test_heads_and_groups_are_taken_from_the_metadata_if_it_names_them(changed: 
 
 @pytest.mark.parametrize("heads", ["0", "many", "-1", "7"])
 def test_heads_that_make_no_model_are_an_error(heads: str, changed: Callable[..., Path]) -> None:
-    with pytest.raises(NotACheckpoint):
-        load(changed({"darkroom.unet_heads": heads}), CPU)
+    with pytest.raises(weights.NotACheckpoint):
+        load(changed({"darkroom.unet_heads": heads}))
 
 
 def test_harmless_extras_are_left_on_disk(changed: Callable[..., Path], tiny: Tiny) -> None:
     extras = ("alphas_cumprod", "betas", "model_ema.decay", "cond_stage_model.logit_scale")
     inside = (f"{VAE}loss.logvar", f"{TEXT}text_model.embeddings.position_ids", f"{VAE}model_ema.decay")
-    models = load(changed(**{name: torch.ones(1) for name in (*extras, *inside)}), CPU)
-    assert same_weights(models, load(tiny.path, CPU))
+    models = load(changed(**{name: torch.ones(1) for name in (*extras, *inside)}))
+    assert same_weights(models, load(tiny.path))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_weights_of_any_float_type_become_the_compute_type(
-    dtype: torch.dtype, changed: Callable[..., Path], tensors: dict[str, torch.Tensor]
+    dtype: str, changed: Callable[..., Path], tensors: Tensors
 ) -> None:
-    models = load(changed(**{name: value.to(dtype) for name, value in tensors.items()}), CPU)
+    models = load(changed(**{name: value.to(getattr(torch, dtype)) for name, value in tensors.items()}))
     assert {value.dtype for value in models.unet.parameters()} == {torch.float32}
 
 
 def test_old_merges_without_text_model_in_the_names_load(
-    changed: Callable[..., Path], tensors: dict[str, torch.Tensor], tiny: Tiny
+    changed: Callable[..., Path], tensors: Tensors, tiny: Tiny
 ) -> None:
     names = [name for name in tensors if name.startswith(TEXT)]
     old = {name.replace("text_model.", ""): tensors[name] for name in names}
     assert len(old) == len(names) > 10 and not old.keys() & set(names)
-    assert same_weights(load(changed(**dict.fromkeys(names), **old), CPU), load(tiny.path, CPU))
+    assert same_weights(load(changed(**dict.fromkeys(names), **old)), load(tiny.path))
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "message"),
+    ("name", "shape", "message"),
     [
         (f"{UNET}out.2.bias", None, "missing conv_out.bias"),
         (f"{VAE}decoder.conv_out.bias", None, "missing decoder.conv_out.bias"),
         (f"{TEXT}text_model.final_layer_norm.bias", None, "missing final_layer_norm.bias"),
-        (f"{UNET}surprise.weight", torch.ones(2), f"unexpected {UNET}surprise.weight"),
-        (f"{VAE}encoder.surprise.weight", torch.ones(2), "unexpected"),
-        (f"{TEXT}text_model.surprise", torch.ones(2), "unexpected surprise"),
-        (f"{UNET}time_embed.0.bias", torch.ones(7), "wrong shape"),
+        (f"{UNET}surprise.weight", (2,), f"unexpected {UNET}surprise.weight"),
+        (f"{VAE}encoder.surprise.weight", (2,), "unexpected"),
+        (f"{TEXT}text_model.surprise", (2,), "unexpected surprise"),
+        (f"{UNET}time_embed.0.bias", (7,), "wrong shape"),
         (f"{UNET}out.2.weight", None, "no complete Stable Diffusion"),
-        (f"{TEXT}text_model.embeddings.token_embedding.weight", torch.ones(1000, 64), "1000 tokens"),
+        (f"{TEXT}text_model.embeddings.token_embedding.weight", (1000, 64), "1000 tokens"),
     ],
 )
 def test_missing_unexpected_and_misshapen_weights_are_named(
-    name: str, value: torch.Tensor | None, message: str, changed: Callable[..., Path]
+    name: str, shape: tuple[int, ...] | None, message: str, changed: Callable[..., Path]
 ) -> None:
-    with pytest.raises(NotACheckpoint, match=message):
-        load(changed(**{name: value}), CPU)
+    with pytest.raises(weights.NotACheckpoint, match=message):
+        load(changed(**{name: None if shape is None else torch.ones(shape)}))
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("name", "shape", "message"),
     [
-        ({f"{UNET}input_blocks.0.0.weight": torch.ones(64, 9, 3, 3)}, "inpainting"),
-        ({f"{UNET}input_blocks.0.0.weight": torch.ones(64, 8, 3, 3)}, "instruct-pix2pix"),
-        ({"v_pred": torch.ones(1)}, "v-prediction"),
-        ({"cond_stage_model.model.ln_final.weight": torch.ones(1)}, "Stable Diffusion 2"),
-        ({"conditioner.embedders.0.transformer.text_model.x": torch.ones(1)}, "SDXL"),
+        (f"{UNET}input_blocks.0.0.weight", (64, 9, 3, 3), "inpainting"),
+        (f"{UNET}input_blocks.0.0.weight", (64, 8, 3, 3), "instruct-pix2pix"),
+        ("v_pred", (1,), "v-prediction"),
+        ("cond_stage_model.model.ln_final.weight", (1,), "Stable Diffusion 2"),
+        ("conditioner.embedders.0.transformer.text_model.x", (1,), "SDXL"),
     ],
 )
 def test_families_that_cannot_run_yet_are_named(
-    changes: dict[str, torch.Tensor], message: str, changed: Callable[..., Path]
+    name: str, shape: tuple[int, ...], message: str, changed: Callable[..., Path]
 ) -> None:
-    with pytest.raises(UnsupportedFamily, match=message):
-        load(changed(**changes), CPU)
+    with pytest.raises(weights.UnsupportedFamily, match=message):
+        load(changed(**{name: torch.ones(shape)}))
 
 
 @pytest.mark.parametrize(
@@ -191,17 +189,17 @@ def test_families_that_cannot_run_yet_are_named(
     ],
 )
 def test_files_that_are_no_checkpoint_are_named(names: list[str], message: str, tmp_path: Path) -> None:
-    save_file({name: torch.ones(4, 4) for name in names}, tmp_path / "x.safetensors")
-    with pytest.raises(CannotLoad, match=message):
-        load(tmp_path / "x.safetensors", CPU)
+    safetensors.save_file({name: torch.ones(4, 4) for name in names}, tmp_path / "x.safetensors")
+    with pytest.raises(weights.CannotLoad, match=message):
+        load(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("size", [0, 4, 8, 100, 50_000, 1_000_000, -1])
 def test_a_truncated_file_is_an_error(size: int, tiny: Tiny, tmp_path: Path) -> None:
     path = tmp_path / "cut.safetensors"
     path.write_bytes(tiny.path.read_bytes()[:size])
-    with pytest.raises(NotACheckpoint, match="again"):
-        load(path, CPU)
+    with pytest.raises(weights.NotACheckpoint, match="again"):
+        load(path)
 
 
 @pytest.mark.parametrize(
@@ -222,8 +220,8 @@ def test_a_truncated_file_is_an_error(size: int, tiny: Tiny, tmp_path: Path) -> 
 def test_a_damaged_header_is_an_error(header: bytes, tmp_path: Path) -> None:
     path = tmp_path / "bad.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    with pytest.raises(NotACheckpoint), open_checkpoint(path) as file:
-        checkpoint_header(file)
+    with pytest.raises(weights.NotACheckpoint), weights.open_checkpoint(path) as file:
+        weights.checkpoint_header(file)
 
 
 def test_tensors_that_nothing_needs_may_be_of_any_type(tiny: Tiny, tmp_path: Path) -> None:
@@ -239,7 +237,7 @@ def test_tensors_that_nothing_needs_may_be_of_any_type(tiny: Tiny, tmp_path: Pat
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     for sha256 in ("", digest):
-        assert _fingerprint(load(path, CPU, sha256=sha256)) == _fingerprint(load(tiny.path, CPU))
+        assert _fingerprint(load(path, sha256=sha256)) == _fingerprint(load(tiny.path))
 
 
 def test_a_weight_of_a_type_that_no_weight_has_is_named(tiny: Tiny, tmp_path: Path) -> None:
@@ -251,37 +249,37 @@ def test_a_weight_of_a_type_that_no_weight_has_is_named(tiny: Tiny, tmp_path: Pa
     text = json.dumps(table).encode()
     path = tmp_path / "odd.safetensors"
     path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
-    with pytest.raises(NotACheckpoint, match="type U16"):
-        load(path, CPU)
+    with pytest.raises(weights.NotACheckpoint, match="type U16"):
+        load(path)
 
 
 def test_a_file_that_is_gone_or_a_folder_is_an_error(tmp_path: Path) -> None:
     for path in (tmp_path / "gone.safetensors", tmp_path):
-        with pytest.raises(FileGone, match="scan"):
-            load(path, CPU)
+        with pytest.raises(weights.FileGone, match="scan"):
+            load(path)
 
 
 def test_a_file_with_another_digest_is_not_loaded(tiny: Tiny) -> None:
-    with pytest.raises(ContentChanged):
-        load(tiny.path, CPU, sha256=hashlib.sha256(b"").hexdigest())
+    with pytest.raises(weights.ContentChanged):
+        load(tiny.path, sha256=hashlib.sha256(b"").hexdigest())
 
 
 def test_a_file_overwritten_after_loading_changes_nothing_in_memory(tiny: Tiny, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(tiny.path.read_bytes())
-    models = load(path, CPU)
+    models = load(path)
     before = _fingerprint(models)
     path.write_bytes(b"")
     assert _fingerprint(models) == before
 
 
 def test_devices_that_are_not_there_are_an_error_and_types_follow_the_device() -> None:
-    assert pick_device("cpu").type == "cpu"
-    assert pick_device("auto").type in ("cpu", "cuda", "mps")
+    assert loading.pick_device("cpu").type == "cpu"
+    assert loading.pick_device("auto").type in ("cpu", "cuda", "mps")
     for name in ("abacus", "cuda:99", "meta"):
         with pytest.raises(ValueError, match="use auto"):
-            pick_device(name)
-    assert [compute_dtype(torch.device(name)) for name in ("cpu", "mps", "cuda")] == [
+            loading.pick_device(name)
+    assert [loading.compute_dtype(torch.device(name)) for name in ("cpu", "mps", "cuda")] == [
         torch.float32,
         torch.float32,
         torch.bfloat16,
@@ -293,7 +291,7 @@ def test_shipped_configs_are_json_that_names_its_class() -> None:
         assert isinstance(json.loads(path.read_text()), dict)
 
 
-def same_weights(one: Models, other: Models) -> bool:
+def same_weights(one: Any, other: Any) -> bool:
     """Have all three parts the same parameters and buffers, bit for bit?"""
     pairs = [(getattr(one, part).state_dict(), getattr(other, part).state_dict()) for part in ("unet", "vae", "text")]
     return all(
@@ -302,7 +300,7 @@ def same_weights(one: Models, other: Models) -> bool:
     )
 
 
-def _fingerprint(models: Models) -> str:
+def _fingerprint(models: Any) -> str:
     digest = hashlib.sha256()
     for value in models.unet.parameters():
         digest.update(np.ascontiguousarray(value.detach().numpy()).tobytes())
@@ -322,7 +320,7 @@ def _true_shapes() -> dict[str, tuple[int, ...]]:
         patch.undo()
 
 
-def _relative() -> dict[str, torch.Tensor]:
+def _relative() -> Tensors:
     """A model nobody's builder made: names written out by hand from the original layout."""
     shapes: dict[str, tuple[int, ...]] = {}
 

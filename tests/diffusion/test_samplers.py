@@ -7,8 +7,10 @@ import pytest
 
 from agents.diffusion.families.table import load_family
 from agents.diffusion.samplers import SAMPLERS, SCHEDULES, UnknownSampler, normalised, pairs, resolve
-from agents.diffusion.sampling import CannotSample, build_scheduler
 from schemas.jobs import SchedulerSpec
+from tests.later import Later
+
+sampling = Later("agents.diffusion.sampling")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_every_advertised_name_resolves_to_itself() -> None:
 
 
 def test_euler_normal_is_linspace_over_the_familys_own_betas() -> None:
-    config = build_scheduler(load_family("sd15"), resolve("euler", "normal").spec).config
+    config = sampling.build_scheduler(load_family("sd15"), resolve("euler", "normal").spec).config
     expected = ("linspace", 0.00085, 0.012, "scaled_linear", 1, False)
     assert expected == (
         config.timestep_spacing,
@@ -107,8 +109,8 @@ def test_euler_normal_is_linspace_over_the_familys_own_betas() -> None:
     ],
 )
 def test_a_plan_cannot_name_a_class_or_an_argument_that_is_not_there(spec: SchedulerSpec) -> None:
-    with pytest.raises(CannotSample):
-        build_scheduler(load_family("sd15"), spec)
+    with pytest.raises(sampling.CannotSample):
+        sampling.build_scheduler(load_family("sd15"), spec)
 
 
 def test_every_pair_runs_and_no_two_of_them_draw_the_same_picture(

@@ -3,13 +3,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tokenizers import Tokenizer
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from agents.diffusion.families.table import VOCABULARY_FILE
-from agents.diffusion.text_encoders import CACHED, PromptEncoder, encode_rows
 from agents.prompts.tokens import END, START, chunk_count, chunks, clip_tokenizer, clip_vocabulary
+from tests.later import Later
+
+torch, transformers, text_encoders = Later("torch"), Later("transformers"), Later("agents.diffusion.text_encoders")
 
 TEXTS = [
     "",
@@ -30,14 +30,16 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module")
 def reference() -> Any:
     vocabulary, merges = clip_vocabulary(VOCABULARY_FILE)
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+    return transformers.CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
 
 
 @pytest.fixture(scope="module")
 def encoder() -> Any:
     torch.manual_seed(0)
-    config = CLIPTextConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
-    return CLIPTextModel(config).eval()
+    config = transformers.CLIPTextConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    return transformers.CLIPTextModel(config).eval()
 
 
 def test_a_photo_of_a_cat_has_the_tokens_everybody_knows(tokenizer: Tokenizer) -> None:
@@ -61,7 +63,7 @@ def test_long_prompts_go_on_in_further_rows_and_lose_nothing(words: int, rows: i
 
 
 def test_prompts_of_unequal_length_are_made_equally_long(tokenizer: Tokenizer, encoder: Any) -> None:
-    prompts = PromptEncoder(tokenizer, encoder)
+    prompts = text_encoders.PromptEncoder(tokenizer, encoder)
     long, short = prompts.pair("cat " * 100, "a dog")
     assert long.shape == short.shape == (1, 154, 16)
     assert torch.equal(short[:, :77], prompts.one("a dog"))
@@ -71,11 +73,11 @@ def test_prompts_of_unequal_length_are_made_equally_long(tokenizer: Tokenizer, e
 def test_a_known_prompt_is_not_encoded_again_and_old_ones_are_forgotten(tokenizer: Tokenizer, encoder: Any) -> None:
     calls: list[int] = []
     hook = encoder.register_forward_hook(lambda *_: calls.append(1))
-    prompts = PromptEncoder(tokenizer, encoder)
+    prompts = text_encoders.PromptEncoder(tokenizer, encoder)
     first = prompts.one("a")
     assert prompts.one("a") is first
     assert len(calls) == 1
-    for number in range(CACHED):
+    for number in range(text_encoders.CACHED):
         prompts.one(f"number {number}")
     assert prompts.one("a") is not first
     hook.remove()
@@ -85,7 +87,7 @@ def test_rows_are_encoded_as_the_encoder_does_one_by_one(tokenizer: Tokenizer, e
     rows = chunks(tokenizer, "cat " * 80)
     with torch.no_grad():
         expected = [encoder(torch.tensor([row])).last_hidden_state for row in rows]
-    assert torch.equal(encode_rows(encoder, rows), torch.cat(expected, dim=1))
+    assert torch.equal(text_encoders.encode_rows(encoder, rows), torch.cat(expected, dim=1))
 
 
 def test_a_vocabulary_that_is_not_clips_is_an_error(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import torch
 
 from agents.ingest.settling.lengths import Length, length_of
 from tests.ingest.making import gguf, model, put
+from tests.later import Later
+
+torch = Later("torch")
 
 
 def said(path: Path, name: bytes = b"") -> Length:
