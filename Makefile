@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE := 1
 help:
 	@echo "make demo        see it work: a tiny checkpoint, two pictures, the page (ONCE=1 ends after the pictures)"
 	@echo "make up          run the service on data/ (checkpoints go into data/models/)"
-	@echo "make test        linters, types and tests      make test-all  also the slow tests"
+	@echo "make test        linters, types and tests      make test-all  slow tests too, every kill point and example"
 	@echo "make bench       measure against bare parts    make format    format the code"
 
 $(VENV)/installed: pyproject.toml deploy/constraints.txt Makefile
