@@ -118,7 +118,7 @@ def read(image: Image.Image) -> str:
     if not isinstance(comment, bytes) or len(comment) < len(UNICODE):
         return ""
     kind, body = comment[: len(UNICODE)], comment[len(UNICODE) :]
-    return body.decode("utf-16-be" if kind == UNICODE else "utf-8", "replace").strip("\0")[:LONGEST_READ]
+    return body.decode("utf-16-be" if kind == UNICODE else "utf-8", "replace").rstrip("\0")[:LONGEST_READ]
 
 
 def read_file(path: Path) -> str:

@@ -3,7 +3,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -65,6 +65,7 @@ def test_whatever_is_written_is_read_back(prompt: str, negative: str, settings: 
 
 
 @given(prompt=PROMPT, negative=PROMPT)
+@example(prompt="\0", negative="")
 def test_an_infotext_survives_every_file_format(prompt: str, negative: str) -> None:
     text = of_plan(plan(prompt, negative), seed=1, width=8, height=8)
     ways = {"WEBP": {"exif": exif(text)}, "JPEG": {"exif": exif(text)}, "PNG": {"pnginfo": png_info(text)}}
