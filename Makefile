@@ -48,13 +48,16 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 # The long tests begin, on both workers, and the short ones are shared: see tests/conftest.py. `make test` tries a sample
-# of kill points and examples, another one every day; `make test-all` tries all. See tests/effort.py.
+# of kill points and examples, another one every day; `make test-all` tries all. See tests/effort.py. Tests that measure
+# time run after the others, one at a time.
 PARALLEL := -n 2 --dist worksteal
 test: lint tools
-	$(BIN)/pytest $(PARALLEL)
+	$(BIN)/pytest $(PARALLEL) -m "not slow and not alone"
+	$(BIN)/pytest -m "alone and not slow"
 
 test-all: lint tools
-	TESTS=all $(BIN)/pytest $(PARALLEL) -m "slow or not slow"
+	TESTS=all $(BIN)/pytest $(PARALLEL) -m "not slow and not alone"
+	TESTS=all $(BIN)/pytest -m "slow or alone"
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .

@@ -193,6 +193,7 @@ async def worst_lag(asked: Encode, data: Path) -> float:
     return sorted(lags)[int(len(lags) * 0.99)]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("form", ["webp", "png", "jpeg"])
 async def test_the_event_loop_stays_free_while_a_large_picture_is_encoded(
     tmp_path: Path, form: outputs.ImageFormat

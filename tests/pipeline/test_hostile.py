@@ -141,6 +141,7 @@ async def subjects(bus: Bus) -> list[str]:
     return found
 
 
+@pytest.mark.alone
 async def test_every_verdict_on_a_hostile_file_is_right_and_given_within_two_seconds(
     quick: None, agents: Agents, outside: Path, tmp_path: Path
 ):
