@@ -40,8 +40,8 @@ class Rule:
 
 
 SHARED_YET = {
-    *("Batch", "Candidate", "Changed", "Known", "Moved", "Place", "Plan", "Refused", "Settled", "Stream", "Tally"),
-    *("Turns", "Waiting"),
+    *("Batch", "Candidate", "Changed", "Known", "Moved", "Place", "Plan", "Refused", "Settled", "Stream", "Turns"),
+    "Waiting",
 }
 """Class names that stand for more than one thing yet."""
 
