@@ -39,10 +39,7 @@ class Rule:
     outside: tuple[str, ...] | None = None
 
 
-SHARED_YET = {
-    *("Batch", "Candidate", "Changed", "Known", "Moved", "Place", "Plan", "Refused", "Settled", "Stream", "Turns"),
-    "Waiting",
-}
+SHARED_YET = {"Batch", "Candidate", "Found", "Known", "Plan", "Stream"}
 """Class names that stand for more than one thing yet."""
 
 LIGHT_AGENTS = tuple(f"agents.{name}" for name in AGENTS if name not in ("generator", "bridge"))
@@ -67,7 +64,9 @@ RULES = (
         ("schemas", "bus", "agents.client", "agents.http", *LIBRARIES),
     ),
     Rule(
-        "runtime: bus and the roots' layouts", ("agents.runtime",), ("schemas", "bus", "agents.ingest.scanning.layouts")
+        "runtime: bus, the data directory and the roots' layouts",
+        ("agents.runtime",),
+        ("schemas", "bus", "agents.storage.layout", "agents.ingest.scanning.layouts"),
     ),
     Rule(
         "cli: everything but http and the page",
