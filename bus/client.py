@@ -100,17 +100,17 @@ class Bus:
         msg_id: str | None = None,
         first: bool = False,
         wait: bool = False,
-        patience: float = 60.0,
+        within: float = 60.0,
         **tokens: str,
     ) -> int:
         """Store a message; returns its sequence once the server has it on disk.
 
         `first` makes it the first on its subject or nothing; `wait` waits for as long as the stream is full. A server
-        that does not answer is asked again for `patience` seconds: a message id (drawn when none is given) keeps the
+        that does not answer is asked again for `within` seconds: a message id (drawn when none is given) keeps the
         repeat from counting. Raises Taken, Full, TooLarge, BadSubject, and Retry when the server stays away.
         """
         return await self.publish_raw(
-            subject(**tokens), encode(payload), msg_id=msg_id, first=first, wait=wait, patience=patience
+            subject(**tokens), encode(payload), msg_id=msg_id, first=first, wait=wait, within=within
         )
 
     async def publish_raw(
@@ -121,7 +121,7 @@ class Bus:
         msg_id: str | None = None,
         first: bool = False,
         wait: bool = False,
-        patience: float = 60.0,
+        within: float = 60.0,
         headers: dict[str, str] | None = None,
     ) -> int:
         """`publish` for bytes that are encoded already; see there."""
@@ -132,22 +132,22 @@ class Bus:
             head["Nats-Msg-Id"] = msg_id or self.clock.new_id()
         if first:
             head["Nats-Expected-Last-Subject-Sequence"] = "0"
-        deadline, pause, unsure = anyio.current_time() + patience, 0.05, False
+        deadline, pause, unsure = anyio.current_time() + within, 0.05, False
         while True:
             try:
                 if self.nc.is_connected:  # else the client would keep each of our tries, and send them all
                     return (await self.js.publish(subject, data, timeout=_API_TIMEOUT, headers=head)).seq
-                refusal: Exception = Retry(f"the bus is away, {subject} was not taken within {patience:.0f} s")
+                refusal: Exception = Retry(f"the bus is away, {subject} was not taken within {within:.0f} s")
             except APIError as error:
                 refusal = _refusal(subject, error)
                 if unsure and isinstance(refusal, Taken) and (seq := await self._ours(subject, data)):
                     return seq
                 if not (wait and isinstance(refusal, Full)):
                     raise refusal from error
-                deadline = anyio.current_time() + patience
+                deadline = anyio.current_time() + within
             except NOT_NOW as error:
                 unsure = True  # it may be stored, and only the answer be lost
-                refusal = Retry(f"the bus did not take {subject} within {patience:.0f} s: {error}")
+                refusal = Retry(f"the bus did not take {subject} within {within:.0f} s: {error}")
                 if isinstance(error, NoStreamResponseError):
                     await self.mend()
             if anyio.current_time() > deadline:

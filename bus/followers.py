@@ -67,7 +67,7 @@ async def follow(
     consumer = durable(bus, name, pattern, max_ack_pending=batch * 4)
     follower = _Follower(bus, stream, rows, consumer, handle)
     while True:
-        await follower.take_up(afresh)
+        await follower.begin(afresh)
         puller = Puller(bus, stream, consumer, batch * 2)
         async with puller.messages() as messages:
             task_status.started()
@@ -101,7 +101,7 @@ class _Follower:
     due: int = 1
     born: object = None
 
-    async def take_up(self, afresh: int | None) -> None:
+    async def begin(self, afresh: int | None) -> None:
         """Begin after the last fact that was applied here, or acknowledged before. Waits for the server.
 
         What a killed follower held would come again only when its leases end, and after newer facts: so its durable is
@@ -109,7 +109,7 @@ class _Follower:
         """
         while True:
             try:
-                self.due = await self._take_up(afresh)
+                self.due = await self._begin(afresh)
                 return
             except (*NOT_NOW, APIError, Retry) as error:
                 if isinstance(error, APIError) and error.err_code == NO_STREAM:
@@ -117,7 +117,7 @@ class _Follower:
                 log.warning("the bus did not answer yet", stream=self.stream, error=str(error))
                 await anyio.sleep(0.5)
 
-    async def _take_up(self, afresh: int | None) -> int:
+    async def _begin(self, afresh: int | None) -> int:
         js, name, start = self.bus.js, self.consumer.durable_name or "", 0
         stream = await js.stream_info(self.stream)
         born = stream.created

@@ -146,8 +146,8 @@ async def _decide(bus: Bus, work: Work[T], message: Msg, delivery: Delivery) -> 
                 log.info("job put back", why=words(error))
                 if started:
                     await _publish_released(bus, work.kind, id, words(error))
-                patience = min(bus.settings.retry_delay * delivery.delivered, _LONGEST_RETRY)
-                await message.nak(delay=getattr(error, "delay", None) or patience)
+                pause = min(bus.settings.retry_delay * delivery.delivered, _LONGEST_RETRY)
+                await message.nak(delay=getattr(error, "delay", None) or pause)
             case _ if before + 1 >= bus.settings.max_attempts:
                 log.exception("job failed for good", attempt=before + 1)
                 await _exhausted(bus, work, message, delivery, f"{type(error).__name__}: {words(error)}")
@@ -218,8 +218,8 @@ async def _start(bus: Bus, kind: str, id: str) -> tuple[bool, int]:
 
 
 async def attempt_failed(bus: Bus, kind: str, id: str, why: str, *, once: str) -> None:
-    """Store why an attempt at a job came to nothing, for the sentence that ends the job if none succeeds; `once` tells
-    attempts apart. Raises Full, Retry."""
+    """Store why an attempt at a job came to nothing, for the sentence that ends the job if none succeeds; `once` is
+    different for each attempt. Raises Full, Retry."""
     fact = AttemptFailed(id=id, worker=worker_name(), why=why[:_LONGEST_ERROR], at=bus.clock.now())
     await bus.publish(ATTEMPT_FAILED, fact, msg_id=f"{kind}-{id}-failed-{once}", kind=kind, id=id)
 

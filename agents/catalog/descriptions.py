@@ -19,7 +19,7 @@ from agents.catalog.database import Database, Statements
 from agents.catalog.names import fold
 from agents.catalog.outbox import publish
 from agents.storage.layout import PENDING, DataDir
-from agents.storage.trash import Batch
+from agents.storage.trash import TrashBatch
 from schemas.files import Details
 from schemas.images import Encoded, PictureRefused
 from schemas.models import Layer, ModelPictured, ModelTagged, TagPut
@@ -185,7 +185,7 @@ def forget_originals(data: Path, originals: Iterable[str]) -> None:
 
 def trash_originals(data: Path, originals: Iterable[str], now: float) -> None:
     """Move pending originals that nothing needs to the trash; `now` is seconds since 1970. Raises OSError."""
-    trash = Batch(data, now)
+    trash = TrashBatch(data, now)
     for original in originals:
         if original.startswith(f"{PENDING}/"):
             trash.move(original)

@@ -25,7 +25,7 @@ class Wanted(NamedTuple):
     size: int | None
 
 
-class Found(NamedTuple):
+class MatchedFile(NamedTuple):
     """A file that lies there; its SHA-256 is None until it is hashed."""
 
     path: FilePath
@@ -43,9 +43,9 @@ class Match(NamedTuple):
 class Files:
     """The files that some records could be of."""
 
-    def __init__(self, found: Iterable[Found]) -> None:
+    def __init__(self, found: Iterable[MatchedFile]) -> None:
         self._at = {one.path: one for one in found}
-        self._called: dict[str, list[Found]] = {}
+        self._called: dict[str, list[MatchedFile]] = {}
         for one in self._at.values():
             self._called.setdefault(fold(file_name(one.path.rel)), []).append(one)
 
@@ -63,7 +63,7 @@ class Files:
         return _sole(fitting, MANY_OF_ITS_SIZE)
 
 
-def _sole(files: list[Found], many: str) -> Match:
+def _sole(files: list[MatchedFile], many: str) -> Match:
     contents = {one.sha256 or one.path for one in files}
     if len(contents) > 1:
         return Match(None, many)
@@ -79,5 +79,5 @@ async def files_for(sql: Statements, records: Iterable[Wanted]) -> Files:
         stems.update([fold(stem(record.place.rel))] if record.place else [])
     rows = await sql.rows("files_called", folded=json.dumps([*stems]))
     return Files(
-        Found(FilePath(root=root, rel=rel), int(size), sha256 and str(sha256)) for root, rel, size, sha256 in rows
+        MatchedFile(FilePath(root=root, rel=rel), int(size), sha256 and str(sha256)) for root, rel, size, sha256 in rows
     )

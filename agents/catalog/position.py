@@ -64,7 +64,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     passed: dict[int, str] = {}
 
 
-class Stream(msgspec.Struct, frozen=True, kw_only=True):
+class HistoryStream(msgspec.Struct, frozen=True, kw_only=True):
     """What the bus has: the first and the last transaction (None: none), and the sequence of the last message of any
     kind. `tail` is the id of the last transaction without a name after the end: an older Darkroom went on with the
     catalog (empty: none did). `lineage` are the histories that the last one's went on with, and `ids` those of its
@@ -99,7 +99,7 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     why: str = ""
 
 
-def judge(file: Standing | None, stream: Stream) -> Judgement:
+def judge(file: Standing | None, stream: HistoryStream) -> Judgement:
     """Compare a file with the stream; see Judgement. Pure."""
     end = stream.end
     if file is None:
@@ -128,7 +128,7 @@ def judge(file: Standing | None, stream: Stream) -> Judgement:
     return _judge_apart(file, file.position, sent, end, stream)
 
 
-def _judge_apart(file: Standing, at: Position, sent: str, end: Point, stream: Stream) -> Judgement:
+def _judge_apart(file: Standing, at: Position, sent: str, end: Point, stream: HistoryStream) -> Judgement:
     """The stream's end is not where the file is, and the whole stream was read."""
     lineage = {end.history, *stream.lineage}
     if not sent:  # nothing of it was ever published here, nor did it begin where the stream ends
@@ -149,7 +149,7 @@ def _judge_apart(file: Standing, at: Position, sent: str, end: Point, stream: St
     return Judgement(verdict="refuse", why="it belongs to another history")
 
 
-def _judge_unnamed(file: Standing, stream: Stream) -> Judgement:
+def _judge_unnamed(file: Standing, stream: HistoryStream) -> Judgement:
     """A file from before positions. The messages that it ever put into its outbox are counted: those that it need not
     publish any more are in the stream, if it is the one that belongs to this file."""
     if stream.end is None:

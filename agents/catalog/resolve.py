@@ -26,7 +26,7 @@ _names = msgspec.json.Decoder(tuple[str, ...])
 _digests = msgspec.json.Decoder(dict[str, str])
 
 
-class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+class ModelCandidate(msgspec.Struct, frozen=True, kw_only=True):
     """A model a name could mean; `known_as` are the paths by which it can be called: where it is, or was at last."""
 
     model: Model
@@ -55,7 +55,7 @@ async def resolve(db: Database, name: str) -> Model:
     raise _ambiguous(name, usable) if usable else _unusable(name, meant)
 
 
-async def meant_by(db: Database, name: str, prefix: str) -> list[Candidate]:
+async def meant_by(db: Database, name: str, prefix: str) -> list[ModelCandidate]:
     """The models that the first fitting way of reading the name finds; `prefix` is the hash in it, if there is one.
     Raises sqlite3.Error."""
     bases = {text.rsplit("/", 1)[-1] for text in (name, name.strip())}
@@ -69,18 +69,18 @@ async def meant_by(db: Database, name: str, prefix: str) -> list[Candidate]:
     return found
 
 
-def _meant_by(candidates: list[Candidate], name: str, prefix: str) -> list[Candidate]:
+def _meant_by(candidates: list[ModelCandidate], name: str, prefix: str) -> list[ModelCandidate]:
     """What models and files are called goes before paths and hashes, all of them before a spelling in another case, and
     that before one with other spaces."""
 
-    def called(one: Candidate, text: str, same: Callable[[str], str]) -> bool:
+    def called(one: ModelCandidate, text: str, same: Callable[[str], str]) -> bool:
         names = {one.model.name, *map(file_name, one.known_as), *map(stem, one.known_as)}
         return same(text) in map(same, names)
 
-    def at(one: Candidate, text: str, same: Callable[[str], str]) -> bool:
+    def at(one: ModelCandidate, text: str, same: Callable[[str], str]) -> bool:
         return any(same(text) in (same(rel), same(shown(rel))) for rel in one.known_as)
 
-    def hashed(one: Candidate, text: str, same: Callable[[str], str]) -> bool:
+    def hashed(one: ModelCandidate, text: str, same: Callable[[str], str]) -> bool:
         return bool(prefix) and (one.model.sha256.startswith(prefix) or prefix in one.model.digests.values())
 
     plain = name.strip()
@@ -115,7 +115,7 @@ async def _what_there_is(db: Database) -> str:
     return f"Name one of these: {_listed(names)}."
 
 
-def _ambiguous(name: str, usable: list[Candidate]) -> Declined:
+def _ambiguous(name: str, usable: list[ModelCandidate]) -> Declined:
     which = [f"{shown(one.model.paths[0].rel)} [{one.model.sha256[:10]}]" for one in usable]
     return Declined(
         "ambiguous-model",
@@ -123,7 +123,7 @@ def _ambiguous(name: str, usable: list[Candidate]) -> Declined:
     )
 
 
-def _unusable(name: str, meant: list[Candidate]) -> Declined:
+def _unusable(name: str, meant: list[ModelCandidate]) -> Declined:
     """Why none of the models that a name means can be used; of several, what is nearest to being usable counts."""
     gone = [one for one in meant if one.loadable]
     if gone:
@@ -150,7 +150,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:LISTED]) + (" and others" if len(names) > LISTED else "")
 
 
-def read_candidate(row: Row) -> Candidate:
+def read_candidate(row: Row) -> ModelCandidate:
     """A row of the view whole_models, as every query of models gives it."""
     sha256, name, size, identity, created_at, loadable, paths, details, tags, digests, pictures = row
     lying = [(FilePath(root=root, rel=rel), present) for root, rel, present in _paths.decode(paths)]
@@ -169,4 +169,4 @@ def read_candidate(row: Row) -> Candidate:
         pictures=pictures,
     )
     known_as = tuple(path.rel for path in here or sorted(path for path, _ in lying))
-    return Candidate(model=model, loadable=bool(loadable), known_as=known_as)
+    return ModelCandidate(model=model, loadable=bool(loadable), known_as=known_as)

@@ -13,7 +13,7 @@ CREATE TABLE db_meta (
     value TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- One content. A model is never deleted when its files go: everything that will hang on it stays.
+-- One content. A model is never deleted when its files go: everything that refers to it stays.
 -- `identity` is schemas.files.Identity as JSON; what is filtered by is generated from it, so that the two can't differ.
 -- `folded` is the name NFC-normalised and case-folded, for names typed by people.
 CREATE TABLE models (
@@ -87,8 +87,8 @@ CREATE TABLE outbox (
 -- How many numbers were given to pictures of a model: a number is in its files' names and is never given twice.
 ALTER TABLE models ADD COLUMN numbered INTEGER NOT NULL DEFAULT 0 CHECK (numbered >= 0);
 
--- What is said of a model, by whom: schemas.models.Details as JSON, without what is empty. Field by field, what was edited
--- here goes over what a legacy catalog said, and both over the files beside the model.
+-- The description of a model, by layer: schemas.models.Details as JSON, without what is empty. Field by field, what was edited
+-- here goes over what a legacy catalog had, and both over the files next to the model.
 CREATE TABLE descriptions (
     sha256 TEXT NOT NULL REFERENCES models (sha256) ON DELETE CASCADE,
     layer TEXT NOT NULL CHECK (layer IN ('sidecar', 'import', 'user')),
@@ -263,15 +263,15 @@ FROM models;
 
 -- version: 3
 
--- 1: the file is not there because its root or disk is away. What is said of its content next to it still counts.
+-- 1: the file is not there because its root or disk is away. The description of its content next to it still counts.
 ALTER TABLE paths ADD COLUMN away INTEGER NOT NULL DEFAULT 0 CHECK (away IN (0, 1));
 
 -- Who put the tag on: only what sidecars alone gave goes with them. (Of older rows nobody knows: they stay.)
 ALTER TABLE model_tags ADD COLUMN origin TEXT NOT NULL DEFAULT 'user' CHECK (origin IN ('sidecar', 'import', 'user'));
 
--- What the files next to one path say of the content there: schemas.files.Details, names of tags as they are kept,
+-- What the files next to one path hold about the content there: schemas.files.Details, names of tags as they are kept,
 -- pictures as [file name, SHA-256] best first, and sentences about what can't be used. A row stays when its path holds
--- something else, so that it counts again when the content is back; `stands` says whether it counts.
+-- something else, so that it counts again when the content is back; `stands`: it counts.
 CREATE TABLE sidecars (
     sha256 TEXT NOT NULL REFERENCES models (sha256) ON DELETE CASCADE,
     root TEXT NOT NULL CHECK (root <> ''),

@@ -13,7 +13,7 @@ from anyio import to_thread
 
 from agents.catalog.database import Database
 from agents.catalog.errors import CatalogUnusable
-from agents.catalog.position import Point, Stream, judge, standing_of
+from agents.catalog.position import HistoryStream, Point, judge, standing_of
 from agents.catalog.rebuild import Differences, compare, read_only
 from agents.cli import console
 from agents.cli.service import stored_bus
@@ -161,7 +161,7 @@ async def _replace(settings: Settings, live: Path, as_json: bool) -> int:
     return 0
 
 
-def _refuse_to_lose(live: Path, stream: Stream) -> None:
+def _refuse_to_lose(live: Path, stream: HistoryStream) -> None:
     """Raises UserError where the live catalog only has to publish its last changes to be equal to its history."""
     try:
         file = standing_of(live)

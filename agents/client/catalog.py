@@ -111,7 +111,7 @@ async def submit_import(bus: Bus, job: Import) -> str:
     """Queue an import, under an id of its own. Raises Full when there are too many, and Retry."""
     id = bus.clock.new_id()
     job = msgspec.structs.replace(job, id=id)
-    await bus.publish(IMPORT, job, patience=SUBMIT_SECONDS, id=id)
+    await bus.publish(IMPORT, job, within=SUBMIT_SECONDS, id=id)
     return id
 
 

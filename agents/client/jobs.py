@@ -94,7 +94,7 @@ async def submit(
         return id
     id = id or bus.clock.new_id()
     with suppress(Taken):
-        await bus.publish(PREPARE, request, patience=SUBMIT_SECONDS, lane=lane, tenant=tenant, id=id)
+        await bus.publish(PREPARE, request, within=SUBMIT_SECONDS, lane=lane, tenant=tenant, id=id)
     return id
 
 

@@ -104,9 +104,9 @@ async def _ask(bus: Bus, root: str, *, look: bool = False, after: str = "", limi
         raise UserError(f"no watcher answers for root {root}: is one running that has it among its roots?") from error
 
 
-async def _followed(bus: Bus, wanted: dict[str, int], patience: float, hashing: float, show: Show) -> list[RootState]:
+async def _followed(bus: Bus, wanted: dict[str, int], settling: float, hashing: float, show: Show) -> list[RootState]:
     """Ask until every root has been looked at and nothing in it is on the way. Files that do not settle within
-    `patience` seconds of the last progress are left to the watcher, and those that are not hashed within `hashing`
+    `settling` seconds of the last progress are left to the watcher, and those that are not hashed within `hashing`
     seconds of it to a hasher: they are named."""
     seen, since = _Seen(), bus.clock.steady()
     async with bus.listen(TICK_HASH.filter()) as ticks:
@@ -119,7 +119,7 @@ async def _followed(bus: Bus, wanted: dict[str, int], patience: float, hashing: 
             if seen.progress(left + fresh, looked, sum(state.folders for state in states), _received(ticks)):
                 since = bus.clock.steady()
             silent = bus.clock.steady() - since
-            if looked and (not left + fresh or silent > (hashing if left else patience)):
+            if looked and (not left + fresh or silent > (hashing if left else settling)):
                 named = [await _named(bus, state) for state in states]
                 if silent > hashing or not any(state.unhashed for state in named):  # else one was let in just now
                     return named

@@ -30,7 +30,7 @@ CHILD_SECONDS = 2
 """Seconds of processor time for a header of 16 MiB; most take 0.7 (a core of 2020 or so). A longer one is given as much
 for each 16 MiB."""
 
-CHILD_PATIENCE = 20.0
+CHILD_WALL_SECONDS = 20.0
 """Seconds on the wall, after which a busy machine is given time to recover: that is no verdict on the file."""
 
 CHILD_MEMORY_BYTES = 160 << 20
@@ -82,7 +82,7 @@ def identify_fd(fd: int, name: bytes) -> Identity:
     except BadHeader as error:
         return Identity(problem=str(error))
     if os.fstat(fd).st_size != reading.file_size:
-        return Identity(problem="The file is not as long as its header says; copy or download it again.")
+        return Identity(problem="The file is not as long as its header states; copy or download it again.")
     return reading.identity
 
 
@@ -130,7 +130,7 @@ def _read_in_child(fd: int, length: int, length_only: bool) -> Reading:
                 stdin=fd,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                timeout=CHILD_PATIENCE,
+                timeout=CHILD_WALL_SECONDS,
             )
         except (subprocess.TimeoutExpired, OSError) as error:
             raise HeaderUnread from error
@@ -177,6 +177,6 @@ def _limit(length: int) -> None:
         try:
             resource.setrlimit(limit, (soft, hard))
         except (ValueError, OSError):
-            continue  # not on this system; the patience of the parent holds
+            continue  # not on this system; the parent's limit holds
     with suppress(OSError):  # only Linux has it
         Path("/proc/self/oom_score_adj").write_text("1000")

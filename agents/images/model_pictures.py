@@ -15,7 +15,7 @@ from agents.images.decode import MAX_BYTES, Broken, picture, upright_size
 from agents.images.tiers import TIERS, tier_sizes, webp_tiers
 from agents.storage import atomic, blobs
 from agents.storage.layout import BLOBS, IMAGES, PENDING, DataDir
-from agents.storage.trash import Batch
+from agents.storage.trash import TrashBatch
 from bus.errors import UserError
 from schemas.images import EncodePicture, Picture
 
@@ -115,7 +115,7 @@ def tidy(
 
     A file's age counts from when it last got a name or was touched (ctime): an import may give its copy of a picture,
     hours old, the name of a pending original only now."""
-    trash = Batch(data, now)
+    trash = TrashBatch(data, now)
     used = {path.rpartition("/")[2] for path in originals}
     blobs.sweep(data, used, since=since, before=now - KEEP_BLOBS, trash=trash)
 

@@ -56,7 +56,7 @@ def webp_tiers(
     `exif` goes into every tier, and so does an ICC profile in the image's `info`. Alpha is kept. Raises ValueError for
     any other dtype, shape or mode.
 
-    Each tier is resized (Lanczos) from the one before and encoded by libwebp's method 4. The figures behind that, from
+    Each tier is resized (Lanczos) from the one before and encoded by libwebp's method 4. The figures for that, from
     `python -m tests.bench.bench_tiers --grid 2`: two photograph-like 4000×3000 pictures, CPU time for one of them (the
     least of three), bytes of the three files together, SSIM to a Lanczos resize of the full picture:
 

@@ -25,11 +25,11 @@ from agents.catalog.database import Database
 from agents.catalog.errors import CatalogApart, CatalogUnusable
 from agents.catalog.position import (
     REMEMBERED,
+    HistoryStream,
     Judgement,
     Point,
     Position,
     Standing,
-    Stream,
     judge,
     point_of,
     standing_of,
@@ -37,7 +37,7 @@ from agents.catalog.position import (
 from agents.catalog.rebuild import Rebuilt, compare, read_only, rebuilt
 from agents.storage.atomic import sync_folder
 from agents.storage.layout import DataDir
-from agents.storage.trash import Batch
+from agents.storage.trash import TrashBatch
 from bus.client import Bus
 from bus.errors import DarkroomError, Retry, Undecodable
 from bus.subjects import CATALOG_CHANGED
@@ -124,7 +124,7 @@ async def prepare(bus: Bus, path: Path, now: float) -> Opening:
     return Opening(begin=verdict.verdict == "go on", after=stream.last)
 
 
-async def _is_all_there_is(bus: Bus, path: Path, file: Standing, stream: Stream) -> bool:
+async def _is_all_there_is(bus: Bus, path: Path, file: Standing, stream: HistoryStream) -> bool:
     """Is a file what the stream made, though it has no place there? One from before positions can be what the last
     messages made, as many as it ever published: it began with nothing when the catalog before it was lost. And an older
     Darkroom may have gone on with one that has a position. Raises DarkroomError."""
@@ -179,24 +179,24 @@ def apart(path: Path, why: str) -> str:
     )
 
 
-async def stream_of(bus: Bus) -> Stream:
+async def stream_of(bus: Bus) -> HistoryStream:
     """What the bus has, by its ends. What a stranger put there is none of it. Raises Retry."""
     seq = int((await bus.js.stream_info(STREAM)).state.last_seq)
     with suppress(Undecodable):
         first, last = await bus.after(CATALOG_CHANGED, 0), await bus.last(CATALOG_CHANGED)
         if first is None or last is None:
-            return Stream(last_seq=seq)
+            return HistoryStream(last_seq=seq)
         if last.payload.history:  # of a stream that began before histories had names, the first is of none
-            return Stream(first=point_of(first.payload), end=point_of(last.payload), last_seq=seq)
+            return HistoryStream(first=point_of(first.payload), end=point_of(last.payload), last_seq=seq)
     points = [point_of(fact) async for facts in transactions(bus) for fact in facts]
     named = [point for point in points if point.history] or points
     if not named:
-        return Stream(last_seq=seq)
+        return HistoryStream(last_seq=seq)
     tail = "" if named[-1] == points[-1] else points[-1].id
-    return Stream(first=named[0], end=named[-1], last_seq=seq, tail=tail)
+    return HistoryStream(first=named[0], end=named[-1], last_seq=seq, tail=tail)
 
 
-async def read_stream(bus: Bus, stream: Stream, file: Standing | None) -> Stream:
+async def read_stream(bus: Bus, stream: HistoryStream, file: Standing | None) -> HistoryStream:
     """The same, read to its end for what a file has to be compared with. Raises DarkroomError."""
     asked = {point.id for point in file.unsent} if file else set[str]()
     if file and file.position:
@@ -344,7 +344,7 @@ def _swap(new: Path, path: Path, now: float) -> None:
 
 def set_aside(path: Path, now: float) -> None:
     """Move a catalog's file, with its logs, to the trash; `now` is seconds since 1970. Raises OSError."""
-    trash = Batch(path.parent, now)
+    trash = TrashBatch(path.parent, now)
     for suffix in _LOGS:
         trash.move(f"{path.name}{suffix}")
 

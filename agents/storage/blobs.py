@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agents.storage.atomic import place
 from agents.storage.layout import BLOBS, DataDir
-from agents.storage.trash import Batch
+from agents.storage.trash import TrashBatch
 
 
 def put(data: Path, content: bytes) -> str:
@@ -23,7 +23,7 @@ def put(data: Path, content: bytes) -> str:
     return key
 
 
-def sweep(data: Path, used: Collection[str], *, before: float, trash: Batch, since: float = 0.0) -> int:
+def sweep(data: Path, used: Collection[str], *, before: float, trash: TrashBatch, since: float = 0.0) -> int:
     """Move the blobs last put between those times (seconds since 1970) that are not `used` (by key) to the trash; how
     many.
 

@@ -35,7 +35,7 @@ class Trashed(msgspec.Struct, frozen=True, kw_only=True):
     at: float
 
 
-class Batch:
+class TrashBatch:
     """What one sweep moves to the trash of `data`, into a folder made with its first file. `now` is seconds since
     1970."""
 

@@ -7,7 +7,7 @@ import pytest
 from agents.catalog import matching
 from agents.catalog.asks.pending import list_pending, promote_chosen
 from agents.catalog.database import Database
-from agents.catalog.matching import Files, Found, Match, Wanted
+from agents.catalog.matching import Files, Match, MatchedFile, Wanted
 from agents.catalog.promotion import promote_present
 from agents.catalog.resolve import list_models
 from schemas.files import FilePath
@@ -118,7 +118,7 @@ async def test_every_pending_record_says_why_it_is(db: Database, tell: Tell):
 
 
 def test_a_match_is_the_file_at_the_place_before_any_other():
-    here, there = (Found(FilePath(root="m", rel=rel), 5, sha(rel)) for rel in ("a/x.pt", "b/x.pt"))
+    here, there = (MatchedFile(FilePath(root="m", rel=rel), 5, sha(rel)) for rel in ("a/x.pt", "b/x.pt"))
     files = Files([here, there])
     assert files.match(Wanted(there.path, "x.pt", 9)) == Match(there.sha256, "")
     assert files.match(Wanted(None, "x.pt", 5)) == Match(None, matching.MANY_OF_ITS_SIZE)

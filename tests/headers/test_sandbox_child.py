@@ -202,6 +202,6 @@ def test_a_child_that_is_killed_or_gets_no_time_is_no_verdict_on_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
     child_is(tmp_path, monkeypatch, script)
-    monkeypatch.setattr(sandbox, "CHILD_PATIENCE", 0.5)
+    monkeypatch.setattr(sandbox, "CHILD_WALL_SECONDS", 0.5)
     with pytest.raises(HeaderUnread, match="tried again"):
         identify(tmp_path, many(1 << 20, 2 << 20))

@@ -9,11 +9,11 @@ import pytest
 from agents.storage import atomic, blobs
 from agents.storage.blobs import put
 from agents.storage.blobs import sweep as sweep_blobs
-from agents.storage.trash import Batch, listed
+from agents.storage.trash import TrashBatch, listed
 
 
 def sweep(data: Path, used: Collection[str], *, before: float) -> int:
-    return sweep_blobs(data, used, before=before, trash=Batch(data, time.time()))
+    return sweep_blobs(data, used, before=before, trash=TrashBatch(data, time.time()))
 
 
 def test_bytes_are_kept_under_their_own_digest(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agents.cli import trash
-from agents.storage.trash import Batch, NotInTrash, empty, listed, restore
+from agents.storage.trash import NotInTrash, TrashBatch, empty, listed, restore
 from bus.errors import UserError
 from schemas.settings import Settings
 
@@ -23,7 +23,7 @@ def put(data: Path, name: str, content: bytes = b"a picture") -> Path:
 
 def swept(data: Path, *names: str, at: float = NOON) -> list[str]:
     """These files, moved to the trash in one sweep; what they are called there."""
-    batch = Batch(data, at)
+    batch = TrashBatch(data, at)
     for name in names:
         put(data, name)
         assert batch.move(name)
@@ -31,7 +31,7 @@ def swept(data: Path, *names: str, at: float = NOON) -> list[str]:
 
 
 def test_what_is_moved_is_listed_with_its_name_size_and_time(tmp_path: Path) -> None:
-    batch = Batch(tmp_path, NOON)
+    batch = TrashBatch(tmp_path, NOON)
     put(tmp_path, "images/a.webp", b"12345")
     assert batch.move("images/a.webp") and not batch.move("images/none.webp") and batch.moved == 1
     [one] = listed(tmp_path)
@@ -40,7 +40,7 @@ def test_what_is_moved_is_listed_with_its_name_size_and_time(tmp_path: Path) -> 
 
 
 def test_a_sweep_that_finds_nothing_makes_no_folder(tmp_path: Path) -> None:
-    assert not Batch(tmp_path, NOON).move("images/none.webp")
+    assert not TrashBatch(tmp_path, NOON).move("images/none.webp")
     assert list(tmp_path.iterdir()) == [] and listed(tmp_path) == []
 
 
@@ -95,7 +95,7 @@ def test_what_somebody_else_put_into_the_trash_is_left_alone(tmp_path: Path) -> 
 def test_a_link_is_moved_and_removed_itself_and_not_what_it_leads_to(tmp_path: Path) -> None:
     target = put(tmp_path, "elsewhere/a.webp")
     (tmp_path / "a.webp").symlink_to(target)
-    assert Batch(tmp_path, NOON).move("a.webp")
+    assert TrashBatch(tmp_path, NOON).move("a.webp")
     assert len(listed(tmp_path)) == 1 and empty(tmp_path)[0] == 1
     assert target.is_file() and not os.path.lexists(tmp_path / "a.webp")
 

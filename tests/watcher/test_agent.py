@@ -351,7 +351,7 @@ async def test_a_file_complete_beside_an_old_control_file_is_hashed_and_one_that
         await drop.later()
         assert drop.about("whole.safetensors") == ["Settled", "Hashed"] and drop.about("part.safetensors") == []
         (why,) = (await waits(drop)).values()
-        assert why.startswith("part.safetensors.aria2 says that it is still under way, but was not written for 30 days")
+        assert why.startswith("part.safetensors.aria2 marks it as still under way, but was not written for 30 days")
 
 
 async def test_what_waits_comes_in_pages_and_is_counted(drop: Drop) -> None:

@@ -11,7 +11,7 @@ from agents.catalog.asks.pictures import pictures_of
 from agents.catalog.database import Database
 from agents.catalog.errors import unknown_model
 from agents.catalog.outbox import publish
-from agents.catalog.resolve import HASH_PREFIX, Candidate, meant_by, read_candidate
+from agents.catalog.resolve import HASH_PREFIX, ModelCandidate, meant_by, read_candidate
 from bus.errors import Declined
 from schemas.catalog import EditModel, KnownPath, ModelReply, ShowModel, SidecarProblem, WholeModel
 from schemas.files import FilePath
@@ -92,6 +92,6 @@ async def edit_model(db: Database, ask: EditModel) -> ModelReply:
     return ModelReply(model=await whole_model(db, ask.sha256))
 
 
-def _list(meant: list[Candidate]) -> str:
+def _list(meant: list[ModelCandidate]) -> str:
     named = ", ".join(f"{one.model.name} [{one.model.sha256[:10]}]" for one in meant[:_NAMED])
     return named + (" and others" if len(meant) > _NAMED else "")

@@ -26,9 +26,9 @@ from agents.catalog.legacy.plan import (
     DISPLACED,
     PORTION,
     Batch,
+    ImportPlan,
     Met,
     MetPending,
-    Plan,
     fail_strays,
     plan_batch,
     to_json,
@@ -306,7 +306,7 @@ class Run:
             )
         )
 
-    async def _write(self, sql: Statements, plan: Plan, tally: ImportTally) -> None:
+    async def _write(self, sql: Statements, plan: ImportPlan, tally: ImportTally) -> None:
         models = await to_thread.run_sync(to_json, plan.models)
         await sql.rows("import_models", rows=models)
         descriptions = await to_thread.run_sync(to_json, [*plan.descriptions.values()])

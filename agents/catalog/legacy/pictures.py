@@ -20,7 +20,7 @@ from agents.images.decode import MAX_BYTES, BadPicture, picture
 from agents.storage import blobs
 from agents.storage.atomic import place, sync_folder
 from agents.storage.layout import PENDING, DataDir
-from agents.storage.trash import Batch
+from agents.storage.trash import TrashBatch
 
 MEDIA = "/media/"
 
@@ -89,7 +89,7 @@ class PictureCopier:
             return
         folder = DataDir(self.data).pending
         folder.mkdir(parents=True, exist_ok=True)
-        trash = Batch(self.data, now)
+        trash = TrashBatch(self.data, now)
         for file, source in files.items():
             trash.move(f"{PENDING}/{file}")
             os.link(self._folder / source, folder / file)
@@ -111,7 +111,7 @@ class PictureCopier:
 def sweep_pending(data: Path, used: Collection[str], now: float, since: float) -> int:
     """Move pending originals that no record has to the trash, but for those that are older than `since`, the beginning
     of the catalog: they are another's. Both times are seconds since 1970. How many. Raises OSError."""
-    trash = Batch(data, now)
+    trash = TrashBatch(data, now)
     for file in DataDir(data).pending.glob("*-*.*"):
         with suppress(FileNotFoundError):  # another sweep takes it this moment
             if _OURS.fullmatch(file.name) and file.name not in used and file.stat().st_ctime >= since:

@@ -77,7 +77,7 @@ class Met(msgspec.Struct):
     promoted: Collection[str]
 
 
-class Plan(msgspec.Struct):
+class ImportPlan(msgspec.Struct):
     """What to write: rows to insert (descriptions by content); values for the statements `fill_pending` and
     `add_pending_image`; links as pairs; pictures of models as (sha256, source); `files` are the SHA-256 of copied
     pictures, by the names that they get among the pending originals."""
@@ -99,10 +99,10 @@ Pictures = Mapping[int, list[Copied | Unusable]]
 
 def plan_batch(
     batch: Batch, met: Met, tags: Mapping[int, int], pictures: Pictures, tally: ImportTally, *, now: float
-) -> Plan:
+) -> ImportPlan:
     """The plan for a batch; `tags` are the catalog's ids of legacy tags, `now` stands in for times that are missing.
     All that happens to rows is counted, but for links and pictures of models, which only writing shows."""
-    plan, owners = Plan(), dict[int, str | int | None]()
+    plan, owners = ImportPlan(), dict[int, str | int | None]()
     for row in batch.models:
         for why, detail in row.notes:
             tally.note("models" if row.sha256 else "pending_import", row.id, why, detail)
@@ -123,7 +123,7 @@ def plan_batch(
     return plan
 
 
-def _take_model(row: LegacyModel, met: Met, plan: Plan, tally: ImportTally, now: float) -> str:
+def _take_model(row: LegacyModel, met: Met, plan: ImportPlan, tally: ImportTally, now: float) -> str:
     """A hashed row becomes a model, or adds to the one that has its content."""
     before = met.models.get(row.sha256)
     details = row.details if before is None else _together(before, row.details)
@@ -150,7 +150,7 @@ def _take_model(row: LegacyModel, met: Met, plan: Plan, tally: ImportTally, now:
 
 
 def _take_pending(
-    row: LegacyModel, met: Met, plan: Plan, tally: ImportTally, now: float
+    row: LegacyModel, met: Met, plan: ImportPlan, tally: ImportTally, now: float
 ) -> tuple[MetPending | None, int | None]:
     """A row without a hash becomes a pending record, or adds to the one with its path; None, where that is over."""
     record = met.pending.get(row.path)
@@ -202,7 +202,9 @@ def _usable(row: LegacyModel, took: list[Copied | Unusable], tally: ImportTally)
         tally.broken += one.why == BROKEN
 
 
-def _add_pictures(record: MetPending | None, copied: list[Copied], met: Met, plan: Plan, tally: ImportTally) -> None:
+def _add_pictures(
+    record: MetPending | None, copied: list[Copied], met: Met, plan: ImportPlan, tally: ImportTally
+) -> None:
     """Originals for a pending record: each of its pictures once."""
     for one in copied:
         if record is None or one.source in record.sources:
@@ -221,7 +223,7 @@ def _link(
     links: list[Link],
     owners: Mapping[int, str | int | None],
     tags: Mapping[int, int],
-    plan: Plan,
+    plan: ImportPlan,
     tally: ImportTally,
 ) -> None:
     for model, tag in links:

@@ -112,7 +112,7 @@ class Legacy:
         done = 0 if after is None or after < ODD else after - ODD + 1
         query = f"SELECT typeof(id), id, {wanted} FROM {table} WHERE NOT ({plain}) ORDER BY typeof(id), id"
         odd = self._rows(f"{query} LIMIT :limit OFFSET :done", limit=limit - len(rows), done=done)
-        return rows + [(ODD + done + n, *row[2:], _told(*row[:2])) for n, row in enumerate(odd)]
+        return rows + [(ODD + done + n, *row[2:], _shown_value(*row[:2])) for n, row in enumerate(odd)]
 
     def _odd_ids(self, table: str) -> dict[tuple[bytes, Any], int]:
         """What stands for the ids of a table that are no numbers, by their types and values."""
@@ -181,7 +181,7 @@ class Legacy:
         newest = max(known, default=0)
         if newest == VERSION:
             return
-        found = str(newest) if known else ", ".join(_told(*row) for row in versions) or "none"
+        found = str(newest) if known else ", ".join(_shown_value(*row) for row in versions) or "none"
         advice = (
             "a newer program wrote it"
             if newest > VERSION
@@ -288,7 +288,7 @@ def shown(value: Any) -> str:
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
-def _told(type: bytes, value: Any) -> str:
+def _shown_value(type: bytes, value: Any) -> str:
     """A value with its type, for people."""
     return "NULL" if value is None else f"{shown(value)} ({type.decode()})"
 

@@ -21,13 +21,13 @@ async def take_tags(sql: Statements, rows: list[LegacyTag], tally: ImportTally, 
     ids, names = json.dumps([row.id for row in rows]), json.dumps([row.name for row in rows])
     met = await sql.rows("tags_met", ids=ids, names=names)
     [(last,)] = await sql.rows("largest_tag")
-    plan = TagPlan({str(name): Known(int(id), str(color)) for id, name, color in met}, max(int(last), largest) + 1)
+    plan = TagPlan({str(name): KnownTag(int(id), str(color)) for id, name, color in met}, max(int(last), largest) + 1)
     await to_thread.run_sync(plan.take, rows, tally, now)
     await sql.many("add_tag", plan.added.values())
     await sql.many("color_tag", plan.coloured.values())
 
 
-class Known(NamedTuple):
+class KnownTag(NamedTuple):
     """A tag as the catalog has it, or will."""
 
     id: int
@@ -37,7 +37,7 @@ class Known(NamedTuple):
 class TagPlan:
     """What some legacy tags change: rows to add, and colours to fill in, by name. `free` is the next id to give."""
 
-    def __init__(self, known: dict[str, Known], free: int) -> None:
+    def __init__(self, known: dict[str, KnownTag], free: int) -> None:
         self._known, self._free = known, free
         self._taken = {tag.id for tag in known.values()}
         self.added: dict[str, dict[str, Any]] = {}
@@ -64,7 +64,7 @@ class TagPlan:
                 tally.note("tags", row.id, ID_TAKEN, f"{row.name}: {id}")
         created_at = now if row.created_at is None else row.created_at
         self.added[row.name] = {"id": id, "name": row.name, "color": row.color, "created_at": created_at}
-        self._known[row.name] = Known(id, row.color)
+        self._known[row.name] = KnownTag(id, row.color)
         self._taken.add(id)
         tally.count("tags", "inserted")
 
@@ -75,7 +75,7 @@ class TagPlan:
         if known.id != row.id:
             tally.note("tags", row.id, MAPPED, f"{row.name}: {known.id}")
         if filled:
-            self._known[row.name] = Known(known.id, row.color)
+            self._known[row.name] = KnownTag(known.id, row.color)
             if row.name in self.added:
                 self.added[row.name]["color"] = row.color
             else:

@@ -61,7 +61,7 @@ def read(fd: int, size: int, cores: Cores) -> Chunks:
     """All of a file of `size` bytes. Raises OSError, or ChangedWhileHashing when it ends early."""
     offset = 0
     if size <= SMALL_BYTES:
-        return (yield from plainly(fd, 0, size, memoryview(bytearray(size)), _never))
+        return (yield from plainly(fd, 0, size, memoryview(bytearray(size)), _not_cancelled))
     buffers = [memoryview(bytearray(BUFFER_BYTES)) for _ in range(BUFFERS)]
     with cores.one():
         while offset < size:
@@ -72,7 +72,7 @@ def read(fd: int, size: int, cores: Cores) -> Chunks:
     return offset
 
 
-def _never() -> bool:
+def _not_cancelled() -> bool:
     return False
 
 

@@ -27,7 +27,7 @@ MODELS = (
 """Folders below `models/`, of all programs, in any case and with or without what stands between their words:
 `StableDiffusion`, `TextEncoders` and `DiffusionModels` are among them. (Not those of models in many files each.)"""
 
-BESIDE_MODELS = ("embeddings", "extensions/sd-webui-controlnet/models")
+NEXT_TO_MODELS = ("embeddings", "extensions/sd-webui-controlnet/models")
 """Those of A1111 that lie elsewhere."""
 
 NOT_MODELS = frozenset(
@@ -92,7 +92,7 @@ def from_folder(folder: str) -> Source:
     else:
         models = next(iter(_called(base, "models")), base)
     found = _called(models, *MODELS)
-    for place in BESIDE_MODELS:
+    for place in NEXT_TO_MODELS:
         found += _called((base / place).parent, Path(place).name)
     there = dict.fromkeys(map(str, found))
     if not there:

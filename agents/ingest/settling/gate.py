@@ -148,8 +148,8 @@ def _why_controlled(seen: Observation, settings: WatcherSettings) -> str:
     """Why the control file still holds the file back; empty when the file outweighs it."""
     name, age = seen.control, seen.control_age
     if age is None or age < settings.stale_control:
-        return f"{name} says that it is still under way"
-    old = f"{name} says that it is still under way, but was not written for {_days(age)}"
+        return f"{name} marks it as still under way"
+    old = f"{name} marks it as still under way, but was not written for {_days(age)}"
     if not is_full_length(seen):
         return f"{old}; nothing proves that the file is complete: resume the download, or delete {name} if it is"
     if seen.blank is not False:
@@ -169,7 +169,7 @@ def _refusal(seen: Observation) -> Refuse | None:
     """Why this file, if it stays as it is, can't be a model. A foreign header is no reason: such a file is
     catalogued as unknown, with its problem, so that its owner finds it where the others are."""
     size = seen.stat.size if seen.stat else 0
-    lengths = f"The file is {size:,} bytes long, but its header says {seen.expected or 0:,}"
+    lengths = f"The file is {size:,} bytes long, but its header asks for {seen.expected or 0:,}"
     if size == 0:
         return Refuse(
             reason="empty", error="The file is empty; unless it is still on its way, copy or download it again."
