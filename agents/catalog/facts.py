@@ -1,7 +1,6 @@
 """Applying facts about files to the catalog: rows in, ledger, rows out, and what changed into the outbox."""
 
 import json
-import time
 from collections.abc import Container, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +14,7 @@ from agents.catalog.ledger import Entry, FileFact, Ledger, LedgerRow, ModelFact
 from agents.catalog.names import fold, stem
 from agents.catalog.outbox import publish
 from agents.catalog.promotion import promote_placed
+from bus.clock import Clock
 from schemas.catalog import Strategy
 from schemas.files import Described, FilePath, Hashed, HashFailed, Identity, Moved, Refused, Removed, Settled, Stat
 
@@ -66,7 +66,7 @@ async def _apply_some(
         known = {id for (id,) in await sql.rows("applied_messages", ids=json.dumps([id for id, _ in facts]))}
         ledger = await _ledger(sql, [fact for id, fact in facts if id not in known and not isinstance(fact, Described)])
         before = ledger.whereabouts()
-        news, done = await to_thread.run_sync(_applied, ledger, facts, known)
+        news, done = await to_thread.run_sync(_applied, ledger, facts, known, db.clock)
         fresh = {id: fact for id, fact in facts[:done] if id not in known}
         files = [fact for fact in fresh.values() if not isinstance(fact, Described)]
         await sql.many("put_model", [_model_values(entry) for entry in ledger.changed_entries.values()])
@@ -88,15 +88,15 @@ async def _apply_some(
 
 
 def _applied(
-    ledger: Ledger, facts: Sequence[tuple[str, FileFact | Described]], known: Container[str]
+    ledger: Ledger, facts: Sequence[tuple[str, FileFact | Described]], known: Container[str], clock: Clock
 ) -> tuple[list[tuple[str, ModelFact]], int]:
     """What facts change about models, each change with its message id; and how many facts were looked at. In a thread:
     a content with thousands of copies takes a while, and others ask the catalog meanwhile."""
     news: list[tuple[str, ModelFact]] = []
     seen: set[str] = set()
-    until = time.monotonic() + PIECE_SECONDS
+    until = clock.steady() + PIECE_SECONDS
     for done, (id, fact) in enumerate(facts):
-        if done and time.monotonic() > until:
+        if done and clock.steady() > until:
             return news, done
         if id not in known and id not in seen and not isinstance(fact, Described):
             news += [(f"{id}.{n}", change) for n, change in enumerate(ledger.apply(fact))]

@@ -7,7 +7,6 @@ contents of models, paths of what is not hashed), so that importing the same thi
 
 import shutil
 import sqlite3
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, closing
 from functools import partial
@@ -131,7 +130,7 @@ async def _run(
     began_at: float,
 ) -> ImportReport:
     images = Path(job.images) if job.images else None
-    source = opened(Path(job.database).absolute(), folder / "source")
+    source = opened(Path(job.database).absolute(), folder / "source", db.clock)
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         with anyio.CancelScope(shield=True):  # or the copy would stay
@@ -163,7 +162,7 @@ class Run:
         self.limiter = anyio.CapacityLimiter(PARALLEL)
         # What is parsed and what is planned would take turns with Python's lock, and the loop would wait for both.
         self.planned = anyio.Semaphore(1)
-        self.lap = time.monotonic()
+        self.lap = self.db.clock.steady()
         self.tags: dict[int, int] = {}
         self.promoted: set[str] = set()
 
@@ -188,7 +187,7 @@ class Run:
     async def _reach(self, sql: Statements, phase: str, after: int | None, tally: ImportTally) -> None:
         """Move the cursor, within the transaction of what it stands for. (What is taken over here, and then not
         committed, ends the run with an error.)"""
-        lap = time.monotonic()
+        lap = self.db.clock.steady()
         tally.seconds += lap - self.lap
         self.lap, self.report = lap, tally.report()
         self.cursor = Cursor(of=self.legacy.fingerprint, phase=phase, after=after)

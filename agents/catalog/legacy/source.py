@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agents.catalog.errors import LegacyUnusable
+from bus.clock import Clock
 
 VERSION = 2
 VALUE_BYTES = 1 << 20
@@ -212,7 +213,7 @@ class Legacy:
 
 
 @contextlib.contextmanager
-def opened(source: Path, folder: Path) -> Iterator[Legacy]:
+def opened(source: Path, folder: Path, clock: Clock) -> Iterator[Legacy]:
     """A copy of the legacy catalog `source`, made in the new folder `folder` and removed with it at the end.
 
     Raises LegacyUnusable when there is no such file, when it is written all the time, or when it is no legacy catalog
@@ -222,7 +223,7 @@ def opened(source: Path, folder: Path) -> Iterator[Legacy]:
     folder.mkdir(parents=True)
     try:
         copy = folder / "legacy.db"
-        mark = _copy_quiet(source, copy)
+        mark = _copy_quiet(source, copy, clock)
         # The copy may need what the original must not get: its journal rolled back, its log's index made.
         with contextlib.closing(sqlite3.connect(copy, check_same_thread=False)) as connection:
             connection.text_factory = bytes
@@ -235,12 +236,12 @@ def opened(source: Path, folder: Path) -> Iterator[Legacy]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _copy_quiet(source: Path, copy: Path) -> str:
+def _copy_quiet(source: Path, copy: Path, clock: Clock) -> str:
     """Copy a database and what belongs to it, when nobody writes them. Returns what distinguishes this state."""
     for _ in range(COPY_TRIES):
         before = _state(source)
         newest = max(times[1] for times in before.values())
-        if 0 <= time.time() - newest / 1e9 < QUIET_SECONDS:
+        if 0 <= clock.now() - newest / 1e9 < QUIET_SECONDS:
             time.sleep(QUIET_SECONDS)
             continue
         for suffix in ("", *SIDE_FILES):

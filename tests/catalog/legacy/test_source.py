@@ -20,6 +20,7 @@ from agents.catalog.legacy import source as legacy
 from agents.catalog.legacy.rows import model_of, tag_of
 from agents.catalog.legacy.source import RawModel, RawTag, opened
 from agents.storage.roots import RootIndex
+from bus.clock import Clock
 from schemas.files import Details, Identity
 from tests.catalog import legacy_making
 from tests.catalog.legacy_making import SCHEMA, SPARE, WHEN, make, model, said, sha
@@ -57,7 +58,7 @@ def fingerprints(folder: Path) -> dict[str, tuple[str, int, int]]:
 
 
 def tags_of(source: Path, folder: Path) -> list[int]:
-    with opened(source, folder) as found:
+    with opened(source, folder, Clock()) as found:
         return [row.id for row in found.tags(None, 100)]
 
 
@@ -104,14 +105,14 @@ def test_a_transaction_that_a_crash_left_half_way_is_undone_in_the_copy_only(tmp
 
 def test_a_catalog_without_the_optional_columns_is_read(tmp_path: Path):
     path = make(tmp_path / "legacy.db", [model(1, "/a.ckpt", None)], [(1, "a")], [(1, 1)], schema=SPARE)
-    with opened(path, tmp_path / "work") as found:
+    with opened(path, tmp_path / "work", Clock()) as found:
         assert found.models(None, 10) == [RawModel(1, b"/a.ckpt", None, b"checkpoint", *[None] * 5, 0)]
         assert found.tags(None, 10) == [RawTag(1, b"a", None, None)]
         assert (found.links(None, 1), found.stray_links(1)) == ([(1, 1)], [])
 
 
 def refused(path: Path, folder: Path) -> str:
-    with pytest.raises(LegacyUnusable) as caught, opened(path, folder):
+    with pytest.raises(LegacyUnusable) as caught, opened(path, folder, Clock()):
         pass
     assert not folder.exists()
     return str(caught.value)
@@ -151,13 +152,13 @@ def test_a_damaged_catalog_is_an_error_in_a_sentence(tmp_path: Path):
     data = bytearray(path.read_bytes())
     data[40_000:-8000] = b"\xa5" * (len(data) - 48_000)
     path.write_bytes(data)
-    with pytest.raises(LegacyUnusable, match="damaged"), opened(path, tmp_path / "work") as found:
+    with pytest.raises(LegacyUnusable, match="damaged"), opened(path, tmp_path / "work", Clock()) as found:
         found.models(None, 1000)
 
 
 def test_a_value_that_is_too_large_is_left_out_without_being_loaded(tmp_path: Path):
     path = make(tmp_path / "legacy.db", [model(1, "/a", extra_json="x" * (legacy.VALUE_BYTES + 1))])
-    with opened(path, tmp_path / "work") as found:
+    with opened(path, tmp_path / "work", Clock()) as found:
         [row] = found.models(None, 10)
     assert (row.extra_json, row.too_large) == (None, 1)
 

@@ -13,6 +13,7 @@ from agents.catalog.legacy import tags as import_tags
 from agents.catalog.legacy.importer import BATCH
 from agents.catalog.legacy.rows import BAD_ID, BAD_SIZE, BAD_TIME, model_of, tag_of
 from agents.catalog.legacy.source import ODD, RawModel, RawTag, opened
+from bus.clock import Clock
 from schemas.imports import ImportReport
 from tests.catalog.legacy.test_importer import Take, counts, images, table, take
 from tests.catalog.legacy_making import LENIENT, SCHEMA, WHEN, make, model, sha
@@ -82,7 +83,7 @@ def test_pages_of_rows_with_and_without_numbers_meet(tmp_path: Path):
     ids: list[Any] = [3, "b", None, 1, None, 2.5, "a", 2**62]
     path = make(tmp_path / "legacy.db", [model(id, f"/{n}") for n, id in enumerate(ids)], schema=DESCENDING)
     for limit in (1, 2, 3, len(ids), BATCH):
-        with opened(path, tmp_path / "work") as found:
+        with opened(path, tmp_path / "work", Clock()) as found:
             seen, after = list[RawModel](), None
             while page := found.models(after, limit):
                 assert len(page) <= limit
@@ -149,7 +150,7 @@ def test_a_size_is_taken_however_it_is_written():
 @pytest.mark.parametrize("version", ["'2'", "2.0", "' 2 '", "'2.0'", "x'32'", "1), (2", "'1'), ('2'"])
 def test_a_schema_version_that_means_2_is_2(tmp_path: Path, version: str):
     path = make(tmp_path / "legacy.db", tags=[(1, "a")], schema=UNTYPED.replace("VALUES (2)", f"VALUES ({version})"))
-    with opened(path, tmp_path / "work") as found:
+    with opened(path, tmp_path / "work", Clock()) as found:
         assert [row.id for row in found.tags(None, 10)] == [1]
 
 
@@ -167,12 +168,12 @@ def test_a_schema_version_that_means_2_is_2(tmp_path: Path, version: str):
 def test_another_schema_version_is_told_as_it_is_written(tmp_path: Path, version: str, says: str):
     schema = UNTYPED.replace("VALUES (2)", f"VALUES ({version})")
     path = make(tmp_path / "legacy.db", schema=schema)
-    with pytest.raises(LegacyUnusable, match="schema") as caught, opened(path, tmp_path / "work"):
+    with pytest.raises(LegacyUnusable, match="schema") as caught, opened(path, tmp_path / "work", Clock()):
         pass
     assert says in str(caught.value)
 
 
 def test_a_catalog_without_a_version_is_refused(tmp_path: Path):
     path = make(tmp_path / "legacy.db", schema=SCHEMA.replace("INSERT INTO schema_version VALUES (2);", ""))
-    with pytest.raises(LegacyUnusable, match="version none, not 2"), opened(path, tmp_path / "work"):
+    with pytest.raises(LegacyUnusable, match="version none, not 2"), opened(path, tmp_path / "work", Clock()):
         pass
