@@ -126,7 +126,7 @@ async def test_with_a_key_everything_but_health_needs_it_in_one_of_three_forms(b
             [("Authorization", b"Bearer " + key)],
             list(basic("me", "sésame").items()),
         ):
-            assert (await client.get("/api/jobs", headers=headers)).status_code == 200, headers
+            assert (await client.get("/api/samplers", headers=headers)).status_code == 200, headers
 
 
 async def test_without_a_key_credentials_are_no_obstacle_and_name_the_tenant(bus: Bus, tmp_path: Path):
