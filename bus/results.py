@@ -12,6 +12,7 @@ import structlog
 from bus.client import Bus
 from bus.errors import Retry, Taken, Undecodable
 from bus.subjects import JOB_FINISHED, RESULT
+from bus.wakeup import SHORTEST
 from bus.worker import Delivery
 from schemas.jobs import Finished, Result, Status
 
@@ -77,7 +78,8 @@ async def give_up(bus: Bus, delivery: Delivery, status: str, reason: str, error:
 @asynccontextmanager
 async def watched(bus: Bus, id: str) -> AsyncIterator[threading.Event]:
     """An event, good in any thread, that is set when the job has its result, at once or meanwhile. Looked up at the
-    start, and again every heartbeat, because listening is lossy. Raises Retry at the start."""
+    start, and again every heartbeat, because listening is lossy; soon and then ever later after an arrival, because a
+    subscriber gets a result before its stream has stored it. Raises Retry at the start."""
     stop, scope = threading.Event(), anyio.CancelScope()
     async with bus.listen(RESULT(id=id), buffer=4, flush=False) as arrivals:  # the look is asked for after it
 
@@ -86,10 +88,11 @@ async def watched(bus: Bus, id: str) -> AsyncIterator[threading.Event]:
             while not stop.is_set():
                 with anyio.move_on_after(pause):
                     await arrivals.receive()
+                    pause = SHORTEST
                 try:
                     if await result_of(bus, id):
                         stop.set()
-                    pause = bus.settings.heartbeat
+                    pause = min(pause * 4, bus.settings.heartbeat)
                 except Retry as error:
                     log.warning("unknown yet whether the job was ended", error=str(error))
                     pause = bus.settings.retry_delay

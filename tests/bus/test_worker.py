@@ -269,6 +269,20 @@ async def test_a_cancelled_job_is_told_to_stop_while_it_runs(bus: Bus):
         assert await anyio.to_thread.run_sync(stop.wait, 5)
 
 
+async def test_a_result_that_is_announced_before_it_is_stored_stops_its_job_soon(nats_server: LocalServer, monkeypatch):
+    looks = []
+
+    async def stored_late(bus: Bus, id: str):
+        looks.append(id)
+        return await result_of(bus, id) if len(looks) > 3 else None
+
+    monkeypatch.setattr("bus.results.result_of", stored_late)
+    slow = msgspec.structs.replace(QUICK, ack_wait=120.0, heartbeat=60.0)
+    async with connect(nats_server.url, slow, name="test") as bus, watched(bus, id := new_id()) as stop:
+        await cancel(bus, id)
+        assert await anyio.to_thread.run_sync(stop.wait, 5), "not at the next heartbeat alone"
+
+
 async def test_parked_pulls_and_jobs_survive_a_restart_of_the_server(tmp_path):
     done, handled = anyio.Event(), []
 
