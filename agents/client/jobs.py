@@ -5,6 +5,7 @@ a result.
 """
 
 import heapq
+import math
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -37,6 +38,7 @@ from bus.subjects import (
     TICK_STEP,
     Subject,
 )
+from bus.wakeup import SHORTEST
 from schemas.asks import ListModels, ModelList
 from schemas.jobs import AnyStatus, JobPage, JobPlace, JobView, Lane, ListJobs, Request
 from schemas.models import Model
@@ -46,7 +48,8 @@ log = structlog.get_logger()
 
 SUBMIT_SECONDS = 5.0
 LOOK_SECONDS = 2.0
-"""How often stored facts are looked up when no message came: core NATS is lossy."""
+"""How often stored facts are looked up when no message came: core NATS is lossy. (After one that is not stored yet,
+they are looked up soon and then ever later.)"""
 END_SECONDS = 0.5
 """How long the finished fact may come after its result before the end is sent without it."""
 _UNREAD = 32
@@ -145,25 +148,31 @@ async def events(bus: Bus, id: str, after_seq: int = 0) -> AsyncGenerator[JobEve
     """
     if await state(bus, id) is None:
         raise unknown_job()
-    seq, over = after_seq, False
+    seq, over_at, pause = after_seq, math.inf, LOOK_SECONDS
     async with _listening(bus, EVENTS_OF_A_JOB.format(id=id), TICK_STEP(id=id), TICK_PREVIEW(id=id)) as live:
         while True:
             try:
                 while (stored := await bus.raw("EVENTS", EVENTS_OF_A_JOB.format(id=id), seq=seq + 1)) is not None:
-                    seq = stored.seq
+                    seq, pause = stored.seq, LOOK_SECONDS
                     if (event := await _event(bus, id, stored)) is None:
                         continue
                     yield event
                     if event.name == "finished":
                         return
-                if over and (view := await state(bus, id)) is not None:
+                now = anyio.current_time()
+                if now >= over_at + END_SECONDS and (view := await state(bus, id)) is not None:
                     yield JobEvent(name="finished", seq=None, data=view)
                     return
-                over = bool(await results.result_of(bus, id) or await bus.last(JOB_FINISHED, id=id))
+                if over_at == math.inf and (await results.result_of(bus, id) or await bus.last(JOB_FINISHED, id=id)):
+                    over_at = now
             except Retry as error:
                 log.info("event stream waits for the bus", job=id, why=str(error))
-            async for tick in _ticks(live, END_SECONDS if over else LOOK_SECONDS):
-                yield tick
+            pause = min(pause * 4, LOOK_SECONDS if over_at == math.inf else END_SECONDS)
+            async for tick in _ticks(live, pause):
+                if tick is None:  # a subscriber gets a fact before its stream has stored it
+                    pause = SHORTEST
+                else:
+                    yield tick
 
 
 async def _event(bus: Bus, id: str, stored: Stored[bytes]) -> JobEvent | None:
@@ -179,8 +188,8 @@ async def _event(bus: Bus, id: str, stored: Stored[bytes]) -> JobEvent | None:
     return None
 
 
-async def _ticks(live: MemoryObjectReceiveStream[Msg], seconds: float) -> AsyncGenerator[JobEvent, None]:
-    """Ticks as they come, until a fact comes or the time is over."""
+async def _ticks(live: MemoryObjectReceiveStream[Msg], seconds: float) -> AsyncGenerator[JobEvent | None, None]:
+    """Ticks as they come, until a fact comes (None) or the time is over."""
     until = anyio.current_time() + seconds
     while (left := until - anyio.current_time()) > 0:
         with anyio.move_on_after(left) as scope:
@@ -193,6 +202,7 @@ async def _ticks(live: MemoryObjectReceiveStream[Msg], seconds: float) -> AsyncG
             elif TICK_PREVIEW.matches(message.subject):
                 yield JobEvent(name="preview", seq=None, data=TICK_PREVIEW.decode(message.data))
             else:
+                yield None
                 return
 
 

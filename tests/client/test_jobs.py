@@ -222,6 +222,31 @@ async def test_events_come_in_order_once_each_however_much_is_missed_in_between(
     assert facts == ["planned", "started", "finished"] and names[-1] == "finished"
 
 
+async def test_a_fact_that_is_announced_before_it_is_stored_is_shown_soon(bus: Bus, monkeypatch: pytest.MonkeyPatch):
+    id, raw, late = await jobs.submit(bus, request()), bus.raw, 0
+
+    async def stored_late(stream: str, pattern: str, *, seq: int = 0):
+        nonlocal late
+        if stream == "EVENTS" and seq and (late := late - 1) >= 0:
+            return None
+        return await raw(stream, pattern, seq=seq)
+
+    monkeypatch.setattr(bus, "raw", stored_late)
+    monkeypatch.setattr(jobs, "LOOK_SECONDS", 60.0)
+    monkeypatch.setattr(jobs, "END_SECONDS", 60.0)
+    async with aclosing(jobs.events(bus, id)) as events:
+        with anyio.fail_after(10):
+            await say_planned(bus, id)
+            assert (await anext(events)).name == "planned"
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(anext, events)
+                late = 3
+                await say_started(bus, id)
+            late = 3
+            await succeed(bus, id)
+            assert [event.name async for event in events] == ["finished"]
+
+
 async def test_events_after_a_sequence_of_a_job_that_ended_still_tell_the_end(bus: Bus):
     id = new_id()
     planned = await say_planned(bus, id)
