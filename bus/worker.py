@@ -22,6 +22,8 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
+NOT_AN_ATTEMPT = (Retry, Full, NoAnswer)
+"""What a handler raises where something else is missing: its job comes back."""
 _LONGEST_ERROR = 2000
 """Characters."""
 _LONGEST_RETRY = 30.0
@@ -142,7 +144,7 @@ async def _decide(bus: Bus, work: Work[T], message: Msg, delivery: Delivery) -> 
                 status = "failed" if isinstance(error, Fail) else "rejected"
                 await work.give_up(delivery, status, error.reason, words(error))
                 await message.ack()
-            case Retry() | Full() | NoAnswer():
+            case _ if isinstance(error, NOT_AN_ATTEMPT):
                 log.info("job put back", why=words(error))
                 if started:
                     await _publish_released(bus, work.kind, id, words(error))
@@ -170,7 +172,7 @@ def sole(error: BaseException) -> BaseException:
     """The one error inside groups of one (task groups wrap even a single error), or of several that all mean to try
     again; else the error itself."""
     while isinstance(error, BaseExceptionGroup):
-        if len(error.exceptions) > 1 and not all(isinstance(one, Retry) for one in error.exceptions):
+        if len(error.exceptions) > 1 and not all(isinstance(one, NOT_AN_ATTEMPT) for one in error.exceptions):
             break
         error = error.exceptions[0]
     return error

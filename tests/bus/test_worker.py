@@ -168,6 +168,20 @@ async def test_a_reject_inside_a_task_group_still_means_reject(bus: Bus):
     assert (told.status, told.reason, told.error) == ("rejected", "unknown-model", "no such model")
 
 
+async def test_several_errors_at_once_that_are_no_attempts_are_none_together(bus: Bus):
+    tries = 0
+
+    async def handle(request: Request, delivery: Delivery) -> None:
+        nonlocal tries
+        if (tries := tries + 1) <= 4:
+            raise ExceptionGroup("of two tasks", [Full("no room"), Retry("no answer")])
+        await end(bus, delivery.id, "failed", "done", "")
+
+    async with running(functools.partial(serve, bus, work(bus, handle), "w")):
+        told = await result(bus, await ask(bus))
+    assert (told.reason, tries) == ("done", 5)
+
+
 async def test_what_can_not_be_decoded_is_a_dead_letter_and_a_rejected_result(bus: Bus):
     id = new_id()
     await bus.publish_raw(PREPARE(lane="normal", tenant="t0", id=id), b'{"prompt": 7}')
