@@ -68,11 +68,12 @@ def number(given: Mapping[str, str], name: str, default: int, *, least: int = 0,
 
 
 def one_of(given: Mapping[str, str], name: str, *words: T) -> T:
-    """A parameter that is one of these words, by default the first. Raises BadRequest."""
+    """A parameter that is one of these words, by default the first. Raises BadRequest, which lists those not empty."""
     for word in words:
         if given.get(name, words[0]) == word:
             return word
-    raise BadRequest(422, "invalid", f"{name} {given[name][:100]!r}: there are {', '.join(map(str, words))}", name)
+    there = ", ".join(str(word) for word in words if word)
+    raise BadRequest(422, "invalid", f"{name} {given[name][:100]!r}: there are {there}", name)
 
 
 def sha_of(request: Request) -> str:

@@ -200,6 +200,8 @@ async def test_the_list_is_newest_first_and_bounded(bus: Bus, tmp_path: Path):
             assert (answer.status_code, wanted) == (200, "") or (answer.status_code, reason(answer)) == (422, wanted), (
                 query
             )
+        refusal = (await client.get("/api/jobs?status=done")).json()["error"]["message"]
+        assert refusal.startswith("status 'done': there are queued, planned, "), "no status is not one of the words"
         for limit in ("0", "501", "-1", "x", "", "1e2", "9999999999"):
             answer = await client.get(f"/api/jobs?limit={limit}")
             assert (answer.status_code, reason(answer)) == (422, "invalid"), limit
