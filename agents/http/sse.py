@@ -27,7 +27,8 @@ class EventStream(EventSourceResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await super().__call__(scope, receive, send)
-        if self.active and self.stopping.is_set():  # an end, not a broken connection
+        # An end, not a broken connection; the answer to HEAD, which has no events, has one.
+        if self.active and self.stopping.is_set() and scope["method"] != "HEAD":
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _listen_for_exit_signal(self) -> None:  # type: ignore[override]

@@ -72,6 +72,24 @@ async def test_a_source_that_fails_ends_its_stream_in_good_order_and_leaves_no_t
     assert asyncio.all_tasks() == tasks
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_stream_that_is_asked_for_while_the_server_stops_ends_once(method: str):
+    async def silent() -> AsyncGenerator[Event, None]:
+        await anyio.sleep_forever()
+        yield {}
+
+    sent, stopping = [], anyio.Event()
+    stopping.set()
+
+    async def send(message):
+        sent.append(message)
+
+    with anyio.fail_after(5):
+        await EventStream(silent(), stopping)({**GET, "method": method}, anyio.sleep_forever, send)
+    assert sent[0]["status"] == 200
+    assert [message["more_body"] for message in sent[1:]].index(False) == len(sent) - 2, "nothing after the end"
+
+
 async def test_of_a_reader_that_reads_nothing_only_a_buffer_is_kept_and_it_holds_up_nobody_else():
     made, stopping = 0, anyio.Event()
 
