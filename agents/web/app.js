@@ -106,8 +106,6 @@ async function lookAtJobs() {
   }
   if (shown && !jobs.has(shown)) learn(await call(`/api/jobs/${encodeURIComponent(shown)}`).catch(() => ({ id: "" })));
   if (!jobs.has(shown)) shown = order[0] ?? "";
-  await Promise.all(order.map((id) => jobs.get(id)).filter((job) => job.status === "succeeded" && !job.result)
-    .map(async (job) => learn(await call(`/api/jobs/${job.id}`))));
   draw();
 }
 

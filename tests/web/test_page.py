@@ -150,3 +150,14 @@ async def test_the_infotext_shown_is_what_the_file_holds_and_is_read_when_it_is_
         assert not read
         await reads_the_infotext(page, held)
     assert len(read) == 1
+
+
+@needs_chromium
+async def test_a_job_that_the_list_alone_still_knows_is_shown_and_hides_no_other() -> None:
+    forgotten = {"id": "b" * 32, "status": "succeeded", "plan": None, "result": None}
+    failed = {"id": "c" * 32, "status": "failed", "plan": {"prompt": "a fox"}, "result": {"images": [], "error": "no"}}
+    async with only_files() as url, browser_page(url, expected="404") as page:
+        await page.route("**/api/jobs?*", lambda route: route.fulfill(json={"jobs": [forgotten, failed]}))
+        await page.reload()
+        await page.locator("#gallery li").nth(1).wait_for()
+        assert await page.locator("#gallery li").all_inner_texts() == ["Finished", "Failed"]
