@@ -92,7 +92,7 @@ async function lookAtModels() {
   form.model.value = choice?.sha256 ?? "";
   if (!choice) form.model.prepend(el("option", { value: "", selected: "" }, "No checkpoint yet"));
   $("generate").disabled = !choice;
-  drawPortrait();
+  drawModelPicture();
   if (arrived.length) announce(`New model: ${arrived.map((model) => model.name).join(", ")}`);
   drawStage(true);
 }
@@ -245,7 +245,7 @@ function show(id) {
   if (matchMedia("(max-width: 860px)").matches) $("stage").scrollIntoView(); // there it lies below the form
 }
 
-function drawPortrait() { // the chosen model's first picture, if it has one
+function drawModelPicture() { // the chosen model's first picture, if it has one
   const model = models?.find(({ sha256 }) => sha256 === form.model.value);
   const source = model?.pictures ? `/api/images/${model.sha256}.webp?quality=low` : "";
   $("model-picture").hidden = !source;
@@ -389,11 +389,11 @@ function fill(values) {
     form.random.checked = false;
   }
   keep();
-  drawPortrait();
+  drawModelPicture();
 }
 
 form.addEventListener("submit", (event) => { event.preventDefault(); generate(); });
-form.addEventListener("input", () => { keep(); drawPortrait(); });
+form.addEventListener("input", () => { keep(); drawModelPicture(); });
 $("model-picture").addEventListener("error", () => { $("model-picture").hidden = true; });
 form.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); generate(); }
