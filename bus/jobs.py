@@ -1,5 +1,8 @@
 """A job as the stored messages show it: derived anew each time, nothing is kept."""
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 import msgspec
 import structlog
 
@@ -14,10 +17,13 @@ from bus.subjects import (
     JOB_RELEASED,
     JOB_STARTED,
     PREPARE,
+    Subject,
 )
 from schemas.jobs import JobPlace, JobStatus, JobView, Plan, Released, Request, Started
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 EARLIEST = 1_577_836_800.0
 """The time in a plausible id is after this (2020), and at most an hour from now."""
@@ -35,12 +41,10 @@ async def state(bus: Bus, id: str) -> JobView | None:
     result = await results.result_of(bus, id)
     request = None if result else await bus.raw("PREPARE", PREPARE.filter(id=id))
     counts = await bus.waiting("EVENTS", EVENTS_OF_A_JOB.format(id=id))
-    plan = await _plan_of(bus, id) if JOB_PLANNED(id=id) in counts else None
-    started = await bus.last(JOB_STARTED, id=id) if JOB_STARTED(id=id) in counts else None
+    plan = await _last(bus, JOB_PLANNED, id, counts)
+    started = await _last(bus, JOB_STARTED, id, counts)
     result = result or await results.result_of(bus, id)
-    finished = None
-    if result is None and JOB_FINISHED(id=id) in counts:  # results are forgotten by count and age of their own
-        finished = await bus.last(JOB_FINISHED, id=id)
+    finished = await _last(bus, JOB_FINISHED, id, {} if result else counts)  # (a result is forgotten by its own age)
     if not (result or request or counts):
         return None
     attempts = counts.get(JOB_STARTED(id=id), 0) - counts.get(JOB_RELEASED(id=id), 0)
@@ -48,14 +52,14 @@ async def state(bus: Bus, id: str) -> JobView | None:
     if result:
         status = result.status
     elif finished:
-        status = finished.payload.status
+        status = finished.status
     return JobView(
         id=id,
         status=status,
         created_at=created(id, bus.clock.now()) or (plan.created_at if plan else None),
         planned_at=plan.created_at if plan else None,
-        started_at=started.payload.at if started else None,
-        ended_at=result.ended_at if result else finished.payload.at if finished else None,
+        started_at=started.at if started else None,
+        ended_at=result.ended_at if result else finished.at if finished else None,
         attempts=max(attempts, 0),
         request=decoded(request.payload) if request else None,
         plan=plan,
@@ -63,11 +67,14 @@ async def state(bus: Bus, id: str) -> JobView | None:
     )
 
 
-async def _plan_of(bus: Bus, id: str) -> Plan | None:
+async def _last(bus: Bus, row: Subject[T], id: str, counts: Mapping[str, int]) -> T | None:
+    """The last fact of a job on one of the subjects that have any; None where nobody can read it. Raises Retry."""
+    if row(id=id) not in counts:
+        return None
     try:
-        stored = await bus.last(JOB_PLANNED, id=id)
+        stored = await bus.last(row, id=id)
     except Undecodable as error:
-        log.warning("a plan that can't be read", job=id, error=str(error))
+        log.warning("a fact that can't be read", job=id, fact=row.template, error=str(error))
         return None
     return stored.payload if stored else None
 

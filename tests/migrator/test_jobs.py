@@ -15,7 +15,7 @@ from agents.migrator.replay import transactions
 from bus import results
 from bus.client import Bus
 from bus.ids import digest_id, new_id
-from bus.subjects import DEAD, GENERATE, JOB_FINISHED, JOB_PLANNED, PREPARE, RESULT
+from bus.subjects import DEAD, GENERATE, JOB_FINISHED, JOB_PLANNED, JOB_STARTED, PREPARE, RESULT
 from schemas.jobs import Finished, JobView
 from schemas.settings import MigratorSettings
 from tests.conftest import running
@@ -177,6 +177,20 @@ async def test_what_the_streams_have_forgotten_or_nobody_can_read_is_left_out_of
     assert found[bad_plan].plan is None and found[bad_plan].status == "succeeded"
     assert found[bad_result].status == "failed" and found[bad_result].result is not None
     assert found[bad_result].result.reason == "undecodable-result"
+
+
+async def test_a_start_that_nobody_can_read_neither_stops_the_list_nor_the_rows_after_it(bus: Bus, path: Path):
+    ended, drawing, later = (new_id(1_790_000_000 + n) for n in range(3))
+    for id in (ended, drawing):
+        await say_planned(bus, id)
+        await bus.publish_raw(JOB_STARTED(id=id), b"junk")
+    await bus.publish(GENERATE, plan(drawing), lane="low", model="a" * 12, id=drawing)
+    await succeed(bus, ended)
+    await succeed(bus, later)
+    async with running(migrating(bus, path, jobs_days=0)):
+        found = await listed(bus, have_ended(2))
+        assert statuses(found) == [(later, "succeeded"), (drawing, "running"), (ended, "succeeded")]
+        assert found[1].started_at is None and found[1].attempts == 1
 
 
 async def test_a_fact_that_no_row_can_hold_is_a_dead_letter_and_the_others_go_on(bus: Bus, path: Path):
