@@ -53,13 +53,15 @@ _CHANGES: tuple[Subject[Plan] | Subject[Started] | Subject[Released], ...] = (JO
 
 
 class UnfinishedJobs:
-    """What is known of the jobs under way."""
+    """What is known of the jobs under way. `followed` are those of which no fact was missed since their plan."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._views: dict[str, JobView] = {}
         self._waiting: dict[str, JobView] = {}
+        self._to_read: set[str] = set()
         self._stale = Wakeup()
+        self.followed: set[str] = set()
 
     def of(self, id: str) -> JobView | None:
         """What is known of one."""
@@ -70,6 +72,13 @@ class UnfinishedJobs:
         for id in ids:
             self._views.pop(id, None)
             self._waiting.pop(id, None)
+            self._to_read.discard(id)
+            self.followed.discard(id)
+
+    def _miss(self) -> None:
+        """Facts may have been missed."""
+        self.followed.clear()
+        self._stale.set()
 
     def places(self, ids: Iterable[str], now: float) -> dict[JobPlace, JobView]:
         """All that are planned, and those of `ids` that are not, by their places in lists."""
@@ -79,7 +88,7 @@ class UnfinishedJobs:
     async def keep(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Follow the jobs for ever. Ready when all that were under way are known, if the bus answers."""
         facts, requests = EVENTS_OF_A_JOB.format(id="*"), PREPARE.filter()
-        self._bus.on_reconnect.add(self._stale.set)
+        self._bus.on_reconnect.add(self._miss)
         try:
             async with (
                 self._bus.listen(facts, buffer=_UNREAD) as events,
@@ -93,7 +102,8 @@ class UnfinishedJobs:
                 async for message in events:
                     self._note(message)
         finally:
-            self._bus.on_reconnect.discard(self._stale.set)
+            self._bus.on_reconnect.discard(self._miss)
+            self.followed.clear()
 
     async def _look_again(self) -> None:
         while True:
@@ -104,9 +114,11 @@ class UnfinishedJobs:
         """Make the copy anew: planned jobs are in the queues after PREPARE, the latest requests in that."""
         try:
             rows: tuple[Subject[Any], ...] = (GENERATE, ENCODE)
-            planned = [id for row in rows for id in await self._queued(row)]
+            before = {*self._views}
+            planned = {id for row in rows for id in await self._queued(row)}
             waiting = sorted(await self._queued(PREPARE), key=lambda id: place_of(id, self._bus.clock.now()))
-            self._views = {id: view for id, view in self._views.items() if id in planned}
+            self.forget(before - planned)
+            self._to_read = {*planned, *waiting[-QUEUED:]}
             slots = anyio.CapacityLimiter(_AT_ONCE)
             async with anyio.create_task_group() as tasks:
                 for id in planned:
@@ -126,12 +138,14 @@ class UnfinishedJobs:
     async def _read_state(self, id: str, slots: anyio.CapacityLimiter) -> None:
         async with slots:
             view = await state(self._bus, id)
-        if view and view.plan and not view.ended:
+        if id in self._to_read and view and view.plan and not view.ended:
             self._views[id] = view
+            self.followed.discard(id)
 
     async def _read_request(self, id: str, slots: anyio.CapacityLimiter) -> None:
         async with slots:
-            if request := await request_of(self._bus, id):
+            request = await request_of(self._bus, id)
+            if request and id in self._to_read:
                 self._waiting[id] = queued(id, request, self._bus.clock.now())
 
     async def _note_requests(self, messages: anyio.abc.ObjectReceiveStream[Msg]) -> None:
@@ -153,8 +167,15 @@ class UnfinishedJobs:
                 with suppress(Undecodable):
                     view = after(before, row.decode(message.data))
                     if view.plan:
+                        self._follow(row, id)
                         self._views[id] = view
                         self._waiting.pop(id, None)
+
+    def _follow(self, row: Subject[Any], id: str) -> None:
+        if row is JOB_PLANNED and id not in self._views:
+            self.followed.add(id)
+        elif row is JOB_RELEASED:  # a repeat of it would count twice
+            self.followed.discard(id)
 
 
 class JobRecords:
@@ -202,7 +223,7 @@ class JobRecords:
     async def _end_of(self, fact: Finished) -> JobView:
         """A job that has ended, as the streams show it; what they have forgotten is not known."""
         seen = self.unfinished.of(fact.id)
-        if seen and seen.plan and (result := await results.result_of(self._bus, fact.id)):
+        if seen and fact.id in self.unfinished.followed and (result := await results.result_of(self._bus, fact.id)):
             return msgspec.structs.replace(seen, status=result.status, ended_at=result.ended_at, result=result)
         view = await state(self._bus, fact.id) or JobView(
             id=fact.id, status=fact.status, created_at=created(fact.id, self._bus.clock.now())

@@ -6,17 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from agents.catalog import history
+from agents.catalog.database import Database
+from agents.catalog.jobs import list_jobs
 from agents.client.jobs import jobs, state
 from agents.migrator import agent as migrator
+from agents.migrator.jobs import JobRecords, UnfinishedJobs
 from agents.migrator.replay import transactions
 from bus import results
 from bus.client import Bus
+from bus.followers import Fact
 from bus.ids import digest_id, new_id
 from bus.subjects import DEAD, GENERATE, JOB_FINISHED, JOB_PLANNED, JOB_STARTED, PREPARE, RESULT
-from schemas.jobs import Finished, JobView
+from schemas.jobs import Finished, JobView, ListJobs
 from schemas.settings import MigratorSettings
 from tests.conftest import running
 from tests.http.serving import plan, request, say_planned, say_released, say_started, succeed
@@ -38,6 +43,12 @@ async def listed(bus: Bus, is_so: Callable[[list[JobView]], bool], **asked: Any)
             found = [*(await jobs(bus, 100, **asked))[0]]
             if is_so(found):
                 return found
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    with anyio.fail_after(20):
+        while not is_so():
+            await anyio.lowlevel.checkpoint()
 
 
 def have_ended(count: int) -> Callable[[list[JobView]], bool]:
@@ -220,6 +231,51 @@ async def test_a_migrator_that_starts_knows_what_is_under_way(bus: Bus, path: Pa
         assert [view.id for view in only] == [waiting]
         only, _ = await jobs(bus, 100, text=f"prompt {queued}")
         assert [view.id for view in only] == [queued]
+
+
+async def test_a_job_whose_facts_were_missed_is_written_down_as_its_streams_show_it(bus: Bus, path: Path):
+    missed, followed = new_id(), new_id()
+    async with Database.open(path, clock=bus.clock, begin=True) as db:
+        records = JobRecords(bus, db, 0)
+        async with running(records.unfinished.keep):
+            await say_planned(bus, missed)
+            await say_planned(bus, followed)
+            await until(lambda: {missed, followed} <= records.unfinished.followed)
+        await say_started(bus, missed)  # nobody listens, as while a connection is lost
+        async with running(records.unfinished.keep):
+            await succeed(bus, missed)
+            last = await bus.last(JOB_FINISHED, id=missed)
+            assert last is not None
+            await records.write_down([Fact(JOB_FINISHED, last.payload, last.seq)])
+        [found] = (await list_jobs(db, ListJobs(), {})).jobs
+        assert found == await state(bus, missed) and found.attempts == 1 and found.started_at is not None
+
+
+async def test_a_job_that_is_planned_while_the_list_is_made_anew_stays_in_it(
+    bus: Bus, path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    id, listing, go_on = new_id(), anyio.Event(), anyio.Event()
+    waiting = bus.waiting
+
+    async def slowly(stream: str, pattern: str) -> dict[str, int]:
+        found = await waiting(stream, pattern)
+        if stream == "ENCODE":
+            listing.set()
+            await go_on.wait()
+        return found
+
+    unfinished = UnfinishedJobs(bus)
+    async with running(unfinished.keep):
+        monkeypatch.setattr(bus, "waiting", slowly)
+        for call in tuple(bus.on_reconnect):
+            call()
+        await listing.wait()
+        await say_planned(bus, id)
+        await until(lambda: unfinished.of(id) is not None)
+        monkeypatch.undo()
+        go_on.set()
+        await say_started(bus, id)
+        await until(lambda: (view := unfinished.of(id)) is not None and view.status == "running")
 
 
 async def test_ids_without_a_time_are_the_newest_while_they_wait_and_count_from_their_plan_then(bus: Bus, path: Path):
