@@ -52,6 +52,8 @@ LOOK_SECONDS = 2.0
 they are looked up soon and then ever later.)"""
 END_SECONDS = 0.5
 """How long the finished fact may come after its result before the end is sent without it."""
+SEARCHED = 1000
+"""Queued jobs among which words are looked for at most: the newest, whose requests the catalog remembers."""
 _UNREAD = 32
 _CURSOR = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?(?:e[+-]?[0-9]{1,2})?)-([0-9a-f]{32})")
 
@@ -116,7 +118,8 @@ async def jobs(
     found: list[JobView] = []
     while len(found) < limit:
         older = (one for one in places if place is None or one < place)
-        newest = tuple(id for _, id in heapq.nlargest(limit - len(found) + 1, older))
+        count = max(limit - len(found) + 1, SEARCHED if text else 0)
+        newest = tuple(id for _, id in heapq.nlargest(count, older))
         ask = ListJobs(text=text, status=status, before=place, limit=limit - len(found), queued=newest)
         page = await bus.ask(ASK_JOBS, ask, JobPage)
         found += page.jobs

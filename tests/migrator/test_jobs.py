@@ -278,6 +278,15 @@ async def test_a_job_that_is_planned_while_the_list_is_made_anew_stays_in_it(
         await until(lambda: (view := unfinished.of(id)) is not None and view.status == "running")
 
 
+async def test_words_are_looked_for_among_more_queued_jobs_than_one_page_holds(bus: Bus, path: Path):
+    ids = [new_id(1_790_000_000 + n) for n in range(12)]
+    for n, id in enumerate(ids):
+        await bus.publish(PREPARE, request(f"number{n:02}"), lane="low", tenant="t1", id=id)
+    async with running(migrating(bus, path)):
+        found, _ = await jobs(bus, 5, text="number00")
+        assert [view.id for view in found] == [ids[0]]
+
+
 async def test_ids_without_a_time_are_the_newest_while_they_wait_and_count_from_their_plan_then(bus: Bus, path: Path):
     undated, dated = digest_id("undated"), new_id(1_790_000_000)
     await bus.publish(PREPARE, request(), lane="low", tenant="t1", id=undated)
