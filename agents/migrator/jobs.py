@@ -99,8 +99,10 @@ class UnfinishedJobs:
                 task_status.started()
                 tasks.start_soon(self._look_again)
                 tasks.start_soon(self._note_requests, jobs)
+                slots = anyio.CapacityLimiter(_AT_ONCE)
                 async for message in events:
-                    self._note(message)
+                    if unplanned := self._note(message):
+                        tasks.start_soon(self._read_unplanned, unplanned, slots)
         finally:
             self._bus.on_reconnect.discard(self._miss)
             self.followed.clear()
@@ -111,12 +113,12 @@ class UnfinishedJobs:
             await self._look()
 
     async def _look(self) -> None:
-        """Make the copy anew: planned jobs are in the queues after PREPARE, the latest requests in that."""
+        """Make the copy anew: planned jobs are in the queues after PREPARE (or on their way there), the latest requests
+        in that. Looked up from the first queue to the last: a job that moves on meanwhile is met again."""
         try:
-            rows: tuple[Subject[Any], ...] = (GENERATE, ENCODE)
             before = {*self._views}
-            planned = {id for row in rows for id in await self._queued(row)}
             waiting = sorted(await self._queued(PREPARE), key=lambda id: place_of(id, self._bus.clock.now()))
+            planned = {*await self._queued(GENERATE), *await self._queued(ENCODE), *before.intersection(waiting)}
             self.forget(before - planned)
             self._to_read = {*planned, *waiting[-QUEUED:]}
             slots = anyio.CapacityLimiter(_AT_ONCE)
@@ -142,6 +144,15 @@ class UnfinishedJobs:
             self._views[id] = view
             self.followed.discard(id)
 
+    async def _read_unplanned(self, id: str, slots: anyio.CapacityLimiter) -> None:
+        """Read a job whose plan was published before this listened, and which no queue had yet."""
+        self._to_read.add(id)
+        try:
+            await self._read_state(id, slots)
+        except Retry as error:
+            log.warning("a job is not known yet", job=id, error=str(error))
+            self._stale.set()
+
     async def _read_request(self, id: str, slots: anyio.CapacityLimiter) -> None:
         async with slots:
             request = await request_of(self._bus, id)
@@ -157,19 +168,22 @@ class UnfinishedJobs:
             while len(self._waiting) > QUEUED:
                 del self._waiting[next(iter(self._waiting))]
 
-    def _note(self, message: Msg) -> None:
+    def _note(self, message: Msg) -> str | None:
+        """Take in a fact; the id of its job when the plan of that is not known."""
         if JOB_FINISHED.matches(message.subject):
-            return  # it is forgotten once it is written down: then the catalog has it
+            return None  # it is forgotten once it is written down: then the catalog has it
         for row in _CHANGES:
             if row.matches(message.subject):
                 id = row.parse(message.subject)["id"]
                 before = self.of(id) or queued(id, None, self._bus.clock.now())
                 with suppress(Undecodable):
                     view = after(before, row.decode(message.data))
-                    if view.plan:
-                        self._follow(row, id)
-                        self._views[id] = view
-                        self._waiting.pop(id, None)
+                    if view.plan is None:
+                        return id
+                    self._follow(row, id)
+                    self._views[id] = view
+                    self._waiting.pop(id, None)
+        return None
 
     def _follow(self, row: Subject[Any], id: str) -> None:
         if row is JOB_PLANNED and id not in self._views:

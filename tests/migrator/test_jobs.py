@@ -278,6 +278,21 @@ async def test_a_job_that_is_planned_while_the_list_is_made_anew_stays_in_it(
         await until(lambda: (view := unfinished.of(id)) is not None and view.status == "running")
 
 
+async def test_a_job_that_was_planned_but_in_no_queue_yet_when_the_list_was_made_is_in_it_once_it_starts(
+    bus: Bus, path: Path
+):
+    id = new_id(1_790_000_000)
+    await bus.publish(PREPARE, request(), lane="low", tenant="t1", id=id)
+    await say_planned(bus, id)  # and then the queue GENERATE was full
+    async with running(migrating(bus, path)):
+        await listed(bus, lambda views: statuses(views) == [(id, "queued")])
+        await bus.publish(GENERATE, plan(id), lane="low", model="a" * 12, id=id)
+        await bus.js.purge_stream("PREPARE")
+        await say_started(bus, id)
+        [found] = await listed(bus, lambda views: statuses(views) == [(id, "running")])
+        assert found == await state(bus, id)
+
+
 async def test_words_are_looked_for_among_more_queued_jobs_than_one_page_holds(bus: Bus, path: Path):
     ids = [new_id(1_790_000_000 + n) for n in range(12)]
     for n, id in enumerate(ids):
