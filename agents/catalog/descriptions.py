@@ -20,7 +20,6 @@ from agents.catalog.names import fold
 from agents.catalog.outbox import publish
 from agents.storage.layout import PENDING, DataDir
 from agents.storage.trash import TrashBatch
-from schemas.files import Details
 from schemas.images import Encoded, PictureRefused
 from schemas.models import Layer, ModelPictured, ModelTagged, TagPut
 
@@ -57,13 +56,6 @@ async def put_layer(sql: Statements, sha256: str, layer: Layer, details: dict[st
     else:
         await sql.rows("drop_description", sha256=sha256, layer=layer)
     return True
-
-
-async def layer_of(sql: Statements, sha256: str, layer: Layer) -> Details | None:
-    """What one layer has of a model; None when it has nothing."""
-    for (text,) in await sql.rows("description", sha256=sha256, layer=layer):
-        return msgspec.json.decode(text, type=Details)
-    return None
 
 
 async def tag_ids(sql: Statements, names: Iterable[str], msg_id: str, at: float) -> dict[str, int]:

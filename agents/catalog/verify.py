@@ -18,8 +18,6 @@ from agents.storage.layout import DataDir
 
 Subject = Literal["database", "model", "picture", "original", "output", "history"]
 
-BLOCK = 1 << 20
-
 
 class VerifyProblem(msgspec.Struct, frozen=True, kw_only=True):
     """Something that differs from the catalog's record: what it is about, its name, and a sentence."""
