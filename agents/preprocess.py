@@ -138,7 +138,9 @@ async def prepare(bus: Bus, limits: LimitSettings, request: Request, delivery: D
     Where nobody has begun the job before, no plan can be stored, since an attempt is stored before its plan."""
     stored = None if delivery.first else await bus.last(JOB_PLANNED, id=delivery.id)
     plan = stored.payload if stored else await _planned(bus, limits, request, delivery)
-    await enqueue(bus, GENERATE, plan, lane=plan.lane, model=plan.model.sha256[:12], id=plan.id)
+    await enqueue(
+        bus, GENERATE, plan, lane=plan.lane, model=plan.model.sha256[:12], id=plan.id, release=delivery.release
+    )
 
 
 async def _planned(bus: Bus, limits: LimitSettings, request: Request, delivery: Delivery) -> Plan:

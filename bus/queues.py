@@ -14,11 +14,11 @@ from nats.js.errors import APIError
 
 from bus.client import NOT_NOW, Bus, encode
 from bus.dead_letters import dead_letter
-from bus.errors import DarkroomError, Retry, Taken
+from bus.errors import DarkroomError, Full, Retry, Taken
 from bus.ids import digest_id
 from bus.pull import Puller, durable, ensure_consumer, is_job
 from bus.subjects import Subject
-from bus.worker import Work, process
+from bus.worker import Release, Work, nothing_begun, process
 
 log = structlog.get_logger()
 
@@ -184,9 +184,17 @@ def was_last(message: Msg) -> bool:
     return message.metadata.num_pending == 0
 
 
-async def enqueue(bus: Bus, subject: Subject[T], payload: T, **tokens: str) -> None:
-    """Put a job into its queue, waiting for room; one that is there already is fine. Raises TooLarge, Retry."""
+async def enqueue(
+    bus: Bus, subject: Subject[T], payload: T, *, release: Release = nothing_begun, **tokens: str
+) -> None:
+    """Put a job into its queue, waiting for room; one that is there already is fine. `release` gives back the attempt
+    at the job it comes of, when there is no room now. Raises TooLarge, Retry."""
+    name, data = subject(**tokens), encode(payload)
     try:
-        await bus.publish_raw(subject(**tokens), encode(payload), wait=True)
+        try:
+            await bus.publish_raw(name, data)
+        except Full as error:
+            await release(str(error))
+            await bus.publish_raw(name, data, wait=True)
     except Taken:
         log.debug("job is queued already", subject=subject(**tokens))

@@ -30,6 +30,14 @@ _LONGEST_RETRY = 30.0
 """Seconds; a missing dependency is asked for ever more rarely, up to this."""
 
 
+Release = Callable[[str], Awaitable[None]]
+"""From here on a job only waits, for the reason given: who dies meanwhile leaves no attempt. Raises Retry, Full."""
+
+
+async def nothing_begun(why: str) -> None:
+    """`Release` of a delivery whose attempt has not begun."""
+
+
 @dataclass(frozen=True)
 class Delivery:
     """Where a message came from: its subject's tokens, its place in the stream, how often it was delivered. `first`:
@@ -40,6 +48,7 @@ class Delivery:
     seq: int
     delivered: int
     first: bool = False
+    release: Release = nothing_begun
 
     @property
     def id(self) -> str:
@@ -115,7 +124,14 @@ async def process(bus: Bus, work: Work[T], message: Msg) -> None:
 
 
 async def _decide(bus: Bus, work: Work[T], message: Msg, delivery: Delivery) -> None:
-    started, before, id = False, 0, work.counted_as(delivery)
+    started, counted, before, id = False, False, 0, work.counted_as(delivery)
+
+    async def release(why: str) -> None:
+        nonlocal counted
+        if counted:
+            await _publish_released(bus, work.kind, id, why)
+            counted = False
+
     try:
         if await work.ended(delivery):
             await message.ack()
@@ -125,13 +141,12 @@ async def _decide(bus: Bus, work: Work[T], message: Msg, delivery: Delivery) -> 
         if before >= bus.settings.max_attempts:
             await _exhausted(bus, work, message, delivery, await _why_failed(bus, work.kind, id, before))
             return
-        started = True
-        await work.handle(payload, replace(delivery, first=first))
+        started = counted = True
+        await work.handle(payload, replace(delivery, first=first, release=release))
     except anyio.get_cancelled_exc_class():
         with anyio.CancelScope(shield=True), suppress(Exception):  # what ends us is the shutdown
             with anyio.move_on_after(3):
-                if started:
-                    await _publish_released(bus, work.kind, id, "shutdown")
+                await release("shutdown")
             await message.nak(delay=0.2)  # not at once: our own pull may still be open and would get it
         raise
     except Exception as raised:
@@ -146,8 +161,7 @@ async def _decide(bus: Bus, work: Work[T], message: Msg, delivery: Delivery) -> 
                 await message.ack()
             case _ if isinstance(error, NOT_AN_ATTEMPT):
                 log.info("job put back", why=words(error))
-                if started:
-                    await _publish_released(bus, work.kind, id, words(error))
+                await release(words(error))
                 pause = min(bus.settings.retry_delay * delivery.delivered, _LONGEST_RETRY)
                 await message.nak(delay=getattr(error, "delay", None) or pause)
             case _ if before + 1 >= bus.settings.max_attempts:
@@ -156,6 +170,8 @@ async def _decide(bus: Bus, work: Work[T], message: Msg, delivery: Delivery) -> 
             case _:
                 log.exception("job failed, will be tried again", attempt=before + 1)
                 if started:
+                    if not counted:
+                        await _start(bus, work.kind, id)
                     why = f"{type(error).__name__}: {words(error)}"
                     await attempt_failed(bus, work.kind, id, why, once=f"{delivery.seq}-{before}")
                 await message.nak(delay=bus.settings.retry_delay * 2**before)

@@ -206,7 +206,7 @@ class Generator:
         )
         if len(encode(job)) > MAX_MESSAGE:  # the encoder reads the plan then
             job = msgspec.structs.replace(job, pixels=pixels)
-        await enqueue(self.bus, ENCODE, job, lane=plan.lane, id=plan.id)
+        await enqueue(self.bus, ENCODE, job, lane=plan.lane, id=plan.id, release=delivery.release)
         seconds = round(self.bus.clock.steady() - began, 3)
         log.info("drawn", pictures=len(pixels), model=plan.model.name, seconds=seconds)
 

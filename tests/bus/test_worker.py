@@ -14,8 +14,8 @@ from bus.ids import new_id
 from bus.queues import LanePicker, enqueue, serve, was_last
 from bus.results import cancel, end, ended, give_up, result_of, watched
 from bus.server import LocalServer, local_server
-from bus.subjects import ATTEMPT_STARTED, DEAD, JOB_FINISHED, PREFIX, PREPARE, RESULT
-from bus.worker import Delivery, Work, process
+from bus.subjects import ATTEMPT_STARTED, DEAD, GENERATE, JOB_FINISHED, PREFIX, PREPARE, RESULT
+from bus.worker import Delivery, Work, attempts, process
 from schemas.jobs import Request, Started
 from schemas.settings import BusSettings
 from tests.conftest import QUICK, running
@@ -274,6 +274,48 @@ async def test_a_full_queue_is_waited_for_and_nothing_is_lost(nats_server: Local
                 await all_seen.wait()
             tasks.cancel_scope.cancel()
     assert len(set(seen)) == 8
+
+
+async def test_who_dies_while_a_job_waits_for_room_leaves_no_attempt(nats_server: LocalServer):
+    small = BusSettings(generate_queue=1, store_bytes=256 * 1024 * 1024, ack_wait=2, heartbeat=0.5)
+    place = {"lane": "low", "model": "0" * 12}
+    async with connect(nats_server.url, small, name="test") as bus:
+        await bus.publish(GENERATE, {}, **place, id="0" * 32)
+        asked, counted = await ask(bus), []
+
+        async def handle(request: Request, delivery: Delivery) -> None:
+            counted.append(await attempts(bus, "prepare", delivery.id))
+            await enqueue(bus, GENERATE, {}, **place, id=delivery.id, release=delivery.release)
+
+        async with running(functools.partial(serve, bus, work(bus, handle), "w")):
+            with anyio.fail_after(20):
+                while not counted or await attempts(bus, "prepare", asked):
+                    await bus.flush()
+            assert [*await bus.waiting("GENERATE", GENERATE.filter())] == [GENERATE(**place, id="0" * 32)]
+            await bus.js.purge_stream("GENERATE")
+            await until_forgotten(bus, asked)
+        assert [*await bus.waiting("GENERATE", GENERATE.filter())] == [GENERATE(**place, id=asked)]
+        assert (counted, await attempts(bus, "prepare", asked)) == ([1], 0)
+
+
+async def test_a_job_that_waited_for_room_and_was_shut_down_is_released_once(nats_server: LocalServer):
+    small = BusSettings(generate_queue=1, store_bytes=256 * 1024 * 1024, ack_wait=2, heartbeat=0.5)
+    place = {"lane": "low", "model": "0" * 12}
+    async with connect(nats_server.url, small, name="test") as bus:
+        await bus.publish(GENERATE, {}, **place, id="0" * 32)
+        asked, waits = await ask(bus), anyio.Event()
+
+        async def handle(request: Request, delivery: Delivery) -> None:
+            async def release(why: str) -> None:
+                await delivery.release(why)
+                waits.set()
+
+            await enqueue(bus, GENERATE, {}, **place, id=delivery.id, release=release)
+
+        async with running(functools.partial(serve, bus, work(bus, handle), "w")):
+            with anyio.fail_after(20):
+                await waits.wait()
+        assert await attempts(bus, "prepare", asked) == 0
 
 
 async def test_a_cancelled_job_is_told_to_stop_while_it_runs(bus: Bus):
