@@ -54,7 +54,7 @@ def test_what_waits_is_named_by_scan_and_doctor_and_is_no_failure(tmp_path: Path
         first, *lines = done.stdout.splitlines()
         assert done.returncode == 0 and first.startswith("models: 1 model in "), done.stdout
         assert "1 waiting" in first and len(lines) == 1, done.stdout
-        assert "part.safetensors: waits since " in lines[0] and "part.safetensors.aria2 says" in lines[0]
+        assert "part.safetensors: waits since " in lines[0] and "part.safetensors.aria2 marks it" in lines[0]
         (state,) = json.loads(darkroom("scan", *data, "--json").stdout)["roots"]
         assert [file["path"]["rel"] for file in state["waits"]] == ["part.safetensors"]
         done = darkroom("doctor", *data)

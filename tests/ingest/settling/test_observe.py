@@ -179,7 +179,7 @@ def test_a_fresh_control_file_and_one_from_the_future_hold_it_back(tmp_path: Pat
     month_old(control)
     put(tmp_path / "a.safetensors.part", b"")
     verdict = late_verdict(tmp_path, "a.safetensors")
-    assert isinstance(verdict, gate.Wait) and "a.safetensors.part says" in verdict.why
+    assert isinstance(verdict, gate.Wait) and "a.safetensors.part marks it" in verdict.why
 
 
 def reserved(path: Path) -> None:
