@@ -91,7 +91,7 @@ def expected_size(fd: int) -> int:
     OSError."""
     if read_length(fd) > CHILD_OVER_BYTES:
         return read(fd, length_only=True).file_size
-    return read_header(fd).file_size
+    return read_header(fd, strict=False).file_size
 
 
 def read(fd: int, *, length_only: bool = False) -> Reading:
@@ -108,7 +108,7 @@ def read(fd: int, *, length_only: bool = False) -> Reading:
 
 
 def _read_here(fd: int, length_only: bool) -> Reading:
-    header = read_header(fd)
+    header = read_header(fd, strict=not length_only)
     if length_only:
         return Reading(file_size=header.file_size)
     return Reading(file_size=header.file_size, identity=identify_header(header))
