@@ -83,7 +83,7 @@ async def ours(jobs: list[EncodePicture], data: Path) -> tuple[float, list[float
 
 def jobs(source: str, first: int, count: int) -> list[EncodePicture]:
     """Jobs for one original under new numbers."""
-    plain = EncodePicture(id="", sha256=MODEL, number=0, original=f"{blobs.FOLDER}/{source}", source=source)
+    plain = EncodePicture(id="", sha256=MODEL, number=0, original=f"blobs/{source}", source=source)
     return [msgspec.structs.replace(plain, number=first + index) for index in range(count)]
 
 
