@@ -1,7 +1,6 @@
 """The encoder on a real bus: what it does when the pixels it is asked for are not there."""
 
 import functools
-import hashlib
 from pathlib import Path
 
 import anyio
@@ -13,21 +12,11 @@ from bus.queues import LanePicker, enqueue, serve
 from bus.results import ended, finish, give_up, result_of
 from bus.subjects import ATTEMPT_RELEASED, ENCODE, GENERATE, IMAGE_ENCODED, JOB_PLANNED
 from bus.worker import Delivery, Work
-from schemas.files import FilePath
 from schemas.images import Encode, Picture, Pixels
-from schemas.jobs import ModelRef, Plan, Result, SchedulerSpec
+from schemas.jobs import Plan, Result
 from schemas.settings import EncoderSettings
 from tests.conftest import running
-
-
-def plan(id: str) -> Plan:
-    sha256 = hashlib.sha256(b"model").hexdigest()
-    model = ModelRef(sha256=sha256, name="m", family="sd15", path=FilePath(root="models", rel="m.safetensors"))
-    return Plan(
-        id=id, lane="normal", tenant="t0", day="2026-01-01", created_at=1.0, model=model, prompt="a fox",
-        negative_prompt="", steps=2, cfg_scale=7.0, width=64, height=64, sampler="euler", scheduler="normal",
-        spec=SchedulerSpec(class_name="EulerDiscreteScheduler"), seeds=(1,), format="webp", quality=90, lossless=False,
-    )  # fmt: skip
+from tests.plans import plan
 
 
 async def test_lost_pixels_are_drawn_again_even_while_their_generator_has_not_let_go(bus: Bus, tmp_path: Path):

@@ -31,6 +31,7 @@ from PIL import Image
 from agents.images.model_pictures import encode_picture, picture_names
 from agents.images.tiers import TIERS, tier_sizes
 from agents.storage import blobs
+from agents.storage.layout import BLOBS, DataDir
 from schemas.images import EncodePicture
 from schemas.settings import EncoderSettings
 from tests.bench.figures import Figure, loop_lag, p50, p99, table
@@ -83,7 +84,7 @@ async def ours(jobs: list[EncodePicture], data: Path) -> tuple[float, list[float
 
 def jobs(source: str, first: int, count: int) -> list[EncodePicture]:
     """Jobs for one original under new numbers."""
-    plain = EncodePicture(id="", sha256=MODEL, number=0, original=f"blobs/{source}", source=source)
+    plain = EncodePicture(id="", sha256=MODEL, number=0, original=f"{BLOBS}/{source}", source=source)
     return [msgspec.structs.replace(plain, number=first + index) for index in range(count)]
 
 
@@ -114,7 +115,7 @@ async def one_turn(folder: Path, key: str, jobs: list[EncodePicture]) -> tuple[T
     """One picture made by the original method and then as often as there are jobs by ours; the loop's lag meanwhile."""
     (folder / key).mkdir(exist_ok=True)
     wall, cpu = time.perf_counter(), time.process_time()
-    copying = original(folder / blobs.FOLDER / key, folder / key)
+    copying = original(DataDir(folder).blobs / key, folder / key)
     theirs, theirs_cpu = time.perf_counter() - wall, time.process_time() - cpu
     cpu = time.process_time()
     mine, late = await ours(jobs, folder)
@@ -160,7 +161,7 @@ def _likeness(folder: Path, made: dict[str, dict[str, str]]) -> list[Figure]:
     alike = {way: dict.fromkeys((tier.name for tier in TIERS), 0.0) for way in ("ours", "original")}
     sizes = dict.fromkeys(alike, 0)
     for key, names in made.items():
-        with Image.open(folder / blobs.FOLDER / key) as full:
+        with Image.open(DataDir(folder).blobs / key) as full:
             target = from_full()(full)
         for tier in TIERS:
             for way, file in (("ours", folder / names[tier.name]), ("original", folder / key / f"{tier.name}.webp")):

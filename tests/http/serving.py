@@ -21,10 +21,10 @@ from bus.client import Bus
 from bus.results import finish
 from bus.server import LocalServer
 from bus.subjects import JOB_PLANNED, JOB_RELEASED, JOB_STARTED
-from schemas.files import FilePath
 from schemas.images import Picture
-from schemas.jobs import ModelRef, Plan, Released, Request, Result, SchedulerSpec, Started
+from schemas.jobs import Released, Request, Result, Started
 from schemas.settings import HttpSettings, Settings
+from tests.plans import plan
 
 
 @asynccontextmanager
@@ -49,32 +49,6 @@ def frozen(server: LocalServer) -> Iterator[None]:
         yield
     finally:
         server.process.send_signal(signal.SIGCONT)
-
-
-def plan(id: str, prompt: str = "a cat", created_at: float = 1_800_000_000.0) -> Plan:
-    return Plan(
-        id=id,
-        lane="normal",
-        tenant="t0",
-        day="2027-01-15",
-        created_at=created_at,
-        model=ModelRef(
-            sha256="a" * 64, name="tiny", family="sd15", path=FilePath(root="models", rel="tiny.safetensors")
-        ),
-        prompt=prompt,
-        negative_prompt="",
-        steps=4,
-        cfg_scale=7.0,
-        width=64,
-        height=64,
-        sampler="euler",
-        scheduler="normal",
-        spec=SchedulerSpec(class_name="EulerDiscreteScheduler"),
-        seeds=(1,),
-        format="webp",
-        quality=90,
-        lossless=False,
-    )
 
 
 def picture(id: str) -> Picture:

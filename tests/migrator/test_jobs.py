@@ -24,7 +24,8 @@ from bus.subjects import DEAD, GENERATE, JOB_FINISHED, JOB_PLANNED, JOB_STARTED,
 from schemas.jobs import Finished, JobView, ListJobs
 from schemas.settings import MigratorSettings
 from tests.conftest import running
-from tests.http.serving import plan, request, say_planned, say_released, say_started, succeed
+from tests.http.serving import request, say_planned, say_released, say_started, succeed
+from tests.plans import plan
 
 
 @pytest.fixture
@@ -276,6 +277,7 @@ async def test_a_job_that_is_planned_while_the_list_is_made_anew_stays_in_it(
         go_on.set()
         await say_started(bus, id)
         await until(lambda: (view := unfinished.of(id)) is not None and view.status == "running")
+    assert (view := unfinished.of(id)) is not None and (view.id, view.attempts) == (id, 1)
 
 
 async def test_a_job_that_was_planned_but_in_no_queue_yet_when_the_list_was_made_is_in_it_once_it_starts(

@@ -416,11 +416,7 @@ async def test_a_catalog_begun_when_another_was_lost_goes_on_and_is_not_mixed_wi
     await two_from_before(bus, path)
     before = content(path)
     assert [(name, id) for id, name, *_ in before["tags"]] == [("silver", 1)]
-    await opened(bus, path)
-    assert content(path) == before
-    lose(path)
-    await opened(bus, path)
-    assert content(path) == before
+    await stays(bus, path, before)
 
 
 async def test_the_histories_of_two_catalogs_without_names_are_not_made_one_catalog(bus: Bus, tmp_path: Path):

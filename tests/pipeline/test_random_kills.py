@@ -69,12 +69,13 @@ async def kill_children(process: Any, draw: random.Random, killed: Counter[str])
 
 async def results(url: str, ids: list[str]) -> dict[str, Any]:
     """The result of each of these jobs, once there is one of each."""
-    async with connect(url, BusSettings(), name="test") as bus:
+    async with connect(url, BusSettings(), name="test") as bus, bus.listen(RESULT.filter(), buffer=JOBS) as arrivals:
         while True:
             counts = await bus.waiting("RESULTS", RESULT.filter())
             if all(counts.get(RESULT(id=id)) for id in ids):
                 break
-            await anyio.sleep(1.0)  # a look a second at what may take minutes
+            with anyio.move_on_after(5):  # it may be announced a moment before it is stored
+                await arrivals.receive()
         assert {counts[RESULT(id=id)] for id in ids} == {1}
         found = {}
         for id in ids:
