@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.pipeline.folders import ENDINGS, At, Folders
 
 OLD_ENOUGH = 2.0
-"""Seconds after which a hash is believed to be of that version of the file (`files_db.CLOCK_GRAIN`)."""
+"""Seconds after which a hash is believed to be of that version of the file (`store.CLOCK_GRAIN`)."""
 
 FIRST = (At("models", "elder.safetensors"), At("models", "elder.ckpt"), At("models", "old/elder.safetensors"))
 

@@ -34,7 +34,7 @@ class ImportTally:
         self._counts[table, outcome] += rows
 
     def note(self, table: str, id: int | None, why: str, detail: str = "") -> None:
-        """Note why something happened to a row; one whose id is no number (see `legacy.ODD`) has none in the report."""
+        """Note why something happened to a row; one whose id is no number (see `source.ODD`) has none in the report."""
         id = None if id is not None and id >= ODD else id
         self._why[why] += 1
         if len(self._reasons) < REASONS:
